@@ -1,0 +1,43 @@
+//! From the source of `gpu-kernels` to PTX files and a manifest that says what they were made from.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`compile`] | finding a compiler with an NVPTX back end, and running it |
+//! | [`nvvm`] | finding rust-cuda and what it needs, and running it |
+//! | [`ptx`] | PTX as text: normal form, launch bounds, entries |
+//! | [`ptx_set`] | the files of all architectures together: made, written, compared |
+//! | [`manifest`] | what the files are: fingerprint of the source, compiler, hashes, entries |
+//! | [`sass`] | what the assembler made of an entry: instructions, wide loads |
+//! | [`routes`] | a report that compares the two compilers, entry by entry |
+//! | [`ptxas`] | assembling the files for real GPUs: registers, spills, shared memory |
+//!
+//! The command `ferroattn-ptx-builder` writes `gpu-kernels/ptx`; the build script of `ferroattn` uses the
+//! same code to check those files before it embeds them.
+
+pub mod compile;
+pub mod manifest;
+pub mod nvvm;
+pub mod ptx;
+pub mod ptx_set;
+pub mod ptxas;
+pub mod routes;
+pub mod sass;
+
+use std::path::{Path, PathBuf};
+
+/// The routes by which PTX is made, best first: rust-cuda, then stock rustc. Each has a folder of its name in
+/// `gpu-kernels/ptx`.
+pub const ROUTES: [&str; 2] = ["nvvm", "nvptx"];
+
+/// The command that mends a stale `gpu-kernels/ptx/<route>`.
+pub fn mend(route: &str) -> String {
+    format!("cargo run --release -p ferroattn-ptx-builder -- --route {route}")
+}
+
+/// The folder of the crate `gpu-kernels` that this builder belongs to.
+pub fn kernels_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the builder lies inside gpu-kernels")
+        .to_owned()
+}

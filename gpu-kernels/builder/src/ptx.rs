@@ -1,0 +1,219 @@
+//! PTX as text: the normal form in which files are kept, and what can be read off them.
+//!
+//! In normal form a file is its preamble (version, target, shared memory, functions), then the entries in
+//! alphabetical order, each beginning with `.visible .entry` and ending with a `}` in the first column.
+//! The host cuts a file at these marks, to load one entry without the others.
+
+use anyhow::{Context, Result, bail, ensure};
+use gpu_kernels::entry::{ENTRIES, Entry};
+
+/// How an entry begins.
+pub const ENTRY_MARK: &str = ".visible .entry ";
+
+/// PTX ISA version that all files say. Compilers write the newest they know, which asks for a driver as new;
+/// the kernels use nothing that came later, or the assembler would refuse the files.
+pub const VERSION: &str = "8.1";
+
+/// Brings a compiler's PTX into normal form: no comments or debug lines, [`VERSION`], launch bounds written
+/// after each entry's parameters, entries sorted.
+///
+/// # Errors
+/// The entries in the text are not the ones of [`ENTRIES`], or a parameter block has another size.
+pub fn normalise(raw: &str) -> Result<String> {
+    let mut preamble = String::new();
+    let mut entries: Vec<(&'static Entry, String)> = Vec::new();
+    let mut lines = raw.lines().filter_map(clean);
+    while let Some(line) = lines.next() {
+        if let Some(written) = line.strip_prefix(".version ") {
+            ensure!(
+                number(written)? >= number(VERSION)?,
+                "the PTX is of version {written}, too old for the kernels: {VERSION} is needed"
+            );
+            push(&mut preamble, &format!(".version {VERSION}"));
+            continue;
+        }
+        let Some(rest) = line.strip_prefix(ENTRY_MARK) else {
+            push(&mut preamble, line);
+            continue;
+        };
+        let name = rest.trim_end_matches(['(', ')', ' ']);
+        let entry = ENTRIES
+            .iter()
+            .find(|entry| entry.name == name)
+            .with_context(|| format!("the PTX has an entry `{name}` that is not in ENTRIES"))?;
+        let mut text = String::new();
+        push(&mut text, line);
+        for line in lines.by_ref() {
+            if line == "{" {
+                push(&mut text, &format!(".maxntid {}, 1, 1", entry.threads));
+                push(&mut text, &format!(".minnctapersm {}", entry.min_ctas));
+            }
+            push(&mut text, line);
+            if line == "}" {
+                break;
+            }
+        }
+        check_params(entry, &text)?;
+        entries.push((entry, text));
+    }
+    for entry in ENTRIES {
+        ensure!(
+            entries.iter().any(|(found, _)| found.name == entry.name),
+            "the PTX lacks the entry `{}`",
+            entry.name
+        );
+    }
+    entries.sort_by_key(|(entry, _)| entry.name);
+    Ok(entries
+        .into_iter()
+        .fold(preamble, |all, (_, text)| all + &text))
+}
+
+/// `.version` of a file, such as "7.8".
+///
+/// # Errors
+/// It has none.
+pub fn version(ptx: &str) -> Result<&str> {
+    ptx.lines()
+        .find_map(|line| line.strip_prefix(".version "))
+        .map(str::trim)
+        .context("the PTX has no .version line")
+}
+
+/// The version of libNVVM in the comment with which its PTX begins, such as "12.9.86".
+pub fn libnvvm_version(raw: &str) -> Option<&str> {
+    raw.lines()
+        .take_while(|line| line.is_empty() || line.starts_with("//"))
+        .find_map(|line| {
+            line.split_once("Cuda compilation tools")?
+                .1
+                .split_once(", V")
+        })
+        .map(|(_, version)| version.trim())
+}
+
+/// A version as numbers that compare.
+fn number(version: &str) -> Result<(u32, u32)> {
+    version
+        .trim()
+        .split_once('.')
+        .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)))
+        .with_context(|| format!("`{version}` is no version of PTX"))
+}
+
+fn push(text: &mut String, line: &str) {
+    text.push_str(line);
+    text.push('\n');
+}
+
+/// A line without comment and trailing blanks, or `None` if nothing is left that a GPU needs.
+fn clean(line: &str) -> Option<&str> {
+    let line = line.split("//").next().unwrap_or_default().trim_end();
+    // Whole words: `.local` is no `.loc`.
+    let word = line.split_whitespace().next()?;
+    (![".file", ".loc", ".section"].contains(&word)).then_some(line)
+}
+
+/// Both sides of a launch must mean the same number of bytes.
+fn check_params(entry: &Entry, text: &str) -> Result<()> {
+    let params: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with(".param") && line.contains("_param_"))
+        .take_while(|line| !line.contains(';'))
+        .collect();
+    let [param] = params[..] else {
+        bail!(
+            "`{}` has {} parameters in PTX instead of one block",
+            entry.name,
+            params.len()
+        );
+    };
+    let bytes = param
+        .rsplit_once('[')
+        .and_then(|(_, rest)| rest.trim_end_matches([']', ',']).parse().ok());
+    ensure!(
+        bytes == Some(entry.params_bytes),
+        "`{}` takes {} bytes of parameters on the host, but in PTX `{param}`",
+        entry.name,
+        entry.params_bytes
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(names: impl Iterator<Item = &'static Entry>) -> String {
+        let mut text =
+            String::from("//\n// banner\n//\n.version 8.8\n.target sm_90 // x\n\n.file 1 \"/x\"\n");
+        for entry in names {
+            text += &format!(
+                "\t// .globl\t{0}\n.visible .entry {0}(\n\t.param .align 8 .b8 {0}_param_0[{1}]\n)\n{{\n\tret;\n\n}}\n",
+                entry.name, entry.params_bytes
+            );
+        }
+        text
+    }
+
+    #[test]
+    fn order_and_comments_do_not_matter() {
+        let forward = normalise(&raw(ENTRIES.iter())).unwrap();
+        let backward = normalise(&raw(ENTRIES.iter().rev())).unwrap();
+        assert_eq!(forward, backward);
+        assert!(!forward.contains("//") && !forward.contains(".file"));
+        assert!(forward.contains(")\n.maxntid "));
+        assert_eq!(version(&forward).unwrap(), VERSION);
+    }
+
+    #[test]
+    fn debug_lines_go_and_local_memory_stays() {
+        for line in [
+            "\t.loc 1 2 3",
+            "\t.loc\t1 2 3",
+            ".file 1 \"/x\"",
+            "  // a",
+            "",
+            "\t",
+        ] {
+            assert_eq!(clean(line), None, "{line:?}");
+        }
+        let local = "\t.local .align 4 .b8 __local_depot0[512];";
+        assert_eq!(clean(local), Some(local));
+        assert_eq!(clean("\tret; // done"), Some("\tret;"));
+    }
+
+    #[test]
+    fn a_version_is_lowered_but_never_raised() {
+        let new = raw(ENTRIES.iter()).replace(".version 8.8", ".version 10.0");
+        assert_eq!(version(&normalise(&new).unwrap()).unwrap(), VERSION);
+        let old = raw(ENTRIES.iter()).replace(".version 8.8", ".version 7.8");
+        let error = normalise(&old).unwrap_err();
+        assert!(error.to_string().contains("7.8"), "{error}");
+    }
+
+    #[test]
+    fn libnvvm_signs_its_output() {
+        let signed = "//\n// Generated by NVIDIA NVVM Compiler\n//\n// Cuda compilation tools, release 12.9, V12.9.86\n//\n\n.version 8.8\n";
+        assert_eq!(libnvvm_version(signed), Some("12.9.86"));
+        assert_eq!(libnvvm_version(".version 8.8\n"), None);
+    }
+
+    #[test]
+    fn a_missing_entry_is_named() {
+        let error = normalise(&raw(ENTRIES.iter().skip(1))).unwrap_err();
+        assert!(error.to_string().contains(ENTRIES[0].name), "{error}");
+    }
+
+    #[test]
+    fn another_parameter_size_is_refused() {
+        let text = raw(ENTRIES.iter()).replacen(
+            &format!("_param_0[{}]", ENTRIES[0].params_bytes),
+            "_param_0[4]",
+            1,
+        );
+        let error = normalise(&text).unwrap_err();
+        assert!(error.to_string().contains("bytes of parameters"), "{error}");
+    }
+}

@@ -1,0 +1,273 @@
+//! Every compiled kernel, from one table.
+//!
+//! `entries!` turns the table into the PTX symbols (on a PTX target), and on the host into [`EntryId`], the
+//! rows of [`ENTRIES`] that the planner chooses from, and [`run`], by which the emulator calls a kernel.
+
+use crate::dtype::{Bf16, ElementDtype, F16, F32, HalfDtype, I8};
+use crate::kernels::reshape_and_cache_flash as cache_write;
+use crate::kernels::reshape_and_cache_per_token_head as per_token_head;
+use crate::kernels::{check, concat_and_cache_mla, decode_gqa, gather, merge_splits, read_ceiling};
+use crate::kv::{CacheDtype, E4m3, E4m3PerToken, E5m2, I8PerToken};
+use crate::params::{
+    CheckPagedParams, CheckSlotsParams, DecodeParams, GatherParams, KernelParams, MergeParams,
+    MlaEntryParams, PerTokenHeadParams, ReadCeilingParams, ReshapeAndCacheParams,
+};
+
+/// What a compiled kernel computes, and for which shapes: the planner looks a row up by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// Stage 1 of decode attention.
+    DecodeGqa {
+        /// Of the cache; query and output have it too if it is of 16 bits.
+        cache: CacheDtype,
+        /// Values per query and key head.
+        head_size: u32,
+        /// Values per value head.
+        head_size_v: u32,
+        /// Most query heads of one KV head that a thread block takes.
+        heads_per_cta: u32,
+    },
+    /// Stage 2 of decode attention.
+    MergeSplits {
+        /// Of the output.
+        dtype: HalfDtype,
+    },
+    /// Writes new tokens into a paged cache of the same dtype.
+    CacheCopy,
+    /// Writes new tokens into a paged FP8 cache, divided by given scales.
+    CacheScaled {
+        /// Of the tokens.
+        source: ElementDtype,
+        /// Of the cache.
+        cache: ElementDtype,
+    },
+    /// Writes new tokens into a paged 8-bit cache, each head of each token with a scale of its own.
+    CachePerTokenHead {
+        /// Of the tokens.
+        source: ElementDtype,
+        /// Of the cache.
+        cache: ElementDtype,
+    },
+    /// Writes MLA tokens as 656-byte entries.
+    ConcatAndCacheMlaFp8Ds,
+    /// Writes MLA tokens as 584-byte entries.
+    ConcatAndCacheMlaV4,
+    /// Gathers rows byte for byte.
+    GatherCopy,
+    /// Gathers rows of FP8 values with one scale.
+    GatherScaled {
+        /// Of the cache.
+        cache: ElementDtype,
+        /// Of the output.
+        out: ElementDtype,
+    },
+    /// Gathers 656-byte entries as bf16.
+    GatherMlaFp8Ds,
+    /// Gathers 584-byte entries as bf16.
+    GatherMlaV4,
+    /// Checks block tables and sequence lengths.
+    CheckPaged,
+    /// Checks a slot mapping.
+    CheckSlots,
+    /// Reads memory as fast as it goes.
+    ReadCeiling,
+}
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Which one.
+    pub id: EntryId,
+    /// The PTX symbol.
+    pub name: &'static str,
+    /// What it computes.
+    pub variant: Variant,
+    /// Threads per thread block (`.maxntid`).
+    pub threads: u32,
+    /// Thread blocks that must fit on a multiprocessor (`.minnctapersm`).
+    pub min_ctas: u32,
+    /// Size of its parameter block.
+    pub params_bytes: usize,
+    /// Whether registers must not spill to memory.
+    pub hot: bool,
+}
+
+impl EntryId {
+    /// This kernel's row.
+    pub fn entry(self) -> &'static Entry {
+        &ENTRIES[self as usize]
+    }
+}
+
+impl Entry {
+    /// The row of a variant, if it was compiled.
+    pub fn find(variant: Variant) -> Option<&'static Entry> {
+        ENTRIES.iter().find(|entry| entry.variant == variant)
+    }
+}
+
+macro_rules! entries {
+    ($($name:ident($params:ty) = $kernel:expr, $variant:expr, $threads:expr, $min_ctas:expr, $hot:expr;)*) => {
+        /// Identifies a compiled kernel.
+        #[allow(non_camel_case_types, reason = "each is a PTX symbol")]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum EntryId {
+            $(#[doc = concat!("`", stringify!($name), "`")] $name,)*
+        }
+
+        /// All compiled kernels.
+        pub static ENTRIES: &[Entry] = &[$(Entry {
+            id: EntryId::$name,
+            name: stringify!($name),
+            variant: $variant,
+            threads: $threads,
+            min_ctas: $min_ctas,
+            params_bytes: size_of::<$params>(),
+            hot: $hot,
+        },)*];
+
+        /// Runs one lane of kernel `id` on `gpu`: what the emulator calls.
+        ///
+        /// # Safety
+        /// `params` points to the kernel's parameter block, and the launch keeps the kernel's conditions.
+        #[cfg(not(target_arch = "nvptx64"))]
+        pub unsafe fn run<G: crate::gpu::Gpu>(id: EntryId, gpu: G, params: *const u8) {
+            match id {
+                $(EntryId::$name => {
+                    // SAFETY: the caller promises a readable parameter block of this type.
+                    let params = unsafe { params.cast::<$params>().read_unaligned() };
+                    // SAFETY: the caller promises the kernel's conditions.
+                    unsafe { $kernel(gpu, &params) }
+                })*
+            }
+        }
+
+        $(
+            /// PTX entry point.
+            #[cfg(target_arch = "nvptx64")]
+            #[cfg_attr(gpu_route = "nvvm", nvvm_internal::kernel)]
+            #[unsafe(no_mangle)]
+            pub unsafe extern "ptx-kernel" fn $name(params: $params) {
+                // SAFETY: whoever launches keeps the kernel's conditions.
+                unsafe { $kernel(crate::gpu::PtxLane, &params) }
+            }
+        )*
+
+        // Every parameter block travels as bytes.
+        const _: () = {
+            const fn travels<P: KernelParams>() {}
+            $(travels::<$params>();)*
+        };
+    };
+}
+
+const fn decode(
+    cache: CacheDtype,
+    head_size: u32,
+    head_size_v: u32,
+    heads_per_cta: u32,
+) -> Variant {
+    Variant::DecodeGqa {
+        cache,
+        head_size,
+        head_size_v,
+        heads_per_cta,
+    }
+}
+
+use CacheDtype as C;
+use ElementDtype as E;
+use HalfDtype as D;
+
+#[rustfmt::skip]
+entries! {
+    decode_gqa_bf16_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 4, 4, 1>, decode(C::Bf16, 64, 64, 8), decode_gqa::threads::<Bf16, 4, 4>(), 1, true;
+    decode_gqa_bf16_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 4, 4, 2>, decode(C::Bf16, 64, 64, 16), decode_gqa::threads::<Bf16, 4, 4>(), 1, true;
+    decode_gqa_bf16_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 6, 6, 1>, decode(C::Bf16, 96, 96, 8), decode_gqa::threads::<Bf16, 6, 6>(), 1, true;
+    decode_gqa_bf16_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 6, 6, 2>, decode(C::Bf16, 96, 96, 16), decode_gqa::threads::<Bf16, 6, 6>(), 1, true;
+    decode_gqa_bf16_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 8, 8, 1>, decode(C::Bf16, 128, 128, 8), decode_gqa::threads::<Bf16, 8, 8>(), 1, true;
+    decode_gqa_bf16_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 8, 8, 2>, decode(C::Bf16, 128, 128, 16), decode_gqa::threads::<Bf16, 8, 8>(), 1, true;
+    decode_gqa_bf16_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 12, 8, 1>, decode(C::Bf16, 192, 128, 8), decode_gqa::threads::<Bf16, 12, 8>(), 1, true;
+    decode_gqa_bf16_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 12, 8, 2>, decode(C::Bf16, 192, 128, 16), decode_gqa::threads::<Bf16, 12, 8>(), 1, true;
+    decode_gqa_bf16_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 12, 12, 1>, decode(C::Bf16, 192, 192, 8), decode_gqa::threads::<Bf16, 12, 12>(), 1, true;
+    decode_gqa_bf16_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 16, 16, 1>, decode(C::Bf16, 256, 256, 8), decode_gqa::threads::<Bf16, 16, 16>(), 1, true;
+    decode_gqa_f16_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 4, 4, 1>, decode(C::F16, 64, 64, 8), decode_gqa::threads::<F16, 4, 4>(), 1, true;
+    decode_gqa_f16_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 4, 4, 2>, decode(C::F16, 64, 64, 16), decode_gqa::threads::<F16, 4, 4>(), 1, true;
+    decode_gqa_f16_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 6, 6, 1>, decode(C::F16, 96, 96, 8), decode_gqa::threads::<F16, 6, 6>(), 1, true;
+    decode_gqa_f16_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 6, 6, 2>, decode(C::F16, 96, 96, 16), decode_gqa::threads::<F16, 6, 6>(), 1, true;
+    decode_gqa_f16_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 8, 8, 1>, decode(C::F16, 128, 128, 8), decode_gqa::threads::<F16, 8, 8>(), 1, true;
+    decode_gqa_f16_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 8, 8, 2>, decode(C::F16, 128, 128, 16), decode_gqa::threads::<F16, 8, 8>(), 1, true;
+    decode_gqa_f16_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 12, 8, 1>, decode(C::F16, 192, 128, 8), decode_gqa::threads::<F16, 12, 8>(), 1, true;
+    decode_gqa_f16_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 12, 8, 2>, decode(C::F16, 192, 128, 16), decode_gqa::threads::<F16, 12, 8>(), 1, true;
+    decode_gqa_f16_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 12, 12, 1>, decode(C::F16, 192, 192, 8), decode_gqa::threads::<F16, 12, 12>(), 1, true;
+    decode_gqa_f16_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 16, 16, 1>, decode(C::F16, 256, 256, 8), decode_gqa::threads::<F16, 16, 16>(), 1, true;
+    decode_gqa_e4m3_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 4, 4, 1>, decode(C::E4m3, 64, 64, 8), decode_gqa::threads::<E4m3, 4, 4>(), 1, true;
+    decode_gqa_e4m3_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 4, 4, 2>, decode(C::E4m3, 64, 64, 16), decode_gqa::threads::<E4m3, 4, 4>(), 1, true;
+    decode_gqa_e4m3_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 6, 6, 1>, decode(C::E4m3, 96, 96, 8), decode_gqa::threads::<E4m3, 6, 6>(), 1, true;
+    decode_gqa_e4m3_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 6, 6, 2>, decode(C::E4m3, 96, 96, 16), decode_gqa::threads::<E4m3, 6, 6>(), 1, true;
+    decode_gqa_e4m3_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 8, 8, 1>, decode(C::E4m3, 128, 128, 8), decode_gqa::threads::<E4m3, 8, 8>(), 1, true;
+    decode_gqa_e4m3_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 8, 8, 2>, decode(C::E4m3, 128, 128, 16), decode_gqa::threads::<E4m3, 8, 8>(), 1, true;
+    decode_gqa_e4m3_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 12, 8, 1>, decode(C::E4m3, 192, 128, 8), decode_gqa::threads::<E4m3, 12, 8>(), 1, true;
+    decode_gqa_e4m3_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 12, 8, 2>, decode(C::E4m3, 192, 128, 16), decode_gqa::threads::<E4m3, 12, 8>(), 1, true;
+    decode_gqa_e4m3_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 12, 12, 1>, decode(C::E4m3, 192, 192, 8), decode_gqa::threads::<E4m3, 12, 12>(), 1, true;
+    decode_gqa_e4m3_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 16, 16, 1>, decode(C::E4m3, 256, 256, 8), decode_gqa::threads::<E4m3, 16, 16>(), 1, true;
+    decode_gqa_e5m2_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 4, 4, 1>, decode(C::E5m2, 64, 64, 8), decode_gqa::threads::<E5m2, 4, 4>(), 1, true;
+    decode_gqa_e5m2_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 4, 4, 2>, decode(C::E5m2, 64, 64, 16), decode_gqa::threads::<E5m2, 4, 4>(), 1, true;
+    decode_gqa_e5m2_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 6, 6, 1>, decode(C::E5m2, 96, 96, 8), decode_gqa::threads::<E5m2, 6, 6>(), 1, true;
+    decode_gqa_e5m2_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 6, 6, 2>, decode(C::E5m2, 96, 96, 16), decode_gqa::threads::<E5m2, 6, 6>(), 1, true;
+    decode_gqa_e5m2_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 8, 8, 1>, decode(C::E5m2, 128, 128, 8), decode_gqa::threads::<E5m2, 8, 8>(), 1, true;
+    decode_gqa_e5m2_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 8, 8, 2>, decode(C::E5m2, 128, 128, 16), decode_gqa::threads::<E5m2, 8, 8>(), 1, true;
+    decode_gqa_e5m2_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 12, 8, 1>, decode(C::E5m2, 192, 128, 8), decode_gqa::threads::<E5m2, 12, 8>(), 1, true;
+    decode_gqa_e5m2_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 12, 8, 2>, decode(C::E5m2, 192, 128, 16), decode_gqa::threads::<E5m2, 12, 8>(), 1, true;
+    decode_gqa_e5m2_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 12, 12, 1>, decode(C::E5m2, 192, 192, 8), decode_gqa::threads::<E5m2, 12, 12>(), 1, true;
+    decode_gqa_e5m2_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 16, 16, 1>, decode(C::E5m2, 256, 256, 8), decode_gqa::threads::<E5m2, 16, 16>(), 1, true;
+    decode_gqa_e4m3_token_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 4, 4, 1>, decode(C::E4m3PerToken, 64, 64, 8), decode_gqa::threads::<E4m3PerToken, 4, 4>(), 1, true;
+    decode_gqa_e4m3_token_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 4, 4, 2>, decode(C::E4m3PerToken, 64, 64, 16), decode_gqa::threads::<E4m3PerToken, 4, 4>(), 1, true;
+    decode_gqa_e4m3_token_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 6, 6, 1>, decode(C::E4m3PerToken, 96, 96, 8), decode_gqa::threads::<E4m3PerToken, 6, 6>(), 1, true;
+    decode_gqa_e4m3_token_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 6, 6, 2>, decode(C::E4m3PerToken, 96, 96, 16), decode_gqa::threads::<E4m3PerToken, 6, 6>(), 1, true;
+    decode_gqa_e4m3_token_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 8, 8, 1>, decode(C::E4m3PerToken, 128, 128, 8), decode_gqa::threads::<E4m3PerToken, 8, 8>(), 1, true;
+    decode_gqa_e4m3_token_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 8, 8, 2>, decode(C::E4m3PerToken, 128, 128, 16), decode_gqa::threads::<E4m3PerToken, 8, 8>(), 1, true;
+    decode_gqa_e4m3_token_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 12, 8, 1>, decode(C::E4m3PerToken, 192, 128, 8), decode_gqa::threads::<E4m3PerToken, 12, 8>(), 1, true;
+    decode_gqa_e4m3_token_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 12, 8, 2>, decode(C::E4m3PerToken, 192, 128, 16), decode_gqa::threads::<E4m3PerToken, 12, 8>(), 1, true;
+    decode_gqa_e4m3_token_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 12, 12, 1>, decode(C::E4m3PerToken, 192, 192, 8), decode_gqa::threads::<E4m3PerToken, 12, 12>(), 1, true;
+    decode_gqa_e4m3_token_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 16, 16, 1>, decode(C::E4m3PerToken, 256, 256, 8), decode_gqa::threads::<E4m3PerToken, 16, 16>(), 1, true;
+    decode_gqa_i8_token_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 4, 4, 1>, decode(C::I8PerToken, 64, 64, 8), decode_gqa::threads::<I8PerToken, 4, 4>(), 1, true;
+    decode_gqa_i8_token_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 4, 4, 2>, decode(C::I8PerToken, 64, 64, 16), decode_gqa::threads::<I8PerToken, 4, 4>(), 1, true;
+    decode_gqa_i8_token_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 6, 6, 1>, decode(C::I8PerToken, 96, 96, 8), decode_gqa::threads::<I8PerToken, 6, 6>(), 1, true;
+    decode_gqa_i8_token_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 6, 6, 2>, decode(C::I8PerToken, 96, 96, 16), decode_gqa::threads::<I8PerToken, 6, 6>(), 1, true;
+    decode_gqa_i8_token_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 8, 8, 1>, decode(C::I8PerToken, 128, 128, 8), decode_gqa::threads::<I8PerToken, 8, 8>(), 1, true;
+    decode_gqa_i8_token_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 8, 8, 2>, decode(C::I8PerToken, 128, 128, 16), decode_gqa::threads::<I8PerToken, 8, 8>(), 1, true;
+    decode_gqa_i8_token_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 12, 8, 1>, decode(C::I8PerToken, 192, 128, 8), decode_gqa::threads::<I8PerToken, 12, 8>(), 1, true;
+    decode_gqa_i8_token_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 12, 8, 2>, decode(C::I8PerToken, 192, 128, 16), decode_gqa::threads::<I8PerToken, 12, 8>(), 1, true;
+    decode_gqa_i8_token_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 12, 12, 1>, decode(C::I8PerToken, 192, 192, 8), decode_gqa::threads::<I8PerToken, 12, 12>(), 1, true;
+    decode_gqa_i8_token_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 16, 16, 1>, decode(C::I8PerToken, 256, 256, 8), decode_gqa::threads::<I8PerToken, 16, 16>(), 1, true;
+    merge_splits_bf16(MergeParams) = merge_splits::merge_splits::<_, Bf16>, Variant::MergeSplits { dtype: D::Bf16 }, merge_splits::THREADS, 1, true;
+    merge_splits_f16(MergeParams) = merge_splits::merge_splits::<_, F16>, Variant::MergeSplits { dtype: D::F16 }, merge_splits::THREADS, 1, true;
+    reshape_and_cache_copy(ReshapeAndCacheParams) = cache_write::copy, Variant::CacheCopy, cache_write::THREADS, 8, true;
+    reshape_and_cache_scaled_bf16_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, Bf16, E4m3>, Variant::CacheScaled { source: E::Bf16, cache: E::E4m3 }, cache_write::THREADS, 1, true;
+    reshape_and_cache_scaled_f16_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, F16, E4m3>, Variant::CacheScaled { source: E::F16, cache: E::E4m3 }, cache_write::THREADS, 1, true;
+    reshape_and_cache_scaled_f32_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, F32, E4m3>, Variant::CacheScaled { source: E::F32, cache: E::E4m3 }, cache_write::THREADS, 1, true;
+    reshape_and_cache_scaled_bf16_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, Bf16, E5m2>, Variant::CacheScaled { source: E::Bf16, cache: E::E5m2 }, cache_write::THREADS, 1, true;
+    reshape_and_cache_scaled_f16_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, F16, E5m2>, Variant::CacheScaled { source: E::F16, cache: E::E5m2 }, cache_write::THREADS, 1, true;
+    reshape_and_cache_scaled_f32_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, F32, E5m2>, Variant::CacheScaled { source: E::F32, cache: E::E5m2 }, cache_write::THREADS, 1, true;
+    reshape_and_cache_per_token_head_bf16_e4m3(PerTokenHeadParams) = per_token_head::per_token_head::<_, Bf16, E4m3>, Variant::CachePerTokenHead { source: E::Bf16, cache: E::E4m3 }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_f16_e4m3(PerTokenHeadParams) = per_token_head::per_token_head::<_, F16, E4m3>, Variant::CachePerTokenHead { source: E::F16, cache: E::E4m3 }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_f32_e4m3(PerTokenHeadParams) = per_token_head::per_token_head::<_, F32, E4m3>, Variant::CachePerTokenHead { source: E::F32, cache: E::E4m3 }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_bf16_i8(PerTokenHeadParams) = per_token_head::per_token_head::<_, Bf16, I8>, Variant::CachePerTokenHead { source: E::Bf16, cache: E::I8 }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_f16_i8(PerTokenHeadParams) = per_token_head::per_token_head::<_, F16, I8>, Variant::CachePerTokenHead { source: E::F16, cache: E::I8 }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_f32_i8(PerTokenHeadParams) = per_token_head::per_token_head::<_, F32, I8>, Variant::CachePerTokenHead { source: E::F32, cache: E::I8 }, per_token_head::THREADS, 1, true;
+    concat_and_cache_mla_fp8_ds(MlaEntryParams) = concat_and_cache_mla::fp8_ds, Variant::ConcatAndCacheMlaFp8Ds, concat_and_cache_mla::THREADS, 1, true;
+    concat_and_cache_mla_v4(MlaEntryParams) = concat_and_cache_mla::v4, Variant::ConcatAndCacheMlaV4, concat_and_cache_mla::THREADS, 1, true;
+    gather_copy(GatherParams) = gather::copy, Variant::GatherCopy, gather::THREADS, 1, true;
+    gather_scaled_e4m3_bf16(GatherParams) = gather::scaled::<_, E4m3, Bf16>, Variant::GatherScaled { cache: E::E4m3, out: E::Bf16 }, gather::THREADS, 1, true;
+    gather_scaled_e4m3_f16(GatherParams) = gather::scaled::<_, E4m3, F16>, Variant::GatherScaled { cache: E::E4m3, out: E::F16 }, gather::THREADS, 1, true;
+    gather_scaled_e4m3_f32(GatherParams) = gather::scaled::<_, E4m3, F32>, Variant::GatherScaled { cache: E::E4m3, out: E::F32 }, gather::THREADS, 1, true;
+    gather_scaled_e5m2_bf16(GatherParams) = gather::scaled::<_, E5m2, Bf16>, Variant::GatherScaled { cache: E::E5m2, out: E::Bf16 }, gather::THREADS, 1, true;
+    gather_scaled_e5m2_f16(GatherParams) = gather::scaled::<_, E5m2, F16>, Variant::GatherScaled { cache: E::E5m2, out: E::F16 }, gather::THREADS, 1, true;
+    gather_scaled_e5m2_f32(GatherParams) = gather::scaled::<_, E5m2, F32>, Variant::GatherScaled { cache: E::E5m2, out: E::F32 }, gather::THREADS, 1, true;
+    gather_mla_fp8_ds(GatherParams) = gather::mla_fp8_ds, Variant::GatherMlaFp8Ds, gather::THREADS, 1, true;
+    gather_mla_v4(GatherParams) = gather::mla_v4, Variant::GatherMlaV4, gather::THREADS, 1, true;
+    check_paged(CheckPagedParams) = check::check_paged, Variant::CheckPaged, check::THREADS, 1, false;
+    check_slots(CheckSlotsParams) = check::check_slots, Variant::CheckSlots, check::THREADS, 1, false;
+    read_ceiling(ReadCeilingParams) = read_ceiling::read_ceiling, Variant::ReadCeiling, read_ceiling::THREADS, 1, false;
+}

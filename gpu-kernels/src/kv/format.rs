@@ -1,0 +1,191 @@
+//! How a cache stores a value, and how a stored tile becomes operands of the tensor cores.
+//!
+//! `ldmatrix` moves 16-byte pieces of rows: eight 16-bit values, or sixteen bytes. Bytes are widened in
+//! registers, after the move: a lane then holds other columns than the instruction's layout says, so the
+//! columns are renamed instead of moved. For keys the renaming is undone by reading the query in the same
+//! order, for values by storing the output in it.
+//!
+//! Widening FP8 to f16 is exact, and scales multiply sums, not values: nothing is rounded on the way to the
+//! product. Dequantising to bf16 with the scale, as is often done, rounds every value once more.
+
+use crate::dtype::{Bf16, F16, Half};
+use crate::gpu::Gpu;
+
+/// Names a cache's element type at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CacheDtype {
+    /// IEEE binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// FP8 with 4 exponent and 3 mantissa bits (OCP e4m3fn).
+    E4m3,
+    /// FP8 with 5 exponent and 2 mantissa bits.
+    E5m2,
+    /// As `E4m3`, with a scale for every token and head.
+    E4m3PerToken,
+    /// Signed bytes, with a scale for every token and head.
+    I8PerToken,
+}
+
+/// A cache's element type.
+pub trait CacheFormat: Copy {
+    /// This type's name at run time.
+    const CACHE: CacheDtype;
+    /// Bytes per value.
+    const BYTES: u32;
+    /// What the tensor cores multiply.
+    type Math: Half;
+    /// `mma` steps (16 columns each) in one `ldmatrix_x4`: 16 bytes of 16 rows, twice.
+    const STEPS: usize;
+    /// Whether every token and head has a scale of its own, for keys and for values.
+    const TOKEN_SCALES: bool = false;
+
+    /// Key operands (tokens by dims) from what `ldmatrix_x4` gave; the second one if there are two steps.
+    fn keys<G: Gpu>(gpu: G, words: [u32; 4]) -> [[u32; 4]; 2];
+    /// Value operands (dims by tokens) from what `ldmatrix_x4_trans` gave.
+    fn values<G: Gpu>(gpu: G, words: [u32; 4]) -> [[u32; 4]; 2];
+    /// Which two pairs of a step's 16 dims lane `lane % 4 == quad` holds of a key: the first dim of each.
+    fn key_dims(quad: u32) -> (u32, u32);
+    /// Which two of a step's 16 dims lane `lane / 4 == row` holds of the output.
+    fn value_dims(row: u32) -> (u32, u32);
+}
+
+macro_rules! sixteen_bits {
+    ($($format:ident)*) => {$(
+        impl CacheFormat for $format {
+            const CACHE: CacheDtype = CacheDtype::$format;
+            const BYTES: u32 = 2;
+            type Math = $format;
+            const STEPS: usize = 1;
+
+            #[inline(always)]
+            fn keys<G: Gpu>(_gpu: G, words: [u32; 4]) -> [[u32; 4]; 2] {
+                [words; 2]
+            }
+            #[inline(always)]
+            fn values<G: Gpu>(_gpu: G, words: [u32; 4]) -> [[u32; 4]; 2] {
+                [words; 2]
+            }
+            #[inline(always)]
+            fn key_dims(quad: u32) -> (u32, u32) {
+                (2 * quad, 2 * quad + 8)
+            }
+            #[inline(always)]
+            fn value_dims(row: u32) -> (u32, u32) {
+                (row, row + 8)
+            }
+        }
+    )*};
+}
+sixteen_bits!(Bf16 F16);
+
+/// FP8 e4m3 (OCP e4m3fn: no infinity, NaN is 0x7f and 0xff, largest 448).
+#[derive(Clone, Copy, Debug)]
+pub struct E4m3;
+/// FP8 e5m2 (largest finite 57,344).
+#[derive(Clone, Copy, Debug)]
+pub struct E5m2;
+
+/// FP8 e4m3 with a scale for every token and head.
+#[derive(Clone, Copy, Debug)]
+pub struct E4m3PerToken;
+/// Signed bytes with a scale for every token and head.
+#[derive(Clone, Copy, Debug)]
+pub struct I8PerToken;
+
+/// The byte formats differ in how four bytes become four f16.
+trait Widen {
+    /// Bytes 0 and 1, bytes 2 and 3.
+    fn in_order<G: Gpu>(gpu: G, word: u32) -> [u32; 2];
+    /// Bytes 0 and 2, bytes 1 and 3.
+    fn even_odd<G: Gpu>(gpu: G, word: u32) -> [u32; 2];
+}
+
+impl Widen for E4m3 {
+    #[inline(always)]
+    fn in_order<G: Gpu>(gpu: G, word: u32) -> [u32; 2] {
+        gpu.widen_e4m3x4(word)
+    }
+    #[inline(always)]
+    fn even_odd<G: Gpu>(gpu: G, word: u32) -> [u32; 2] {
+        gpu.widen_e4m3x4(gpu.permute_bytes(word, 0, 0x3120))
+    }
+}
+
+impl Widen for E4m3PerToken {
+    #[inline(always)]
+    fn in_order<G: Gpu>(gpu: G, word: u32) -> [u32; 2] {
+        E4m3::in_order(gpu, word)
+    }
+    #[inline(always)]
+    fn even_odd<G: Gpu>(gpu: G, word: u32) -> [u32; 2] {
+        E4m3::even_odd(gpu, word)
+    }
+}
+
+impl Widen for I8PerToken {
+    #[inline(always)]
+    fn in_order<G: Gpu>(gpu: G, word: u32) -> [u32; 2] {
+        gpu.widen_i8x4(word)
+    }
+    #[inline(always)]
+    fn even_odd<G: Gpu>(gpu: G, word: u32) -> [u32; 2] {
+        gpu.widen_i8x4(gpu.permute_bytes(word, 0, 0x3120))
+    }
+}
+
+impl Widen for E5m2 {
+    // An e5m2 is the upper byte of the same f16.
+    #[inline(always)]
+    fn in_order<G: Gpu>(gpu: G, word: u32) -> [u32; 2] {
+        [
+            gpu.permute_bytes(word, 0, 0x1404),
+            gpu.permute_bytes(word, 0, 0x3424),
+        ]
+    }
+    #[inline(always)]
+    fn even_odd<G: Gpu>(gpu: G, word: u32) -> [u32; 2] {
+        [
+            gpu.permute_bytes(word, 0, 0x2404),
+            gpu.permute_bytes(word, 0, 0x3414),
+        ]
+    }
+}
+
+macro_rules! eight_bits {
+    ($($format:ident $token_scales:literal)*) => {$(
+        impl CacheFormat for $format {
+            const CACHE: CacheDtype = CacheDtype::$format;
+            const TOKEN_SCALES: bool = $token_scales;
+            const BYTES: u32 = 1;
+            type Math = F16;
+            const STEPS: usize = 2;
+
+            // A word holds four dims of a token: the first pair is the operand's lower half, the second its
+            // upper half.
+            #[inline(always)]
+            fn keys<G: Gpu>(gpu: G, words: [u32; 4]) -> [[u32; 4]; 2] {
+                let [a, b] = [Self::in_order(gpu, words[0]), Self::in_order(gpu, words[1])];
+                let [c, d] = [Self::in_order(gpu, words[2]), Self::in_order(gpu, words[3])];
+                [[a[0], b[0], a[1], b[1]], [c[0], d[0], c[1], d[1]]]
+            }
+            // A word holds two dims of two tokens: the even bytes are one dim, the odd ones the next.
+            #[inline(always)]
+            fn values<G: Gpu>(gpu: G, words: [u32; 4]) -> [[u32; 4]; 2] {
+                let [a, b] = [Self::even_odd(gpu, words[0]), Self::even_odd(gpu, words[1])];
+                let [c, d] = [Self::even_odd(gpu, words[2]), Self::even_odd(gpu, words[3])];
+                [[a[0], a[1], c[0], c[1]], [b[0], b[1], d[0], d[1]]]
+            }
+            #[inline(always)]
+            fn key_dims(quad: u32) -> (u32, u32) {
+                (4 * quad, 4 * quad + 2)
+            }
+            #[inline(always)]
+            fn value_dims(row: u32) -> (u32, u32) {
+                (2 * row, 2 * row + 1)
+            }
+        }
+    )*};
+}
+eight_bits!(E4m3 false E5m2 false E4m3PerToken true I8PerToken true);

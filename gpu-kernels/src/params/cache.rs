@@ -1,0 +1,104 @@
+//! Arguments of the kernels that write new tokens into a cache.
+
+use super::KernelParams;
+
+/// One side of a cache write: keys or values; for MLA, latents or RoPE keys. Strides count bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CacheSide {
+    /// `[num_layers, num_tokens or more, num_heads, head_size]`.
+    pub source: u64,
+    /// `[num_blocks, block_size, num_heads, head_size]`; with [`ReshapeAndCacheParams::cache_table`] an
+    /// offset that is added to the table's addresses.
+    pub target: u64,
+    /// f32, where the kernel scales: `[num_heads]`, read at `stride_scale_head`; else 0. In
+    /// [`PerTokenHeadParams`] `[num_blocks, block_size, num_heads]`, written.
+    pub scale: u64,
+    /// From a layer's tokens to the next layer's.
+    pub stride_source_layer: i64,
+    /// From a token to the next.
+    pub stride_source_token: i64,
+    /// From a head to the next in `source`.
+    pub stride_source_head: i64,
+    /// From a block to the next.
+    pub stride_target_block: i64,
+    /// From a slot to the next in its block.
+    pub stride_target_slot: i64,
+    /// From a head to the next in `target`.
+    pub stride_target_head: i64,
+    /// From a layer's scale to the next layer's.
+    pub stride_scale_layer: i64,
+    /// From a block's scales to the next; 0 where scales are given.
+    pub stride_scale_block: i64,
+    /// From a slot's scales to the next; 0 where scales are given.
+    pub stride_scale_slot: i64,
+    /// From a head's scale to the next; 0 if all heads share one.
+    pub stride_scale_head: i64,
+    /// Heads. Heads that lie side by side on both sides and share a scale may count as one long head.
+    pub num_heads: u32,
+    /// Units per head; what a unit is, the kernel's parameters say.
+    pub head_units: u32,
+}
+
+const _: () = assert!(size_of::<CacheSide>() == 13 * 8 + 2 * 4);
+
+/// Arguments of `reshape_and_cache_copy` and `reshape_and_cache_scaled_*`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ReshapeAndCacheParams {
+    /// Keys, or latents.
+    pub key: CacheSide,
+    /// Values, or RoPE keys. Without heads there are none.
+    pub value: CacheSide,
+    /// `[num_layers, num_tokens]`, i64: `block * block_size + offset`; negative slots write nothing.
+    pub slot_mapping: u64,
+    /// `[num_layers]`, u64: the address of each layer's cache; 0 if there is one layer, whose cache is at
+    /// [`CacheSide::target`].
+    pub cache_table: u64,
+    /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
+    pub check: u64,
+    /// Bytes from a layer's slots to the next layer's.
+    pub stride_slot_mapping_layer: i64,
+    /// Tokens, the length of a row of `slot_mapping`.
+    pub num_tokens: u32,
+    /// Tokens per cache block.
+    pub block_size: u32,
+    /// Copy: bytes of a unit, a power of two up to 16 to which every address and stride is aligned. Scaled:
+    /// values of a unit: 8, if source units are 16-byte and target units 8-byte aligned, else 1.
+    pub unit: u32,
+    /// Warps that share out a token's units: `ceil(units / 128)`.
+    pub slabs: u32,
+}
+
+const _: () = assert!(size_of::<ReshapeAndCacheParams>() == 2 * 112 + 4 * 8 + 4 * 4);
+// SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
+unsafe impl KernelParams for ReshapeAndCacheParams {}
+
+/// Arguments of `reshape_and_cache_per_token_head_*`. A unit of [`CacheSide::head_units`] is eight values if
+/// `store_bytes` is not 0, else one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct PerTokenHeadParams {
+    /// Keys.
+    pub key: CacheSide,
+    /// Values.
+    pub value: CacheSide,
+    /// `[num_tokens]`, i64: `block * block_size + offset`; negative slots write nothing.
+    pub slot_mapping: u64,
+    /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
+    pub check: u64,
+    /// Tokens, the length of `slot_mapping`.
+    pub num_tokens: u32,
+    /// Tokens per cache block.
+    pub block_size: u32,
+    /// Bytes of a store, 8 or 4, to which the targets are aligned while the sources are aligned to 16; 0 if
+    /// one of them is not, and values go one by one.
+    pub store_bytes: u32,
+    /// Lanes that share a row (the values of one head of one token): a power of two up to 32; two units
+    /// each, unless values go one by one.
+    pub lanes_per_row: u32,
+}
+
+const _: () = assert!(size_of::<PerTokenHeadParams>() == 2 * 112 + 2 * 8 + 4 * 4);
+// SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
+unsafe impl KernelParams for PerTokenHeadParams {}

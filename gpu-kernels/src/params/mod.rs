@@ -1,0 +1,32 @@
+//! What the host tells a kernel: one `#[repr(C)]` struct per kernel, passed by value.
+//!
+//! The whole agreement between host and device lies here and both sides read it. Pointers are device
+//! addresses; the shape stands beside each; strides count elements unless they say bytes.
+
+mod cache;
+mod check;
+mod decode;
+mod gather;
+mod merge;
+mod mla;
+mod read_ceiling;
+
+pub use cache::{CacheSide, PerTokenHeadParams, ReshapeAndCacheParams};
+pub use check::{CheckFault, CheckPagedParams, CheckSlotsParams};
+pub use decode::DecodeParams;
+pub use gather::GatherParams;
+pub use merge::MergeParams;
+pub use mla::MlaEntryParams;
+pub use read_ceiling::ReadCeilingParams;
+
+/// A parameter block that may be sent to a kernel as bytes.
+///
+/// # Safety
+/// `repr(C)`, `Copy`, without padding: every byte is initialised.
+pub unsafe trait KernelParams: Copy {
+    /// The bytes the driver copies.
+    fn as_bytes(&self) -> &[u8] {
+        // SAFETY: the implementor has no padding, so all bytes are initialised; the lifetime is `self`'s.
+        unsafe { core::slice::from_raw_parts((self as *const Self).cast(), size_of::<Self>()) }
+    }
+}

@@ -1,0 +1,108 @@
+//! What one warp computes: a tile of 16 tokens at a time, all by itself.
+//!
+//! Warps do not share tiles. Each streams its own tokens through its own ring of shared memory and keeps
+//! its own running softmax, so the loop has no barrier wider than a warp; partial results meet once, at the
+//! end of the thread block.
+//!
+//! The products are computed transposed: tokens (and value columns) are the 16 rows of the tensor-core
+//! tile, query heads its 8 columns, so a group of up to 8 query heads wastes no half of the tile.
+
+mod attend;
+mod query;
+mod stream;
+
+pub use attend::Partial;
+pub use query::{QueryDtype, QueryTile};
+pub use stream::{KvStream, KvTile};
+
+use crate::kv::CacheFormat;
+
+/// Tokens of a tile: the rows of one `mma`.
+pub const TILE_KV: u32 = 16;
+/// Query heads of a head tile: the columns of one `mma`.
+pub const HEADS: u32 = 8;
+
+/// How a thread block is cut for a pair of head sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Warps per thread block.
+    pub warps: u32,
+    /// Tiles in a warp's ring.
+    pub stages: u32,
+    /// Bytes of one tile, keys and values.
+    pub tile_bytes: u32,
+}
+
+/// Shared memory that a thread block may use: two of them fit on an A100, H100 or H200 multiprocessor, and
+/// one on the smallest supported (compute capability 8.6 and 8.9).
+const RING_BYTES: u32 = 96 * 1024;
+/// Most tiles in a ring. Small tiles gain more from a further thread block than from a longer ring, and the
+/// waits of [`KvStream`] are counted up to here.
+const MOST_STAGES: u32 = 6;
+
+impl Shape {
+    /// The cut for heads of `head_size` and `head_size_v` values of `value_bytes` bytes, with or without
+    /// scales of their own.
+    pub const fn of(
+        head_size: u32,
+        head_size_v: u32,
+        value_bytes: u32,
+        token_scales: bool,
+    ) -> Self {
+        let scales = if token_scales { 2 * 4 } else { 0 };
+        let tile_bytes = TILE_KV * ((head_size + head_size_v) * value_bytes + scales);
+        let warps = if head_size > 128 { 2 } else { 4 };
+        let stages = RING_BYTES / (warps * tile_bytes);
+        Self {
+            warps,
+            stages: if stages < MOST_STAGES {
+                stages
+            } else {
+                MOST_STAGES
+            },
+            tile_bytes,
+        }
+    }
+    /// The cut for a kernel's generics.
+    pub(crate) const fn of_kernel<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>()
+    -> Self {
+        Self::of(
+            K_STEPS as u32 * 16,
+            V_STEPS as u32 * 16,
+            C::BYTES,
+            C::TOKEN_SCALES,
+        )
+    }
+    /// Threads per thread block.
+    pub const fn threads(self) -> u32 {
+        self.warps * 32
+    }
+    /// Tokens that all warps together take at a time.
+    pub const fn tokens_per_cta(self) -> u32 {
+        self.warps * TILE_KV
+    }
+    /// Dynamic shared memory of a thread block.
+    pub const fn shared_bytes(self) -> u32 {
+        self.warps * self.stages * self.tile_bytes
+    }
+}
+
+/// Which 16-byte chunk of a row a chunk is stored in, so that the eight rows of an `ldmatrix` fall into
+/// different banks. Rows of `chunks` chunks begin in the same bank (whole multiples of 128 bytes), in two
+/// banks in turn (odd multiples of 64) or in four (odd multiples of 32): what does not differ by itself is
+/// XORed into the chunk.
+#[inline(always)]
+pub(crate) const fn swizzle(row: u32, chunk: u32, chunks: u32) -> u32 {
+    if chunks.is_multiple_of(8) {
+        chunk ^ (row & 7)
+    } else if chunks.is_multiple_of(4) {
+        chunk ^ ((row >> 1) & 3)
+    } else {
+        chunk ^ ((row >> 2) & 1)
+    }
+}
+
+/// Bytes of a row of `STEPS * 16` values.
+pub(crate) const fn row_bytes<C: CacheFormat, const STEPS: usize>() -> u32 {
+    STEPS as u32 * 16 * C::BYTES
+}

@@ -1,0 +1,430 @@
+//! Judging an output against the reference.
+//!
+//! First the places that are not finite, then each sequence's relative error, then single elements.
+//!
+//! # The limits
+//!
+//! A kernel that is as exact as its dtype allows makes two independent roundings that show: probabilities
+//! are rounded before the second product, and the output is rounded when it is stored. For bf16, rounding a
+//! number of random magnitude errs by 2^-7 / sqrt(12) * 0.735 = 1.7e-3 of it (root mean square), two such by
+//! 2.3e-3. A sequence may be off by 4e-3 in the Frobenius norm; f16 has three bits more, hence 5e-4. A wrong
+//! token, scale or head costs several per cent and more. A single element may be off by two units in the last
+//! place of the largest value of its row, many times its standard deviation.
+//!
+//! The lse is a sum of f32 numbers and is stored as one: products of 16-bit values are exact, and what
+//! remains are roundings of 2^-24 of the largest score, a few hundred of them at worst.
+
+use std::fmt;
+
+use crate::reference::{HostTensor, Rows};
+use crate::tensor::Dtype;
+
+/// How near an output came.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Accuracy {
+    /// Largest relative Frobenius error of a sequence.
+    pub rel_frobenius: f64,
+    /// Largest error of an element, in units in the last place of its row's largest value.
+    pub ulps: f64,
+    /// Largest error of an lse.
+    pub lse_abs: f64,
+}
+
+/// Where an output is wrong.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Mismatch {
+    /// Not finite where it had to be, or the other way round.
+    NonFinite {
+        /// Which tensor.
+        tensor: &'static str,
+        /// Index of the element.
+        at: Vec<usize>,
+        /// What it is.
+        got: f64,
+        /// What it had to be.
+        expected: f64,
+    },
+    /// A sequence is off as a whole.
+    Frobenius {
+        /// The sequence.
+        seq: usize,
+        /// Its relative error.
+        error: f64,
+        /// The limit.
+        limit: f64,
+        /// Index of the element that is furthest off.
+        at: Vec<usize>,
+        /// What that element is.
+        got: f64,
+        /// What it had to be.
+        expected: f64,
+    },
+    /// An element is off.
+    Element {
+        /// Which tensor.
+        tensor: &'static str,
+        /// Index of the element.
+        at: Vec<usize>,
+        /// What it is.
+        got: f64,
+        /// What it had to be.
+        expected: f64,
+        /// How far it may be off.
+        limit: f64,
+    },
+    /// A byte differs that had to be copied, or left alone.
+    Byte {
+        /// Which storage.
+        tensor: &'static str,
+        /// Which byte of it.
+        at: usize,
+        /// Index of the element there, if it is one.
+        element: Option<Vec<usize>>,
+        /// What it is.
+        got: u8,
+        /// What it had to be.
+        expected: u8,
+    },
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NonFinite {
+                tensor,
+                at,
+                got,
+                expected,
+            } => write!(f, "{tensor}{at:?} is {got}, expected {expected}"),
+            Self::Frobenius {
+                seq,
+                error,
+                limit,
+                at,
+                got,
+                expected,
+            } => write!(
+                f,
+                "sequence {seq} has relative error {error:.3e} (limit {limit:.1e}), most at out{at:?}: \
+                 {got:.6e}, expected {expected:.6e}"
+            ),
+            Self::Element {
+                tensor,
+                at,
+                got,
+                expected,
+                limit,
+            } => write!(
+                f,
+                "{tensor}{at:?} is {got:.6e}, expected {expected:.6e} within {limit:.2e}"
+            ),
+            Self::Byte {
+                tensor,
+                at,
+                element,
+                got,
+                expected,
+            } => {
+                write!(
+                    f,
+                    "byte {at} of {tensor} is {got:#04x}, expected {expected:#04x}: "
+                )?;
+                match element {
+                    Some(index) => write!(f, "element {index:?}"),
+                    None => write!(f, "outside the tensor"),
+                }
+            }
+        }
+    }
+}
+
+impl std::error::Error for Mismatch {}
+
+/// Compares the output of sequences `seqs` with what the reference says of them.
+///
+/// # Errors
+/// The first kind of mismatch, at its worst place.
+pub fn decode(
+    out: &HostTensor,
+    lse: Option<&HostTensor>,
+    seqs: &[usize],
+    expected: &[Rows],
+) -> Result<Accuracy, Mismatch> {
+    for (&seq, rows) in seqs.iter().zip(expected) {
+        finite_places(out, lse, seq, rows)?;
+    }
+    let mut accuracy = Accuracy::default();
+    for (&seq, rows) in seqs.iter().zip(expected) {
+        let error = frobenius(out, seq, rows)?;
+        accuracy.rel_frobenius = accuracy.rel_frobenius.max(error);
+    }
+    for (&seq, rows) in seqs.iter().zip(expected) {
+        for (head, row) in rows.out.iter().enumerate() {
+            let ulps = elements(out, seq, head, row)?;
+            accuracy.ulps = accuracy.ulps.max(ulps);
+        }
+        let Some(lse) = lse else { continue };
+        for (head, &expected) in rows.lse.iter().enumerate() {
+            let got = lse.float(&[seq, head]);
+            if expected == f64::NEG_INFINITY {
+                continue;
+            }
+            let limit = 2e-5 * expected.abs().max(1.0);
+            let error = (got - expected).abs();
+            if error > limit {
+                return Err(Mismatch::Element {
+                    tensor: "lse",
+                    at: vec![seq, head],
+                    got,
+                    expected,
+                    limit,
+                });
+            }
+            accuracy.lse_abs = accuracy.lse_abs.max(error);
+        }
+    }
+    Ok(accuracy)
+}
+
+/// Outputs are finite, and so is the lse unless nothing was attended.
+fn finite_places(
+    out: &HostTensor,
+    lse: Option<&HostTensor>,
+    seq: usize,
+    rows: &Rows,
+) -> Result<(), Mismatch> {
+    for (head, row) in rows.out.iter().enumerate() {
+        for (element, &expected) in row.iter().enumerate() {
+            let got = out.float(&[seq, head, element]);
+            if !got.is_finite() {
+                return Err(Mismatch::NonFinite {
+                    tensor: "out",
+                    at: vec![seq, head, element],
+                    got,
+                    expected,
+                });
+            }
+        }
+    }
+    let Some(lse) = lse else { return Ok(()) };
+    for (head, &expected) in rows.lse.iter().enumerate() {
+        let got = lse.float(&[seq, head]);
+        let agrees = if expected.is_finite() {
+            got.is_finite()
+        } else {
+            got == expected
+        };
+        if !agrees {
+            return Err(Mismatch::NonFinite {
+                tensor: "lse",
+                at: vec![seq, head],
+                got,
+                expected,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The sequence's error relative to its norm. A sequence whose output is zero has to be exact.
+fn frobenius(out: &HostTensor, seq: usize, rows: &Rows) -> Result<f64, Mismatch> {
+    let limit = match out.dtype {
+        Dtype::F16 => 5e-4,
+        _ => 4e-3,
+    };
+    let (mut off, mut norm, mut worst) = (0.0, 0.0, (0.0, Vec::new(), 0.0, 0.0));
+    for (head, row) in rows.out.iter().enumerate() {
+        for (element, &expected) in row.iter().enumerate() {
+            let at = vec![seq, head, element];
+            let got = out.float(&at);
+            let error = (got - expected).abs();
+            off += error * error;
+            norm += expected * expected;
+            if error > worst.0 {
+                worst = (error, at, got, expected);
+            }
+        }
+    }
+    let error = if off == 0.0 { 0.0 } else { (off / norm).sqrt() };
+    if error <= limit {
+        return Ok(error);
+    }
+    let (_, at, got, expected) = worst;
+    Err(Mismatch::Frobenius {
+        seq,
+        error,
+        limit,
+        at,
+        got,
+        expected,
+    })
+}
+
+/// The row's largest error, in units in the last place of the row's largest value.
+fn elements(out: &HostTensor, seq: usize, head: usize, row: &[f64]) -> Result<f64, Mismatch> {
+    let largest = row.iter().fold(0.0f64, |max, value| max.max(value.abs()));
+    let ulp = ulp(out.dtype, largest);
+    let mut worst = 0.0f64;
+    for (element, &expected) in row.iter().enumerate() {
+        let got = out.float(&[seq, head, element]);
+        let ulps = (got - expected).abs() / ulp;
+        if ulps > 2.0 {
+            return Err(Mismatch::Element {
+                tensor: "out",
+                at: vec![seq, head, element],
+                got,
+                expected,
+                limit: 2.0 * ulp,
+            });
+        }
+        worst = worst.max(ulps);
+    }
+    Ok(worst)
+}
+
+/// The unit in the last place of a number of this size.
+fn ulp(dtype: Dtype, value: f64) -> f64 {
+    let (fraction_bits, min_exponent) = match dtype {
+        Dtype::F16 => (10, -14.0),
+        _ => (7, -126.0),
+    };
+    let exponent = value.log2().floor().max(min_exponent);
+    (exponent - f64::from(fraction_bits)).exp2()
+}
+
+/// Nothing but the tensor's own elements may have changed in its storage, which was `before`.
+///
+/// # Errors
+/// The first byte that did.
+pub fn gaps_untouched(before: &HostTensor, after: &HostTensor) -> Result<(), Mismatch> {
+    let mut expected = before.storage.bytes.clone();
+    let size = before.dtype.size();
+    let width = *before.shape.last().unwrap_or(&1);
+    let step = *before.strides.last().unwrap_or(&1);
+    let rows = before.num_elements() / width.max(1);
+    for row in 0..rows {
+        let start = before.row_position(row);
+        for element in 0..width {
+            let at = (start + element * step) * size;
+            expected[at..at + size].copy_from_slice(&after.storage.bytes[at..at + size]);
+        }
+    }
+    same_bytes(after, &expected)
+}
+
+/// The tensor's storage holds exactly `expected`.
+///
+/// # Errors
+/// The first byte that differs.
+pub fn same_bytes(tensor: &HostTensor, expected: &[u8]) -> Result<(), Mismatch> {
+    let got = &tensor.storage.bytes;
+    assert_eq!(got.len(), expected.len(), "storages of the same length");
+    if got == expected {
+        return Ok(());
+    }
+    let at = got
+        .iter()
+        .zip(expected)
+        .position(|(got, expected)| got != expected)
+        .expect("they differ");
+    Err(Mismatch::Byte {
+        tensor: tensor.storage.name,
+        at,
+        element: index_of(tensor, at / tensor.dtype.size()),
+        got: got[at],
+        expected: expected[at],
+    })
+}
+
+/// The index whose element lies at `position` of the storage, if there is one.
+fn index_of(tensor: &HostTensor, position: usize) -> Option<Vec<usize>> {
+    let mut left = position.checked_sub(tensor.offset)?;
+    let mut dims: Vec<usize> = (0..tensor.shape.len()).collect();
+    dims.sort_by_key(|&dim| std::cmp::Reverse(tensor.strides[dim]));
+    let mut index = vec![0; dims.len()];
+    for dim in dims {
+        index[dim] = (left / tensor.strides[dim]).min(tensor.shape[dim].saturating_sub(1));
+        left -= index[dim] * tensor.strides[dim];
+    }
+    (left == 0).then_some(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn out(values: &[f32]) -> HostTensor {
+        let bytes = values
+            .iter()
+            .flat_map(|&value| half::bf16::from_f32(value).to_le_bytes())
+            .collect();
+        HostTensor::contiguous("out", Dtype::Bf16, &[1, 1, values.len()], bytes)
+    }
+
+    fn judge(got: &[f32], expected: &[f64]) -> Result<Accuracy, Mismatch> {
+        let rows = Rows {
+            out: vec![expected.to_vec()],
+            lse: vec![0.0],
+        };
+        decode(&out(got), None, &[0], &[rows])
+    }
+
+    #[test]
+    fn an_exact_output_has_no_error() {
+        assert_eq!(judge(&[1.0, -2.0], &[1.0, -2.0]), Ok(Accuracy::default()));
+    }
+
+    #[test]
+    fn nan_is_found_before_anything_else() {
+        let verdict = judge(&[9.0, f32::NAN], &[1.0, 1.0]);
+        assert!(matches!(verdict, Err(Mismatch::NonFinite { ref at, .. }) if at == &[0, 0, 1]));
+    }
+
+    #[test]
+    fn a_sequence_off_by_one_per_cent_is_refused_at_its_worst_element() {
+        let verdict = judge(&[1.0, 2.03125], &[1.0, 2.0]);
+        assert!(matches!(verdict, Err(Mismatch::Frobenius { ref at, .. }) if at == &[0, 0, 1]));
+    }
+
+    #[test]
+    fn one_small_element_far_off_is_refused_by_the_row() {
+        // 3 ulp of 1.0 in a row of norm 16: small as a whole.
+        let mut got = [1.0; 256];
+        got[7] = 1.0 + 3.0 / 128.0;
+        let verdict = judge(&got, &[1.0; 256]);
+        assert!(
+            matches!(verdict, Err(Mismatch::Element { ref at, .. }) if at == &[0, 0, 7]),
+            "{verdict:?}"
+        );
+    }
+
+    #[test]
+    fn zero_has_to_be_exact() {
+        assert!(judge(&[1e-30], &[0.0]).is_err());
+        assert!(judge(&[0.0], &[0.0]).is_ok());
+    }
+
+    #[test]
+    fn a_byte_in_a_gap_is_found() {
+        let mut before = out(&[1.0, 2.0, 3.0, 4.0]);
+        before.shape = vec![2, 1];
+        before.strides = vec![2, 1];
+        let mut bytes = before.storage.bytes.clone();
+        bytes[0] ^= 1;
+        assert_eq!(
+            gaps_untouched(&before, &before.with_bytes(bytes.clone())),
+            Ok(())
+        );
+        bytes[3] ^= 1;
+        let verdict = gaps_untouched(&before, &before.with_bytes(bytes));
+        assert!(matches!(
+            verdict,
+            Err(Mismatch::Byte {
+                at: 3,
+                element: None,
+                ..
+            })
+        ));
+    }
+}

@@ -1,0 +1,78 @@
+//! The machines that are here.
+
+use anyhow::Context;
+use clap::ValueEnum;
+
+use crate::emulator::Emulator;
+use crate::runtime::{Cuda, DriverError, Route, Runtime};
+
+/// Which machines to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Choice {
+    /// The GPU if there is one, and the emulator
+    Auto,
+    /// The GPU
+    Cuda,
+    /// The emulator
+    Emulator,
+}
+
+/// Whose PTX, where both may be run side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum PtxSets {
+    /// rust-cuda's
+    Nvvm,
+    /// Stock rustc's
+    Nvptx,
+    /// Both, one after the other
+    Both,
+}
+
+impl PtxSets {
+    /// The routes to open a GPU with, one after the other; `None` is whatever is the default.
+    pub(super) fn routes(choice: Option<Self>) -> Vec<Option<Route>> {
+        match choice {
+            None => vec![None],
+            Some(Self::Nvvm) => vec![Some(Route::Nvvm)],
+            Some(Self::Nvptx) => vec![Some(Route::Nvptx)],
+            Some(Self::Both) => vec![Some(Route::Nvvm), Some(Route::Nvptx)],
+        }
+    }
+}
+
+/// The machines chosen, at least one. Says on stderr what is missing.
+pub(super) fn open(choice: Choice, route: Option<Route>) -> anyhow::Result<Vec<Box<dyn Runtime>>> {
+    let mut machines: Vec<Box<dyn Runtime>> = Vec::new();
+    match choice {
+        Choice::Auto => match open_cuda(route) {
+            Ok(cuda) => machines.push(Box::new(cuda)),
+            // A wish that cannot be granted on any machine is no matter of this one.
+            Err(error @ DriverError::Route { .. }) if route.is_some() => return Err(error.into()),
+            Err(error) => eprintln!("no GPU: {error}"),
+        },
+        Choice::Cuda => machines.push(Box::new(cuda(route)?)),
+        Choice::Emulator => {}
+    }
+    if choice != Choice::Cuda {
+        machines.push(Box::new(Emulator::new()));
+    }
+    Ok(machines)
+}
+
+/// The first of the machines chosen: the GPU if there is one.
+pub(super) fn open_one(choice: Choice, route: Option<Route>) -> anyhow::Result<Box<dyn Runtime>> {
+    let mut machines = open(choice, route)?;
+    Ok(machines.swap_remove(0))
+}
+
+/// The GPU, with the PTX of `route` or the default.
+pub(super) fn cuda(route: Option<Route>) -> anyhow::Result<Cuda> {
+    open_cuda(route).context("this needs a GPU")
+}
+
+fn open_cuda(route: Option<Route>) -> Result<Cuda, DriverError> {
+    match route {
+        Some(route) => Cuda::open_with(0, route),
+        None => Cuda::open(0),
+    }
+}

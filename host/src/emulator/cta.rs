@@ -1,0 +1,184 @@
+//! One thread block while it runs: what its lanes share, and their coroutines.
+
+use std::cell::{Cell, OnceCell};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+
+use corosensei::Coroutine;
+use corosensei::stack::DefaultStack;
+use gpu_kernels::gpu::WARP;
+
+use super::fault::{Fault, FaultKind, Finding};
+use super::lane::Lane;
+use super::memory::GlobalMemory;
+use super::race::Now;
+use super::schedule::Schedule;
+use super::shared::SharedMemory;
+use super::state::{LaneState, Request};
+
+/// Bytes of a lane's stack: several times what the largest kernel needs unoptimised. Only what is touched
+/// costs memory, and a guard page ends it.
+const STACK_BYTES: usize = 256 << 10;
+
+/// A launch: what all its thread blocks have in common.
+pub(super) struct LaunchSpec<'l> {
+    pub(super) kernel: &'l str,
+    pub(super) grid: [u32; 3],
+    pub(super) threads: u32,
+    pub(super) shared_bytes: u32,
+    /// Who launched it.
+    pub(super) at: &'static Location<'static>,
+    /// Number of the first thread block among all that ever ran.
+    pub(super) first_run: u64,
+    /// Permutes the lanes; 0 is the natural order.
+    pub(super) seed: u64,
+}
+
+/// What an OS thread keeps from one thread block to the next.
+#[derive(Default)]
+pub(super) struct Worker {
+    stacks: Vec<DefaultStack>,
+    pub(super) shared: SharedMemory,
+}
+
+/// A thread block while it runs.
+pub(super) struct Cta<'l> {
+    pub(super) spec: &'l LaunchSpec<'l>,
+    pub(super) block: [u32; 3],
+    pub(super) memory: &'l GlobalMemory,
+    pub(super) shared: &'l SharedMemory,
+    run: u64,
+    pub(super) clock: Cell<u32>,
+    /// When the last `sync_cta` was, and each warp's last `sync_warp`.
+    pub(super) cta_sync: Cell<u32>,
+    pub(super) warp_syncs: Vec<Cell<u32>>,
+    /// The first fault, and the thread that the other access of a race belongs to.
+    fault: OnceCell<(Box<Fault>, Option<u32>)>,
+}
+
+/// The coroutine of one lane.
+pub(super) type Thread = Coroutine<(), (), (), DefaultStack>;
+
+impl Worker {
+    /// Runs thread block number `block` of a launch.
+    pub(super) fn run(
+        &mut self,
+        spec: &LaunchSpec<'_>,
+        memory: &GlobalMemory,
+        block: u64,
+        kernel: &(dyn Fn(Lane<'_>) + Sync),
+    ) -> Result<(), Box<Fault>> {
+        let cta = Cta::new(spec, memory, &self.shared, block);
+        let lanes: Vec<LaneState<'_>> = (0..spec.threads)
+            .map(|thread| LaneState::new(&cta, thread, spec.at))
+            .collect();
+        let mut threads: Vec<Thread> = lanes
+            .iter()
+            .map(|lane| start(&cta, lane, kernel, self.stacks.pop()))
+            .collect();
+        Schedule::new(&cta, &lanes, block).run(&mut threads);
+        for mut thread in threads {
+            thread.force_unwind();
+            self.stacks.push(thread.into_stack());
+        }
+        cta.result(&lanes)
+    }
+}
+
+impl<'l> Cta<'l> {
+    fn new(
+        spec: &'l LaunchSpec<'l>,
+        memory: &'l GlobalMemory,
+        shared: &'l SharedMemory,
+        block: u64,
+    ) -> Self {
+        let [x, y, _] = spec.grid.map(u64::from);
+        let warps = spec.threads.div_ceil(WARP);
+        Self {
+            spec,
+            block: [block % x, block / x % y, block / x / y].map(|index| index as u32),
+            memory,
+            shared,
+            run: spec.first_run + block,
+            clock: Cell::new(0),
+            cta_sync: Cell::new(0),
+            warp_syncs: vec![Cell::new(0); warps as usize],
+            fault: OnceCell::new(),
+        }
+    }
+
+    /// When and who a thread is, for the race check.
+    #[inline]
+    pub(super) fn now(&self, thread: u32) -> Now {
+        Now {
+            run: self.run,
+            first_run: self.spec.first_run,
+            thread,
+            clock: self.clock.get(),
+            cta_sync: self.cta_sync.get(),
+            warp_sync: self.warp_syncs[(thread / WARP) as usize].get(),
+        }
+    }
+
+    /// Keeps a fault; the first one counts.
+    pub(super) fn report(&self, finding: Finding, lane: &LaneState<'_>) {
+        let other = finding.other;
+        let (thread, at) = (lane.thread(), lane.at.get());
+        self.fault.get_or_init(|| {
+            let fault = finding.into_fault(self.spec.kernel, self.block, thread, at);
+            (Box::new(fault), other)
+        });
+    }
+
+    /// Whether to stop.
+    pub(super) fn has_fault(&self) -> bool {
+        self.fault.get().is_some()
+    }
+
+    /// A kernel panicked, or is being unwound because there was a fault already.
+    fn report_panic(&self, lane: &LaneState<'_>, payload: &(dyn std::any::Any + Send)) {
+        let message = payload
+            .downcast_ref::<&str>()
+            .map(ToString::to_string)
+            .or_else(|| payload.downcast_ref::<String>().cloned())
+            .unwrap_or_default();
+        let detail = format!("{message} (after the operation named)");
+        self.report(*Finding::lanes(FaultKind::Panicked, detail), lane);
+    }
+
+    /// How the thread block ended. Of the other access in a race, the histories know the thread but not the
+    /// line; where that thread has come to since is a good hint.
+    fn result(&self, lanes: &[LaneState<'_>]) -> Result<(), Box<Fault>> {
+        let Some((fault, other)) = self.fault.get() else {
+            return Ok(());
+        };
+        let mut fault = fault.clone();
+        if let Some(thread) = *other {
+            let at = lanes[thread as usize].at.get();
+            fault.detail += &format!(" (thread {thread} is now at {at})");
+        }
+        Err(fault)
+    }
+}
+
+/// Makes the coroutine of one lane.
+fn start<'c>(
+    cta: &'c Cta<'c>,
+    lane: &'c LaneState<'c>,
+    kernel: &'c (dyn Fn(Lane<'_>) + Sync),
+    stack: Option<DefaultStack>,
+) -> Thread {
+    let stack = stack.unwrap_or_else(|| {
+        DefaultStack::new(STACK_BYTES).expect("address space for the stacks of all lanes")
+    });
+    // SAFETY: `Worker::run` owns what is borrowed here and finishes every coroutine before it lets go.
+    unsafe {
+        Coroutine::with_stack_unchecked(stack, move |yielder, ()| {
+            lane.enter(yielder);
+            let result = catch_unwind(AssertUnwindSafe(|| kernel(Lane(lane))));
+            if let Err(payload) = result {
+                cta.report_panic(lane, &*payload);
+            }
+            lane.request.set(Request::Exited);
+        })
+    }
+}

@@ -1,0 +1,322 @@
+//! The emulator: the kernels' own source on a CPU, every access checked.
+//!
+//! [`Lane`] is the third implementation of [`Gpu`](gpu_kernels::gpu::Gpu), and [`Emulator`] a
+//! [`Runtime`] that calls the kernels with it. What a kernel gets wrong comes back as a [`Fault`] that names the
+//! rule, the thread, the tensor, the byte and the line.
+//!
+//! # What it checks
+//!
+//! - Bounds and alignment of every access; allocations lie far apart, and freed ones stay forbidden.
+//! - Reads of bytes that nobody wrote, in global and in shared memory.
+//! - Data races: within a thread block every pair of accesses to a byte, at least one a write, needs a
+//!   `sync_cta` between them, or a `sync_warp` within one warp; two thread blocks of a launch may share what
+//!   they only read or only change atomically.
+//! - Asynchronous copies: nobody touches the target until the lane that copied has waited for the group, and
+//!   nobody else until a barrier after that.
+//! - Meetings: all 32 lanes make the same call of a warp operation, all threads reach a `sync_cta`.
+//!
+//! [`Emulator::with_seed`] runs the lanes in another order.
+//!
+//! # What it cannot see
+//!
+//! - Time: bank conflicts, coalescing, occupancy, registers.
+//! - The overlap of kernels (`Gpu::wait_for_previous_kernels`): launches run one after the other.
+//! - Weak memory: a lane that reads a word while another thread block writes it faults, whatever value it sees.
+//! - Rounding as in tensor cores; see the comment in `warp.rs`. `exp2`, `log2` and `recip` are more precise than a
+//!   GPU's.
+//! - Thread blocks that wait for each other: no more of them run at once than there are CPUs.
+//! - Loops that never end, unless they ask an atomic.
+//! - Races of a thread block after its millionth barrier.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap,
+    reason = "offsets fit once they are checked against an allocation; words are cut from bit fields"
+)]
+
+mod cta;
+mod fault;
+mod lane;
+mod memory;
+mod race;
+mod schedule;
+mod shared;
+mod state;
+mod warp;
+
+pub use fault::{Fault, FaultKind};
+pub use lane::Lane;
+
+use std::panic::Location;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard};
+
+use gpu_kernels::entry;
+
+use crate::error::{Error, RequestError, Result};
+use crate::plan::DeviceInfo;
+use crate::runtime::{DeviceMemory, Launch, Launcher, Runtime};
+
+use cta::{LaunchSpec, Worker};
+use fault::Finding;
+use memory::GlobalMemory;
+use race::RUNS;
+
+/// A machine without a GPU. Launches are done when they return; threads that share one take turns.
+#[derive(Default)]
+pub struct Emulator {
+    seed: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    memory: GlobalMemory,
+    /// Thread blocks numbered so far.
+    runs: u64,
+    workers: Vec<Worker>,
+}
+
+impl Emulator {
+    /// An empty machine that runs lanes in their natural order.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A machine that runs lanes and warps in an order drawn from `seed`: what works in one order only, shows.
+    pub fn with_seed(seed: u64) -> Self {
+        Self {
+            seed,
+            ..Self::default()
+        }
+    }
+
+    /// Runs a kernel of your own, called once for each lane, under the name `kernel`.
+    ///
+    /// # Errors
+    /// The first [`Fault`] of the first thread block that has one; or the launch is not possible.
+    #[track_caller]
+    pub fn launch_fn(
+        &self,
+        kernel: &str,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+        body: impl Fn(Lane<'_>) + Sync,
+    ) -> Result<()> {
+        let spec = LaunchSpec {
+            kernel,
+            grid,
+            threads,
+            shared_bytes,
+            at: Location::caller(),
+            first_run: 0,
+            seed: self.seed,
+        };
+        check_launch(&spec)?;
+        self.run(spec, &body)
+    }
+
+    fn run(&self, mut spec: LaunchSpec<'_>, body: &(dyn Fn(Lane<'_>) + Sync)) -> Result<()> {
+        let mut state = self.lock();
+        let num_blocks = spec.grid.into_iter().map(u64::from).product();
+        spec.first_run = state.number_blocks(num_blocks);
+
+        // Threads of our own rather than a shared pool: the state is locked, and a pool's thread that
+        // waits for its part of the launch could pick up another launch, which would wait for the lock.
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let num_workers = cpus.min(usize::try_from(num_blocks).unwrap_or(cpus));
+        let State {
+            memory, workers, ..
+        } = &mut *state;
+        workers.resize_with(num_workers.max(workers.len()), Worker::default);
+        let (spec, memory) = (&spec, &*memory);
+        let next_block = AtomicU64::new(0);
+        let stop = AtomicBool::new(false);
+        let work = |worker: &mut Worker| {
+            worker.shared.resize(spec.shared_bytes);
+            // Blocks are given out in order, so the lowest one with a fault is always among those begun.
+            while !stop.load(Relaxed) {
+                let block = next_block.fetch_add(1, Relaxed);
+                if block >= num_blocks {
+                    break;
+                }
+                if let Err(fault) = worker.run(spec, memory, block, body) {
+                    stop.store(true, Relaxed);
+                    return Some((block, fault));
+                }
+            }
+            None
+        };
+        let first_fault = std::thread::scope(|scope| {
+            let (mine, others) = workers[..num_workers]
+                .split_first_mut()
+                .expect("a launch has at least one thread block");
+            let others: Vec<_> = others
+                .iter_mut()
+                .map(|worker| scope.spawn(|| work(worker)))
+                .collect();
+            let mut faults = vec![work(mine)];
+            faults.extend(others.into_iter().map(|other| match other.join() {
+                Ok(fault) => fault,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }));
+            faults.into_iter().flatten().min_by_key(|(block, _)| *block)
+        });
+        first_fault.map_or(Ok(()), |(_, fault)| Err(Error::Fault(fault)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .expect("the emulator itself panicked before")
+    }
+}
+
+impl State {
+    /// Number of the first of so many new thread blocks.
+    fn number_blocks(&mut self, num_blocks: u64) -> u64 {
+        // Number 0 is nobody's.
+        if self.runs + num_blocks >= RUNS {
+            self.memory.forget_histories();
+            for worker in &self.workers {
+                worker.shared.forget_histories();
+            }
+            self.runs = 0;
+        }
+        let first = self.runs + 1;
+        self.runs += num_blocks;
+        first
+    }
+}
+
+impl Launcher for Emulator {
+    #[track_caller]
+    unsafe fn launch(&self, launch: &Launch, params: &[u8]) -> Result<()> {
+        let entry = launch.kernel.entry();
+        assert_eq!(
+            params.len(),
+            entry.params_bytes,
+            "parameter block of `{}`",
+            entry.name
+        );
+        let spec = LaunchSpec {
+            kernel: entry.name,
+            grid: launch.grid,
+            threads: entry.threads,
+            shared_bytes: launch.shared_bytes,
+            at: Location::caller(),
+            first_run: 0,
+            seed: self.seed,
+        };
+        check_launch(&spec)?;
+        self.run(spec, &|lane| {
+            // SAFETY: the block has the length of the kernel's parameters; `Lane` checks the rest itself.
+            unsafe { entry::run(launch.kernel, lane, params.as_ptr()) }
+        })
+    }
+
+    #[track_caller]
+    unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
+        let result = self.lock().memory.copy_in(address, &vec![0; bytes]);
+        host_result("zero", result)
+    }
+
+    fn device(&self) -> DeviceInfo {
+        DeviceInfo::EMULATED
+    }
+}
+
+impl DeviceMemory for Emulator {
+    /// Contents appear with the first write; an allocation of many gigabytes costs what is written of it.
+    fn allocate(&self, name: &'static str, bytes: usize) -> Result<u64> {
+        let address = self.lock().memory.allocate(name, bytes as u64);
+        address.ok_or_else(|| refused(name, "at most 128 GiB", bytes))
+    }
+    unsafe fn free(&self, address: u64, _bytes: usize) {
+        self.lock().memory.free(address);
+    }
+    #[track_caller]
+    unsafe fn copy_in(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        let result = self.lock().memory.copy_in(address, bytes);
+        host_result("copy_in", result)
+    }
+    /// Bytes never written read as 0xff: NaN in every float type.
+    #[track_caller]
+    unsafe fn copy_out(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        let result = self.lock().memory.copy_out(address, bytes);
+        host_result("copy_out", result)
+    }
+}
+
+impl Runtime for Emulator {
+    fn name(&self) -> String {
+        "emulator".into()
+    }
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Refuses what a driver would refuse.
+fn check_launch(spec: &LaunchSpec<'_>) -> Result<()> {
+    let device = DeviceInfo::EMULATED;
+    let [x, y, z] = spec.grid;
+    let blocks = spec.grid.iter().map(|&n| u64::from(n)).product::<u64>();
+    if blocks == 0 || blocks >= RUNS || x > i32::MAX as u32 || y.max(z) > 0xffff {
+        let expected = "[1..=2147483647, 1..=65535, 1..=65535], less than 2^28 in all";
+        return Err(refused("grid", expected, spec.grid));
+    }
+    if !(1..=1024).contains(&spec.threads) {
+        return Err(refused("threads", "1..=1024", spec.threads));
+    }
+    if spec.shared_bytes > device.shared_bytes_per_cta {
+        let expected = format!("at most {}", device.shared_bytes_per_cta);
+        return Err(refused("shared_bytes", &expected, spec.shared_bytes));
+    }
+    Ok(())
+}
+
+fn refused(name: &'static str, expected: &str, got: impl std::fmt::Debug) -> Error {
+    Error::Request(RequestError::Value {
+        name,
+        expected: expected.into(),
+        got: format!("{got:?}"),
+    })
+}
+
+#[track_caller]
+fn host_result(call: &str, result: std::result::Result<(), Box<Finding>>) -> Result<()> {
+    let at = Location::caller();
+    result.map_err(|finding| Error::Fault(Box::new(finding.into_fault(call, [0; 3], 0, at))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gpu_kernels::gpu::Gpu;
+
+    #[test]
+    fn numbers_of_thread_blocks_may_start_over() {
+        let emulator = Emulator::new();
+        let word = emulator.allocate("word", 4).expect("small");
+        let write = || {
+            emulator.launch_fn("write", [1; 3], 1, 16, |lane| {
+                // SAFETY: one lane, in bounds.
+                unsafe {
+                    lane.st_global_b32(word, 1);
+                    lane.st_shared_b32(lane.shared_base(), 1);
+                }
+            })
+        };
+        write().expect("in bounds");
+        emulator.lock().runs = RUNS - 1;
+        let result = emulator.launch_fn("read", [1; 3], 1, 16, |lane| {
+            // SAFETY: this thread block has not written it, which the emulator notices.
+            unsafe { lane.ld_shared_b32(lane.shared_base()) };
+        });
+        assert!(result.is_err(), "it has the number of the one that wrote");
+        assert_eq!(emulator.lock().runs, 1, "started over");
+        write().expect("nobody else is in this launch");
+    }
+}

@@ -1,0 +1,303 @@
+//! `reshape_and_cache_flash`: writing new tokens' keys and values into a paged cache.
+//!
+//! For each token `t` with `slot = slot_mapping[t] >= 0`:
+//! `key_cache[slot / block_size, slot % block_size] = key[t]`, values likewise. Negative slots are padding
+//! and write nothing. The number of tokens is `slot_mapping`'s length; `key` and `value` may be longer.
+//!
+//! What is stored depends on [`CacheScales`]: the values as they are; `fp8(x / scale)` with given scales; or
+//! 8 bits with a scale for each head of each token, which is stored too. The quotient is IEEE's, rounded to
+//! nearest even, saturating at the largest finite value; NaN stays NaN.
+
+use std::fmt;
+
+use super::cache_side::Side;
+use super::checks::{count, named};
+use super::device_check::{CHECK_BYTES, CheckMode, launch_slot_check, plan_slot_check};
+use super::row_write::{RowWrite, Rows};
+use crate::error::{RequestError, Result};
+use crate::runtime::{Launch, Launcher};
+use crate::tensor::{Dtype, TensorView, TensorViewMut};
+
+/// What is wanted.
+#[derive(Debug)]
+pub struct CacheWriteRequest<'a> {
+    /// `[num_tokens or more, num_kv_heads, head_size]`, bf16, f16, f32 or FP8; any strides whose last is 1.
+    pub key: TensorView<'a>,
+    /// `[num_tokens or more, num_kv_heads, head_size_v]`, as `key`.
+    pub value: TensorView<'a>,
+    /// `[num_blocks, block_size, num_kv_heads, head_size]`; any strides whose last is 1: also heads before
+    /// slots in memory (HND), keys and values in one row, or layers between blocks. `key`'s dtype, or what
+    /// `scales` allows.
+    pub key_cache: TensorViewMut<'a>,
+    /// `[num_blocks, block_size, num_kv_heads, head_size_v]`, as `key_cache`.
+    pub value_cache: TensorViewMut<'a>,
+    /// `[num_tokens]`, i64: `block * block_size + offset`; negative slots write nothing.
+    pub slot_mapping: TensorView<'a>,
+    /// Tokens per block as `slot_mapping` counts them. It must be the caches' second dimension: a view with
+    /// another one would send every token somewhere else.
+    pub block_size: usize,
+    /// How values become what the cache stores.
+    pub scales: CacheScales<'a>,
+    /// Whether slots are checked on the device first.
+    pub check: CheckMode,
+}
+
+/// How values become what a cache stores.
+#[derive(Debug)]
+pub enum CacheScales<'a> {
+    /// They do not change: the caches have the dtype of `key` and `value`.
+    None,
+    /// `stored = fp8(value / scale)`, in fp8_e4m3 or fp8_e5m2. Input that is FP8 already is copied. Scales
+    /// are read on the device, when the kernel runs.
+    Given {
+        /// `[1]` or `[num_kv_heads]`, f32.
+        k_scale: TensorView<'a>,
+        /// As `k_scale`.
+        v_scale: TensorView<'a>,
+    },
+    /// Each head of each token has a scale of its own, `max(amax / 448, 1e-6)` in fp8_e4m3 or
+    /// `max(amax / 127, 1e-6)` in i8, which is stored; `stored = round(value * (1 / scale))`, ties away from
+    /// zero in i8. The views may lie anywhere, also between the rows that they belong to.
+    PerTokenHead {
+        /// `[num_blocks, block_size, num_kv_heads]`, f32, any strides.
+        k_scale: TensorViewMut<'a>,
+        /// As `k_scale`.
+        v_scale: TensorViewMut<'a>,
+    },
+}
+
+/// A request whose tensors agree with each other.
+#[derive(Debug)]
+pub struct CheckedCacheWrite<'a> {
+    request: CacheWriteRequest<'a>,
+    write: RowWrite,
+    num_tokens: u32,
+    num_slots: i64,
+}
+
+/// What was decided: prints as one line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CacheWritePlan {
+    check: Option<Launch>,
+    write: Launch,
+}
+
+impl<'a> CacheWriteRequest<'a> {
+    /// Checks every tensor against the others, in the order of the fields.
+    ///
+    /// # Errors
+    /// [`crate::error::RequestError`] naming the first tensor that does not fit;
+    /// [`crate::error::Error::Unsupported`] for heads that are too long for a scale each.
+    pub fn check(self) -> Result<CheckedCacheWrite<'a>> {
+        let slots = named("slot_mapping", &self.slot_mapping);
+        let [num_tokens] = slots.indices(Dtype::I64, "[num_tokens]")?;
+
+        let key = named("key", &self.key);
+        let dtype = key.dtype(&[
+            Dtype::Bf16,
+            Dtype::F16,
+            Dtype::F32,
+            Dtype::F8E4m3,
+            Dtype::F8E5m2,
+        ])?;
+        let form = "[num_tokens, num_kv_heads, head_size]";
+        let [rows, num_kv_heads, head_size] = key.rank(form)?;
+        if rows < num_tokens {
+            return Err(key
+                .wrong_shape(format!("{form} with at least {num_tokens} tokens"))
+                .into());
+        }
+        key.strides(1)?;
+        key.aligned(dtype.size())?;
+
+        let value = named("value", &self.value);
+        value.dtype(&[dtype])?;
+        let form = "[num_tokens, num_kv_heads, head_size_v]";
+        let [rows, heads, head_size_v] = value.rank(form)?;
+        if rows < num_tokens || heads != num_kv_heads {
+            let expected =
+                format!("{form} with at least {num_tokens} tokens and {num_kv_heads} heads");
+            return Err(value.wrong_shape(expected).into());
+        }
+        value.strides(1)?;
+        value.aligned(dtype.size())?;
+
+        let key_cache = named("key_cache", self.key_cache.view());
+        let cache_dtype = key_cache.dtype(&self.scales.cache_dtypes(dtype)?)?;
+        let form = "[num_blocks, block_size, num_kv_heads, head_size]";
+        let [num_blocks, ..] = key_cache.rank::<4>(form)?;
+        let block_size = self.block_size;
+        if block_size == 0 {
+            return Err(RequestError::Value {
+                name: "block_size",
+                expected: "at least 1".into(),
+                got: "0".into(),
+            }
+            .into());
+        }
+        key_cache.shape(form, &[num_blocks, block_size, num_kv_heads, head_size])?;
+        key_cache.strides(1)?;
+        key_cache.aligned(cache_dtype.size())?;
+
+        let value_cache = named("value_cache", self.value_cache.view());
+        value_cache.dtype(&[cache_dtype])?;
+        let form = "[num_blocks, block_size, num_kv_heads, head_size_v]";
+        value_cache.shape(form, &[num_blocks, block_size, num_kv_heads, head_size_v])?;
+        value_cache.strides(1)?;
+        value_cache.aligned(cache_dtype.size())?;
+
+        self.scales
+            .check(num_kv_heads, [num_blocks, block_size, num_kv_heads])?;
+        count("num_kv_heads", num_kv_heads)?;
+        count("head_size", head_size)?;
+        count("head_size_v", head_size_v)?;
+        let rows = Rows {
+            key: Side::new(&self.key, self.key_cache.view()),
+            value: Side::new(&self.value, self.value_cache.view()),
+            slot_mapping: self.slot_mapping.address(),
+            stride_slot_mapping_layer: 0,
+            cache_table: 0,
+            num_layers: 1,
+            num_tokens: count("num_tokens", num_tokens)?,
+            block_size: count("block_size", block_size)?,
+        };
+        Ok(CheckedCacheWrite {
+            write: self.scales.write(rows, dtype, cache_dtype)?,
+            num_tokens: rows.num_tokens,
+            num_slots: i64::from(count("num_blocks", num_blocks)?) * i64::from(rows.block_size),
+            request: self,
+        })
+    }
+}
+
+impl CacheScales<'_> {
+    /// What the caches may be.
+    fn cache_dtypes(&self, dtype: Dtype) -> Result<Vec<Dtype>, RequestError> {
+        let is_fp8 = matches!(dtype, Dtype::F8E4m3 | Dtype::F8E5m2);
+        match self {
+            Self::Given { .. } if !is_fp8 => Ok(vec![Dtype::F8E4m3, Dtype::F8E5m2]),
+            Self::None | Self::Given { .. } => Ok(vec![dtype]),
+            Self::PerTokenHead { .. } if !is_fp8 => Ok(vec![Dtype::F8E4m3, Dtype::I8]),
+            Self::PerTokenHead { .. } => Err(RequestError::Dtype {
+                tensor: "key",
+                expected: "bf16 or f16 or f32, to have a scale per token and head".into(),
+                got: dtype,
+            }),
+        }
+    }
+
+    fn check(&self, num_kv_heads: usize, rows: [usize; 3]) -> Result<(), RequestError> {
+        match self {
+            Self::None => {}
+            Self::Given { k_scale, v_scale } => {
+                for (name, view) in [("k_scale", k_scale), ("v_scale", v_scale)] {
+                    let scales = named(name, view);
+                    scales.dtype(&[Dtype::F32])?;
+                    if view.shape() != [1] {
+                        scales.shape("[1] or [num_kv_heads]", &[num_kv_heads])?;
+                    }
+                    scales.no_negative_strides()?;
+                    scales.aligned(4)?;
+                }
+            }
+            Self::PerTokenHead { k_scale, v_scale } => {
+                for (name, view) in [("k_scale", k_scale), ("v_scale", v_scale)] {
+                    let scales = named(name, view.view());
+                    scales.dtype(&[Dtype::F32])?;
+                    scales.shape("[num_blocks, block_size, num_kv_heads]", &rows)?;
+                    scales.no_negative_strides()?;
+                    scales.aligned(4)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, rows: Rows, source: Dtype, cache: Dtype) -> Result<RowWrite> {
+        match self {
+            Self::Given { k_scale, v_scale } if source != cache => Rows {
+                key: rows.key.with_scales(k_scale),
+                value: rows.value.with_scales(v_scale),
+                ..rows
+            }
+            .scaled(source, cache),
+            Self::None | Self::Given { .. } => rows.copied(),
+            Self::PerTokenHead { k_scale, v_scale } => Rows {
+                key: rows.key.with_scale_cache(k_scale.view()),
+                value: rows.value.with_scale_cache(v_scale.view()),
+                ..rows
+            }
+            .per_token_head(source, cache),
+        }
+    }
+}
+
+impl CheckedCacheWrite<'_> {
+    /// What will be launched: a pure function of shapes.
+    pub fn plan(&self) -> CacheWritePlan {
+        CacheWritePlan {
+            check: plan_slot_check(self.request.check, self.num_tokens),
+            write: self.write.launch,
+        }
+    }
+
+    /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.
+    ///
+    /// # Errors
+    /// [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the
+    /// plan's [`CacheWritePlan::workspace_bytes`]; whatever the launcher reports.
+    pub fn launch(
+        &self,
+        plan: &CacheWritePlan,
+        workspace: &mut TensorViewMut<'_>,
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        let slots = self.request.slot_mapping.address();
+        let check = plan.check.as_ref();
+        // SAFETY: the view holds `num_tokens` slots and is valid until the launch has finished, as its maker
+        // promised.
+        let check = unsafe {
+            launch_slot_check(
+                check,
+                workspace,
+                launcher,
+                slots,
+                self.num_tokens,
+                self.num_slots,
+            )?
+        };
+        if self.num_tokens == 0 {
+            return Ok(());
+        }
+        // SAFETY: as above, and `check()` made shapes and strides agree.
+        unsafe { self.write.launch(launcher, check) }
+    }
+}
+
+impl CacheWritePlan {
+    /// Bytes of workspace that [`CheckedCacheWrite::launch`] needs: 0 unless slots are checked.
+    pub fn workspace_bytes(&self) -> usize {
+        if self.check.is_some() { CHECK_BYTES } else { 0 }
+    }
+    /// The launches, in order: what to prepare before a graph is captured.
+    pub fn launches(&self) -> impl Iterator<Item = &Launch> {
+        self.check.iter().chain([&self.write])
+    }
+    pub(super) fn new(check: Option<Launch>, write: Launch) -> Self {
+        Self { check, write }
+    }
+    pub(super) fn check(&self) -> Option<&Launch> {
+        self.check.as_ref()
+    }
+}
+
+impl fmt::Display for CacheWritePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entry = self.write.kernel.entry();
+        write!(
+            f,
+            "{} grid {:?} x {} threads",
+            entry.name, self.write.grid, entry.threads
+        )
+    }
+}

@@ -1,0 +1,180 @@
+//! Checks that the operations share. Each names the tensor, what it had to be and what it was.
+
+use crate::error::RequestError;
+use crate::tensor::{Dtype, TensorView, contiguous_strides};
+
+/// A tensor under its name in the request.
+#[derive(Clone, Copy)]
+pub(super) struct Named<'v, 'a> {
+    name: &'static str,
+    pub(super) view: &'v TensorView<'a>,
+}
+
+pub(super) fn named<'v, 'a>(name: &'static str, view: &'v TensorView<'a>) -> Named<'v, 'a> {
+    Named { name, view }
+}
+
+impl Named<'_, '_> {
+    /// The dtype is one of `allowed`.
+    pub(super) fn dtype(self, allowed: &[Dtype]) -> Result<Dtype, RequestError> {
+        let got = self.view.dtype();
+        if allowed.contains(&got) {
+            return Ok(got);
+        }
+        if got.is_fnuz() {
+            let tensor = self.name;
+            return Err(RequestError::Fnuz { tensor, got });
+        }
+        let expected = allowed
+            .iter()
+            .map(Dtype::to_string)
+            .collect::<Vec<_>>()
+            .join(" or ");
+        Err(RequestError::Dtype {
+            tensor: self.name,
+            expected,
+            got,
+        })
+    }
+
+    /// The shape, if there are `N` dimensions; `form` says what they mean.
+    pub(super) fn rank<const N: usize>(self, form: &str) -> Result<[usize; N], RequestError> {
+        self.view
+            .shape()
+            .try_into()
+            .map_err(|_| self.wrong_shape(form.to_owned()))
+    }
+
+    /// The shape is exactly `expected`; `form` says what its dimensions mean.
+    pub(super) fn shape(self, form: &str, expected: &[usize]) -> Result<(), RequestError> {
+        if self.view.shape() == expected {
+            return Ok(());
+        }
+        Err(self.wrong_shape(format!("{form} = {expected:?}")))
+    }
+
+    pub(super) fn wrong_shape(self, expected: String) -> RequestError {
+        RequestError::Shape {
+            tensor: self.name,
+            expected,
+            got: self.view.shape().to_vec(),
+        }
+    }
+
+    /// The last dimension is contiguous, no stride is negative, and the strides of every dimension longer
+    /// than one are multiples of `multiple` elements.
+    pub(super) fn strides(self, multiple: usize) -> Result<(), RequestError> {
+        let (shape, strides) = (self.view.shape(), self.view.strides());
+        let last = shape.len().saturating_sub(1);
+        let fits = |dim: usize| {
+            shape[dim] <= 1
+                || if dim == last {
+                    strides[dim] == 1
+                } else {
+                    usize::try_from(strides[dim]).is_ok_and(|stride| stride % multiple == 0)
+                }
+        };
+        if (0..shape.len()).all(fits) {
+            return Ok(());
+        }
+        let expected = match multiple {
+            1 => "a contiguous last dimension and no negative stride".to_owned(),
+            _ => format!(
+                "a contiguous last dimension and other strides that are multiples of {multiple}"
+            ),
+        };
+        Err(RequestError::Stride {
+            tensor: self.name,
+            expected,
+            got: strides.to_vec(),
+        })
+    }
+
+    /// Elements lie side by side in dimensions `first..`, the last one fastest; strides before are not
+    /// negative.
+    pub(super) fn contiguous_from(self, first: usize) -> Result<(), RequestError> {
+        let (shape, strides) = (self.view.shape(), self.view.strides());
+        let side_by_side = contiguous_strides(shape);
+        let fits = |dim: usize| {
+            shape[dim] <= 1
+                || if dim < first {
+                    strides[dim] >= 0
+                } else {
+                    strides[dim] == side_by_side[dim]
+                }
+        };
+        if (0..shape.len()).all(fits) {
+            return Ok(());
+        }
+        Err(RequestError::Stride {
+            tensor: self.name,
+            expected: format!("strides {side_by_side:?} from dimension {first} on"),
+            got: strides.to_vec(),
+        })
+    }
+
+    /// The shape of a tensor of plain indices: `N` dimensions that `form` names, the last contiguous, aligned
+    /// to its elements.
+    pub(super) fn indices<const N: usize>(
+        self,
+        dtype: Dtype,
+        form: &str,
+    ) -> Result<[usize; N], RequestError> {
+        self.dtype(&[dtype])?;
+        let shape = self.rank(form)?;
+        self.strides(1)?;
+        self.aligned(dtype.size())?;
+        Ok(shape)
+    }
+
+    /// No stride is negative; elements may lie in any order.
+    pub(super) fn no_negative_strides(self) -> Result<(), RequestError> {
+        let strides = self.view.strides();
+        if strides.iter().all(|&stride| stride >= 0) {
+            return Ok(());
+        }
+        let expected = "no negative stride".to_owned();
+        Err(RequestError::Stride {
+            tensor: self.name,
+            expected,
+            got: strides.to_vec(),
+        })
+    }
+
+    /// The address is not null and a multiple of `bytes`; an empty tensor may have any.
+    pub(super) fn aligned(self, bytes: usize) -> Result<(), RequestError> {
+        let got = self.view.address();
+        if self.view.shape().contains(&0) || (got != 0 && got.is_multiple_of(bytes as u64)) {
+            return Ok(());
+        }
+        Err(RequestError::Address {
+            tensor: self.name,
+            expected: bytes,
+            got,
+        })
+    }
+}
+
+/// `value` of argument `name`, if it fits the kernels' 32-bit counters.
+pub(super) fn count(name: &'static str, value: usize) -> Result<u32, RequestError> {
+    u32::try_from(value)
+        .ok()
+        .filter(|&count| count <= i32::MAX as u32)
+        .ok_or_else(|| RequestError::Value {
+            name,
+            expected: format!("at most {}", i32::MAX),
+            got: value.to_string(),
+        })
+}
+
+/// Scales must be positive and finite: a NaN or a zero would spread silently.
+pub(super) fn scale(name: &'static str, value: f32) -> Result<f32, RequestError> {
+    if value.is_finite() && value > 0.0 {
+        return Ok(value);
+    }
+    Err(RequestError::Value {
+        name,
+        expected: "positive and finite".into(),
+        got: value.to_string(),
+    })
+}

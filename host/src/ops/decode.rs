@@ -1,0 +1,364 @@
+//! Decode attention over a paged cache: one query token per sequence.
+//!
+//! For sequence `s` and query head `h` of KV head `g = h / num_queries_per_kv`,
+//! `score[t] = softmax_scale * query[s, h] · key[t, g]` over the `seq_lens[s]` tokens that the block table
+//! names, `out[s, h] = Σ softmax(score)[t] value[t, g]`, and `lse[s, h] = ln Σ exp(score[t])`. A sequence of
+//! length 0 gives 0 and −inf.
+//!
+//! Over an FP8 cache the stored bytes are widened exactly, and the scales multiply sums: `q_scale * k_scale`
+//! the score, `v_scale` the output (the probability, if every token has its own). Nothing is rounded twice, as it would be if keys and values were turned
+//! into bf16 with their scale first.
+
+use gpu_kernels::dtype::HalfDtype;
+use gpu_kernels::entry::{Entry, Variant};
+use gpu_kernels::kv::CacheDtype;
+use gpu_kernels::tile::QueryDtype;
+
+use super::checks::{Named, count, named, scale};
+use super::device_check::CheckMode;
+use crate::error::{RequestError, Result};
+use crate::plan::{SplitPolicy, variants};
+use crate::tensor::{Dtype, TensorView, TensorViewMut};
+
+/// What is wanted. Head sizes, group sizes and dtypes that were compiled: see
+/// [`variants::decode_support`].
+#[derive(Debug)]
+pub struct DecodeRequest<'a> {
+    /// `[num_seqs, num_query_heads, head_size]`, bf16 or f16, or fp8_e4m3 over an FP8 cache; any strides
+    /// that are multiples of 2.
+    pub query: TensorView<'a>,
+    /// `[num_blocks, block_size, num_kv_heads, head_size]`, the query's dtype, or fp8_e4m3, fp8_e5m2
+    /// or (with a scale for every token and head) i8; any in memory whose last dimension is contiguous and whose strides are multiples of 16 bytes. `block_size` is a
+    /// multiple of 8.
+    pub key_cache: TensorView<'a>,
+    /// `[num_blocks, block_size, num_kv_heads, head_size_v]`, as `key_cache`.
+    pub value_cache: TensorView<'a>,
+    /// `[num_seqs, max_num_blocks_per_seq]`, i32. Entries past a sequence's last block are not read.
+    pub block_table: TensorView<'a>,
+    /// `[num_seqs]`, i32: tokens in the cache, this step's included. 0 is an empty sequence.
+    pub seq_lens: TensorView<'a>,
+    /// `[num_seqs, num_query_heads, head_size_v]`, the query's dtype, or bf16 or f16 for an FP8 query; any
+    /// strides that are multiples of 4.
+    pub out: TensorViewMut<'a>,
+    /// `[num_seqs, num_query_heads]`, f32, natural logarithm; if wanted.
+    pub lse: Option<TensorViewMut<'a>>,
+    /// Multiplies query · key; usually `1 / sqrt(head_size)`.
+    pub softmax_scale: f32,
+    /// What an FP8 cache's values were divided by. There is no default: a scale that is silently 1 gives
+    /// silently wrong results.
+    pub scales: Option<KvScales<'a>>,
+    /// The rest.
+    pub options: DecodeOptions,
+}
+
+/// What stored values were divided by: real value = stored × scale. The scales are read on the device at
+/// each launch, so they may change after a graph was captured.
+#[derive(Clone, Copy, Debug)]
+pub struct KvScales<'a> {
+    /// `[1]`, f32: of an fp8_e4m3 query, and only of that.
+    pub q_scale: Option<TensorView<'a>>,
+    /// f32: `[1]`, `[num_kv_heads]`, or one for every token and head, `[num_blocks, block_size,
+    /// num_kv_heads]` with any strides, so that scales may lie in a tensor of their own or beside the values.
+    pub k_scale: TensorView<'a>,
+    /// As `k_scale`, and of the same kind.
+    pub v_scale: TensorView<'a>,
+}
+
+/// What most callers leave as it is.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct DecodeOptions {
+    /// An upper bound of `seq_lens`, if the host knows one below `max_num_blocks_per_seq * block_size`:
+    /// the split is made for it. Longer sequences are cut to it.
+    pub max_seq_len: Option<u32>,
+    /// How the KV range is split over thread blocks.
+    pub split_policy: SplitPolicy,
+    /// Whether `block_table`, `seq_lens` and scales are checked on the device first.
+    pub check: CheckMode,
+}
+
+impl DecodeOptions {
+    /// See [`DecodeOptions::max_seq_len`].
+    #[must_use]
+    pub fn max_seq_len(mut self, tokens: u32) -> Self {
+        self.max_seq_len = Some(tokens);
+        self
+    }
+    /// See [`DecodeOptions::split_policy`].
+    #[must_use]
+    pub fn split_policy(mut self, policy: SplitPolicy) -> Self {
+        self.split_policy = policy;
+        self
+    }
+    /// See [`DecodeOptions::check`].
+    #[must_use]
+    pub fn check(mut self, mode: CheckMode) -> Self {
+        self.check = mode;
+        self
+    }
+}
+
+/// A request whose tensors agree with each other and with a compiled kernel.
+#[derive(Debug)]
+pub struct CheckedDecode<'a> {
+    pub(super) request: DecodeRequest<'a>,
+    /// Of the output.
+    pub(super) dtype: HalfDtype,
+    pub(super) query_dtype: QueryDtype,
+    /// Bytes per value of the cache.
+    pub(super) cache_bytes: u32,
+    /// Whether every token and head has scales of its own.
+    pub(super) token_scales: bool,
+    pub(super) num_seqs: u32,
+    pub(super) num_query_heads: u32,
+    pub(super) num_kv_heads: u32,
+    pub(super) head_size: u32,
+    pub(super) head_size_v: u32,
+    pub(super) block_size: u32,
+    pub(super) num_blocks: i64,
+    pub(super) max_seq_len: u32,
+    /// The compiled kernel's most query heads per thread block.
+    pub(super) heads_per_cta: u32,
+    pub(super) stage1: &'static Entry,
+}
+
+impl<'a> DecodeRequest<'a> {
+    /// Checks every tensor against the others, in the order of the fields.
+    ///
+    /// # Errors
+    /// [`RequestError`] naming the first tensor that does not fit; [`crate::error::Error::Unsupported`] for a head size
+    /// that was not compiled.
+    pub fn check(self) -> Result<CheckedDecode<'a>> {
+        let query = named("query", &self.query);
+        let query_dtype = query.dtype(&[Dtype::Bf16, Dtype::F16, Dtype::F8E4m3])?;
+        let [num_seqs, num_query_heads, head_size] =
+            query.rank("[num_seqs, num_query_heads, head_size]")?;
+        query.strides(2)?;
+        query.aligned(2 * query_dtype.size())?;
+
+        let key_cache = named("key_cache", &self.key_cache);
+        let cache_dtype = match query_dtype {
+            Dtype::F8E4m3 => key_cache.dtype(&[Dtype::F8E4m3, Dtype::F8E5m2, Dtype::I8])?,
+            _ => key_cache.dtype(&[query_dtype, Dtype::F8E4m3, Dtype::F8E5m2, Dtype::I8])?,
+        };
+        let chunk = 16 / cache_dtype.size();
+        let form = "[num_blocks, block_size, num_kv_heads, head_size]";
+        let [num_blocks, block_size, num_kv_heads, key_size] = key_cache.rank(form)?;
+        if block_size == 0 || block_size % 8 != 0 {
+            return Err(RequestError::Value {
+                name: "block_size",
+                expected: "a multiple of 8, at least 8".into(),
+                got: block_size.to_string(),
+            }
+            .into());
+        }
+        if key_size != head_size {
+            key_cache.shape(form, &[num_blocks, block_size, num_kv_heads, head_size])?;
+        }
+        if num_kv_heads == 0 || num_query_heads % num_kv_heads != 0 || num_query_heads == 0 {
+            return Err(RequestError::Value {
+                name: "num_query_heads",
+                expected: format!("a positive multiple of num_kv_heads = {num_kv_heads}"),
+                got: num_query_heads.to_string(),
+            }
+            .into());
+        }
+        key_cache.strides(chunk)?;
+        slot_stride_fits("key_cache", &self.key_cache)?;
+        key_cache.aligned(16)?;
+
+        let value_cache = named("value_cache", &self.value_cache);
+        value_cache.dtype(&[cache_dtype])?;
+        let form = "[num_blocks, block_size, num_kv_heads, head_size_v]";
+        let [_, _, _, head_size_v] = value_cache.rank(form)?;
+        value_cache.shape(form, &[num_blocks, block_size, num_kv_heads, head_size_v])?;
+        value_cache.strides(chunk)?;
+        slot_stride_fits("value_cache", &self.value_cache)?;
+        value_cache.aligned(16)?;
+
+        let block_table = named("block_table", &self.block_table);
+        block_table.dtype(&[Dtype::I32])?;
+        let form = "[num_seqs, max_num_blocks_per_seq]";
+        let [rows, max_num_blocks_per_seq] = block_table.rank(form)?;
+        if rows != num_seqs {
+            block_table.shape(form, &[num_seqs, max_num_blocks_per_seq])?;
+        }
+        block_table.strides(1)?;
+        block_table.aligned(4)?;
+        let nameable = max_num_blocks_per_seq.saturating_mul(block_size);
+        let max_seq_len = match self.options.max_seq_len {
+            Some(max_seq_len) if max_seq_len as usize > nameable => {
+                let blocks = (max_seq_len as usize).div_ceil(block_size);
+                return Err(block_table
+                    .wrong_shape(format!(
+                        "{form} with at least {blocks} blocks of {block_size} tokens for max_seq_len {max_seq_len}"
+                    ))
+                    .into());
+            }
+            Some(max_seq_len) => max_seq_len,
+            None => count("max_num_blocks_per_seq * block_size", nameable)?,
+        };
+
+        let seq_lens = named("seq_lens", &self.seq_lens);
+        seq_lens.dtype(&[Dtype::I32])?;
+        seq_lens.shape("[num_seqs]", &[num_seqs])?;
+        seq_lens.strides(1)?;
+        seq_lens.aligned(4)?;
+
+        let out = named("out", self.out.view());
+        let out_dtype = match query_dtype {
+            Dtype::F8E4m3 => out.dtype(&[Dtype::Bf16, Dtype::F16])?,
+            _ => out.dtype(&[query_dtype])?,
+        };
+        out.shape(
+            "[num_seqs, num_query_heads, head_size_v]",
+            &[num_seqs, num_query_heads, head_size_v],
+        )?;
+        out.strides(4)?;
+        out.aligned(8)?;
+        if let Some(lse) = &self.lse {
+            let lse = named("lse", lse.view());
+            lse.dtype(&[Dtype::F32])?;
+            lse.shape("[num_seqs, num_query_heads]", &[num_seqs, num_query_heads])?;
+            lse.aligned(4)?;
+        }
+        scale("softmax_scale", self.softmax_scale)?;
+
+        let token_scales = self.check_scales(
+            query_dtype,
+            cache_dtype,
+            [num_blocks, block_size, num_kv_heads],
+        )?;
+
+        let dtype = match out_dtype {
+            Dtype::F16 => HalfDtype::F16,
+            _ => HalfDtype::Bf16,
+        };
+        let cache = match cache_dtype {
+            Dtype::F8E4m3 if token_scales => CacheDtype::E4m3PerToken,
+            Dtype::F8E4m3 => CacheDtype::E4m3,
+            Dtype::I8 => CacheDtype::I8PerToken,
+            Dtype::F8E5m2 => CacheDtype::E5m2,
+            Dtype::F16 => CacheDtype::F16,
+            _ => CacheDtype::Bf16,
+        };
+        let (head_size, head_size_v) = (
+            count("head_size", head_size)?,
+            count("head_size_v", head_size_v)?,
+        );
+        let num_queries_per_kv = count("num_query_heads", num_query_heads / num_kv_heads)?;
+        let stage1 = variants::decode_entry(cache, head_size, head_size_v, num_queries_per_kv)?;
+        let Variant::DecodeGqa { heads_per_cta, .. } = stage1.variant else {
+            unreachable!("decode_entry returns decode variants");
+        };
+        Ok(CheckedDecode {
+            dtype,
+            query_dtype: match query_dtype {
+                Dtype::F8E4m3 => QueryDtype::E4m3,
+                _ => QueryDtype::of(dtype),
+            },
+            cache_bytes: if cache_dtype.size() == 1 { 1 } else { 2 },
+            token_scales,
+            num_seqs: grid_count("num_seqs", num_seqs)?,
+            num_query_heads: count("num_query_heads", num_query_heads)?,
+            num_kv_heads: count("num_kv_heads", num_kv_heads)?,
+            head_size,
+            head_size_v,
+            block_size: count("block_size", block_size)?,
+            num_blocks: i64::from(count("num_blocks", num_blocks)?),
+            max_seq_len,
+            heads_per_cta,
+            stage1,
+            request: self,
+        })
+    }
+
+    /// Scales are there if and only if the cache is of bytes, and have its heads. Whether every token has
+    /// its own.
+    fn check_scales(&self, query: Dtype, cache: Dtype, shape: [usize; 3]) -> Result<bool> {
+        let wrong = |name, expected: &str, got: &str| {
+            Err(RequestError::Value {
+                name,
+                expected: expected.into(),
+                got: got.into(),
+            }
+            .into())
+        };
+        let is_scaled = cache.size() == 1;
+        let Some(scales) = &self.scales else {
+            return match is_scaled {
+                true => wrong("scales", "given for a cache of bytes", "missing"),
+                false => Ok(false),
+            };
+        };
+        if !is_scaled {
+            return wrong("scales", "absent for a cache of 16-bit values", "given");
+        }
+        let [num_blocks, block_size, num_kv_heads] = shape;
+        let check = |tensor: Named<'_, '_>, shapes: &[&[usize]], form: &str| -> Result<()> {
+            tensor.dtype(&[Dtype::F32])?;
+            if !shapes.contains(&tensor.view.shape()) {
+                return Err(tensor.wrong_shape(form.to_owned()).into());
+            }
+            tensor.no_negative_strides()?;
+            Ok(tensor.aligned(4)?)
+        };
+        let (one, heads, tokens): (&[usize], &[usize], &[usize]) = (&[1], &[num_kv_heads], &shape);
+        let (allowed, form): (&[&[usize]], String) = match cache {
+            Dtype::F8E4m3 => (
+                &[one, heads, tokens],
+                format!(
+                    "[1], [num_kv_heads] = {heads:?}, or [num_blocks, block_size, num_kv_heads] = {tokens:?}"
+                ),
+            ),
+            Dtype::I8 => (
+                &[tokens],
+                format!(
+                    "[num_blocks, block_size, num_kv_heads] = [{num_blocks}, {block_size}, {num_kv_heads}]"
+                ),
+            ),
+            _ => (&[one, heads], format!("[1] or [num_kv_heads] = {heads:?}")),
+        };
+        check(named("k_scale", &scales.k_scale), allowed, &form)?;
+        let token_scales = scales.k_scale.shape().len() == 3;
+        let allowed: &[&[usize]] = if token_scales {
+            &[tokens]
+        } else {
+            &[one, heads]
+        };
+        check(named("v_scale", &scales.v_scale), allowed, &form)?;
+        match (&scales.q_scale, query == Dtype::F8E4m3) {
+            (Some(q_scale), true) => check(named("q_scale", q_scale), &[one], "[1]")?,
+            (None, false) => {}
+            (None, true) => return wrong("q_scale", "given for an fp8_e4m3 query", "missing"),
+            (Some(_), false) => {
+                return wrong("q_scale", "absent for a query of 16-bit values", "given");
+            }
+        }
+        Ok(token_scales)
+    }
+}
+
+/// CUDA grids have at most 65,535 thread blocks along y and z.
+fn grid_count(name: &'static str, value: usize) -> Result<u32, RequestError> {
+    u32::try_from(value)
+        .ok()
+        .filter(|&count| count <= 65_535)
+        .ok_or_else(|| RequestError::Value {
+            name,
+            expected: "at most 65535".into(),
+            got: value.to_string(),
+        })
+}
+
+/// Within a block the kernel's byte offsets are 32-bit.
+fn slot_stride_fits(tensor: &'static str, cache: &TensorView<'_>) -> Result<(), RequestError> {
+    if cache.strides()[1] <= i64::from(i32::MAX) / 32 {
+        return Ok(());
+    }
+    Err(RequestError::Stride {
+        tensor,
+        expected: format!("at most {} elements from slot to slot", i32::MAX / 32),
+        got: cache.strides().to_vec(),
+    })
+}

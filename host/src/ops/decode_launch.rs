@@ -1,0 +1,285 @@
+//! Planning and launching a checked decode.
+
+use std::fmt;
+
+use gpu_kernels::entry::Variant;
+use gpu_kernels::kernels::merge_splits;
+use gpu_kernels::params::{CheckPagedParams, DecodeParams, KernelParams, MergeParams};
+use gpu_kernels::tile::{QueryDtype, Shape};
+
+use super::decode::{CheckedDecode, KvScales};
+use super::device_check::{CHECK_BYTES, CheckMode, workspace_base};
+use crate::error::{Error, Result};
+use crate::plan::{DeviceInfo, SplitShape, Splits, variants};
+use crate::runtime::{Launch, Launcher};
+use crate::tensor::{TensorView, TensorViewMut};
+
+/// What was decided for a request: kernels, grids, splits, workspace. Prints as one line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecodePlan {
+    check: Option<Launch>,
+    stage1: Launch,
+    merge: Option<Launch>,
+    splits: Splits,
+    head_tiles: u32,
+    partial_lse_offset: usize,
+    partial_out_offset: usize,
+    workspace_bytes: usize,
+}
+
+impl CheckedDecode<'_> {
+    /// Decides splits, grids and workspace for a machine: a pure function of shapes and numbers.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the machine has too little shared memory for the kernel.
+    pub fn plan(&self, device: &DeviceInfo) -> Result<DecodePlan> {
+        let num_queries_per_kv = self.num_query_heads / self.num_kv_heads;
+        let head_tiles = num_queries_per_kv.div_ceil(self.heads_per_cta);
+        let tile = Shape::of(
+            self.head_size,
+            self.head_size_v,
+            self.cache_bytes,
+            self.token_scales,
+        );
+        if tile.shared_bytes() > device.shared_bytes_per_cta {
+            return Err(Error::Unsupported {
+                operation: "decode",
+                what: "a device with shared memory per thread block of",
+                got: format!("{} bytes", device.shared_bytes_per_cta),
+                supported: format!("at least {} bytes", tile.shared_bytes()),
+            });
+        }
+        let splits = Splits::choose(
+            &SplitShape {
+                num_seqs: self.num_seqs,
+                ctas_per_split: self.num_kv_heads * head_tiles,
+                max_seq_len: self.max_seq_len,
+                token_bytes: self.cache_bytes * (self.head_size + self.head_size_v),
+                head_size: self.head_size.max(self.head_size_v),
+                tile_len: tile.tokens_per_cta(),
+                shared_bytes: tile.shared_bytes(),
+            },
+            device,
+            self.request.options.split_policy,
+        );
+        let check = (self.request.options.check == CheckMode::Device).then(|| Launch {
+            kernel: variants::entry(Variant::CheckPaged).id,
+            grid: [self.num_seqs, 1, 1],
+            shared_bytes: 0,
+            overlaps_previous: false,
+        });
+        let stage1 = Launch {
+            kernel: self.stage1.id,
+            grid: [
+                self.num_kv_heads * head_tiles,
+                splits.num_kv_splits,
+                self.num_seqs,
+            ],
+            shared_bytes: tile.shared_bytes(),
+            overlaps_previous: false,
+        };
+        let merge = (splits.num_kv_splits > 1).then(|| Launch {
+            kernel: variants::entry(Variant::MergeSplits { dtype: self.dtype }).id,
+            grid: [self.num_query_heads, self.num_seqs, 1],
+            shared_bytes: merge_splits::shared_bytes(self.head_size_v),
+            overlaps_previous: true,
+        });
+        let rows = self.num_seqs as usize * self.num_query_heads as usize;
+        let parts = if merge.is_some() {
+            rows * splits.num_kv_splits as usize
+        } else {
+            0
+        };
+        let partial_lse_offset = if check.is_some() { CHECK_BYTES } else { 0 };
+        let partial_out_offset = partial_lse_offset + (parts * 4).next_multiple_of(256);
+        let workspace_bytes = partial_out_offset + parts * self.head_size_v as usize * 4;
+        Ok(DecodePlan {
+            check,
+            stage1,
+            merge,
+            splits,
+            head_tiles,
+            partial_lse_offset,
+            partial_out_offset,
+            workspace_bytes,
+        })
+    }
+
+    /// Enqueues the plan's kernels. Allocates nothing and waits for nothing, so it can be captured into a
+    /// CUDA graph.
+    ///
+    /// # Errors
+    /// [`RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the plan's
+    /// [`DecodePlan::workspace_bytes`]; whatever the launcher reports.
+    pub fn launch(
+        &self,
+        plan: &DecodePlan,
+        workspace: &mut TensorViewMut<'_>,
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        if self.num_seqs == 0 {
+            return Ok(());
+        }
+        let base = workspace_base(workspace, plan.workspace_bytes)?;
+        let check = if plan.check.is_some() { base } else { 0 };
+        let request = &self.request;
+        let decode = self.decode_params(plan, base, check);
+        if let Some(launch) = &plan.check {
+            let params = CheckPagedParams {
+                block_table: request.block_table.address(),
+                seq_lens: request.seq_lens.address(),
+                check,
+                stride_block_table: request.block_table.strides()[0],
+                num_blocks: self.num_blocks,
+                stride_seq_lens: request.seq_lens.strides()[0],
+                num_seqs: self.num_seqs,
+                block_size: self.block_size,
+                max_seq_len: self.max_seq_len,
+                num_kv_heads: self.num_kv_heads,
+                q_scale: decode.q_scale,
+                // Scales of single tokens are too many to look at before each step.
+                k_scale: if self.token_scales { 0 } else { decode.k_scale },
+                v_scale: if self.token_scales { 0 } else { decode.v_scale },
+                stride_k_scale: decode.stride_k_scale,
+                stride_v_scale: decode.stride_v_scale,
+            };
+            // SAFETY: the record lies in the workspace, whose size was checked.
+            unsafe { launcher.zero(check, CHECK_BYTES)? };
+            // SAFETY: views and workspace are valid until the launch has finished, as their makers promised.
+            unsafe { launcher.launch(launch, params.as_bytes())? };
+        }
+        // SAFETY: as above; `check()` and `plan()` made shapes, strides and grid agree.
+        unsafe { launcher.launch(&plan.stage1, decode.as_bytes())? };
+        if let Some(launch) = &plan.merge {
+            let params = self.merge_params(plan, &decode);
+            // SAFETY: as above.
+            unsafe { launcher.launch(launch, params.as_bytes())? };
+        }
+        Ok(())
+    }
+
+    fn decode_params(&self, plan: &DecodePlan, base: u64, check: u64) -> DecodeParams {
+        let request = &self.request;
+        let (query, out) = (request.query.strides(), request.out.view().strides());
+        let (key, value) = (request.key_cache.strides(), request.value_cache.strides());
+        let lse = request.lse.as_ref().map(TensorViewMut::view);
+        let scales = request.scales.as_ref();
+        let token_stride = |which: for<'v, 's> fn(&'v KvScales<'s>) -> &'v TensorView<'s>,
+                            dim: usize| {
+            let scales = scales.filter(|_| self.token_scales);
+            scales.map_or(0, |scales| which(scales).strides()[dim])
+        };
+        DecodeParams {
+            query: request.query.address(),
+            key_cache: request.key_cache.address(),
+            value_cache: request.value_cache.address(),
+            block_table: request.block_table.address(),
+            seq_lens: request.seq_lens.address(),
+            out: request.out.view().address(),
+            lse: lse.map_or(0, TensorView::address),
+            partial_out: base + plan.partial_out_offset as u64,
+            partial_lse: base + plan.partial_lse_offset as u64,
+            q_scale: scales
+                .and_then(|scales| scales.q_scale)
+                .map_or(0, |scale| scale.address()),
+            k_scale: scales.map_or(0, |scales| scales.k_scale.address()),
+            v_scale: scales.map_or(0, |scales| scales.v_scale.address()),
+            check,
+            stride_query_seq: query[0],
+            stride_query_head: query[1],
+            stride_key_block: key[0],
+            stride_key_slot: key[1],
+            stride_key_head: key[2],
+            stride_value_block: value[0],
+            stride_value_slot: value[1],
+            stride_value_head: value[2],
+            stride_block_table: request.block_table.strides()[0],
+            stride_seq_lens: request.seq_lens.strides()[0],
+            stride_out_seq: out[0],
+            stride_out_head: out[1],
+            stride_lse_seq: lse.map_or(0, |lse| lse.strides()[0]),
+            stride_lse_head: lse.map_or(0, |lse| lse.strides()[1]),
+            stride_k_scale: scales.map_or(0, |scales| head_stride(&scales.k_scale)),
+            stride_v_scale: scales.map_or(0, |scales| head_stride(&scales.v_scale)),
+            stride_k_scale_block: token_stride(|scales| &scales.k_scale, 0),
+            stride_k_scale_slot: token_stride(|scales| &scales.k_scale, 1),
+            stride_v_scale_block: token_stride(|scales| &scales.v_scale, 0),
+            stride_v_scale_slot: token_stride(|scales| &scales.v_scale, 1),
+            num_query_heads: self.num_query_heads,
+            num_queries_per_kv: self.num_query_heads / self.num_kv_heads,
+            head_tiles: plan.head_tiles,
+            block_size: self.block_size,
+            max_seq_len: self.max_seq_len,
+            split_len: plan.splits.split_len,
+            num_kv_splits: plan.splits.num_kv_splits,
+            qk_scale_log2: request.softmax_scale * std::f32::consts::LOG2_E,
+            query_dtype: self.query_dtype as u32,
+            out_dtype: QueryDtype::of(self.dtype) as u32,
+        }
+    }
+
+    fn merge_params(&self, plan: &DecodePlan, stage1: &DecodeParams) -> MergeParams {
+        MergeParams {
+            partial_out: stage1.partial_out,
+            partial_lse: stage1.partial_lse,
+            seq_lens: stage1.seq_lens,
+            out: stage1.out,
+            lse: stage1.lse,
+            check: stage1.check,
+            stride_seq_lens: stage1.stride_seq_lens,
+            stride_out_seq: stage1.stride_out_seq,
+            stride_out_head: stage1.stride_out_head,
+            stride_lse_seq: stage1.stride_lse_seq,
+            stride_lse_head: stage1.stride_lse_head,
+            num_query_heads: self.num_query_heads,
+            head_size_v: self.head_size_v,
+            max_seq_len: self.max_seq_len,
+            split_len: plan.splits.split_len,
+            num_kv_splits: plan.splits.num_kv_splits,
+            reserved: 0,
+        }
+    }
+}
+
+impl DecodePlan {
+    /// Bytes of workspace that [`CheckedDecode::launch`] needs.
+    pub fn workspace_bytes(&self) -> usize {
+        self.workspace_bytes
+    }
+    /// How the KV range is split.
+    pub fn splits(&self) -> Splits {
+        self.splits
+    }
+    /// The launches, in order: what to prepare before a graph is captured.
+    pub fn launches(&self) -> impl Iterator<Item = &Launch> {
+        self.check.iter().chain([&self.stage1]).chain(&self.merge)
+    }
+}
+
+impl fmt::Display for DecodePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Splits {
+            num_kv_splits,
+            split_len,
+        } = self.splits;
+        write!(f, "{num_kv_splits} splits of {split_len} tokens")?;
+        for launch in self.launches() {
+            let entry = launch.kernel.entry();
+            write!(
+                f,
+                "; {} grid {:?} x {} threads",
+                entry.name, launch.grid, entry.threads
+            )?;
+        }
+        write!(f, "; workspace {} B", self.workspace_bytes)
+    }
+}
+
+/// Elements from a head's scale to the next head's: none if there is one for all.
+fn head_stride(scale: &TensorView<'_>) -> i64 {
+    if scale.shape() == [1] {
+        0
+    } else {
+        scale.strides()[scale.strides().len() - 1]
+    }
+}

@@ -1,0 +1,391 @@
+//! Gathers: tokens of a paged cache into rows that lie side by side, byte for byte or dequantised.
+//!
+//! Only what is named is read, never the whole pool, and nothing is allocated: `num_rows` rows go in and
+//! come out, whatever the indices say, so a gather can be captured in a graph. Which token goes to which row,
+//! [`GatherRows`] says; how it is stored, [`GatherForm`].
+//!
+//! Tokens past the end of a block-table row, blocks and slots outside the cache, and negative indices are
+//! skipped: their rows stay as they are, or become zeros if `zero_missing` says so. With
+//! [`CheckMode::Device`] the first bad block or slot is reported in the workspace's check record, which is
+//! read as for the other operations; unlike there, the other rows are gathered all the same.
+
+use std::fmt;
+
+use gpu_kernels::entry::Variant;
+use gpu_kernels::kernels::gather;
+use gpu_kernels::mla_entry::{fp8_ds, v4};
+use gpu_kernels::params::GatherParams;
+
+use super::cache_side::byte_stride;
+use super::checks::{Named, count, named};
+use super::concat_and_cache_mla::check_entries;
+use super::device_check::CheckMode;
+use super::row_write::element;
+use crate::error::{RequestError, Result};
+use crate::plan::variants;
+use crate::runtime::Launch;
+use crate::tensor::{Dtype, TensorView, TensorViewMut};
+
+/// What is wanted.
+#[derive(Debug)]
+pub struct GatherRequest<'a> {
+    /// `[num_blocks, block_size, row]`, any strides whose last is 1; V4: `[num_blocks, page_bytes]`, u8.
+    pub cache: TensorView<'a>,
+    /// Tokens per cache block.
+    pub block_size: usize,
+    /// How the cache stores a token.
+    pub form: GatherForm<'a>,
+    /// `[num_rows, row]`; for [`GatherRows::Padded`] `[num_seqs, rows_per_seq, row]`. A row is `cache`'s, or
+    /// 576 (656-byte form) or 512 (V4's) values of bf16.
+    pub out: TensorViewMut<'a>,
+    /// Which token goes to which row.
+    pub rows: GatherRows<'a>,
+    /// Whether rows without a token become zeros; else they stay as they are.
+    pub zero_missing: bool,
+    /// Whether bad blocks and slots are reported.
+    pub check: CheckMode,
+}
+
+/// How a cache stores a token.
+#[derive(Clone, Copy, Debug)]
+pub enum GatherForm<'a> {
+    /// As `out` has it: bytes are copied, whatever they mean.
+    Raw,
+    /// fp8_e4m3 or fp8_e5m2; `out` (bf16, f16 or f32) gets `stored * scale`.
+    Fp8 {
+        /// `[1]`, f32.
+        scale: TensorView<'a>,
+    },
+    /// 656 bytes a token (`fp8_ds_mla`); `out` is bf16.
+    Fp8Ds,
+    /// DeepSeek V4's pages; `out` is bf16.
+    V4,
+}
+
+/// Which token goes to which row of the output.
+#[derive(Clone, Copy, Debug)]
+pub enum GatherRows<'a> {
+    /// All tokens of some sequences, one after the other: row `r` of sequence `s`, where
+    /// `row_starts[s] <= r < row_starts[s + 1]`, is token `first_tokens[s] + r - row_starts[s]`.
+    Ragged {
+        /// `[num_seqs, max_num_blocks_per_seq]`, i32; entries past a sequence's tokens are not read.
+        block_table: TensorView<'a>,
+        /// `[num_seqs + 1]`, i32, not decreasing; ends at `num_rows` or before.
+        row_starts: TensorView<'a>,
+        /// `[num_seqs]`, i32, if sequences do not begin with token 0; need not be multiples of `block_size`.
+        first_tokens: Option<TensorView<'a>>,
+    },
+    /// The last `lens[s]` of each sequence's `seq_lens[s]` tokens, a fixed number of rows for each.
+    Padded {
+        /// `[num_seqs, max_num_blocks_per_seq]`, i32; entries past a sequence's tokens are not read.
+        block_table: TensorView<'a>,
+        /// `[num_seqs]`, i32.
+        seq_lens: TensorView<'a>,
+        /// `[num_seqs]`, i32; none for all tokens.
+        lens: Option<TensorView<'a>>,
+    },
+    /// Positions in sequences, as an indexer chooses them: `indices[t, k]` of sequence `seqs[t]`.
+    TopK {
+        /// `[num_seqs, max_num_blocks_per_seq]`, i32.
+        block_table: TensorView<'a>,
+        /// `[num_tokens, topk]`, i32, contiguous; negative ones are skipped.
+        indices: TensorView<'a>,
+        /// `[num_tokens]`, i32; none if token `t` is of sequence `t`.
+        seqs: Option<TensorView<'a>>,
+    },
+    /// Slots of the cache: `block * block_size + offset`.
+    Slots {
+        /// `[num_rows]`, i32; negative ones are skipped.
+        slots: TensorView<'a>,
+    },
+}
+
+/// A request whose tensors agree with each other.
+#[derive(Debug)]
+pub struct CheckedGather<'a> {
+    pub(super) request: GatherRequest<'a>,
+    pub(super) launch: Launch,
+    pub(super) params: GatherParams,
+}
+
+impl<'a> GatherRequest<'a> {
+    /// Checks every tensor against the others.
+    ///
+    /// # Errors
+    /// [`crate::error::RequestError`] naming the first tensor that does not fit.
+    pub fn check(self) -> Result<CheckedGather<'a>> {
+        if self.block_size == 0 {
+            return Err(bad_value("block_size", "at least 1", 0).into());
+        }
+        let mut params = self.tensors()?;
+        self.rows(&mut params)?;
+        let is_padded = matches!(self.rows, GatherRows::Padded { .. });
+        let out = self.out.view();
+        params.stride_out_row = byte_stride(out, out.shape().len() - 2);
+        params.stride_out_seq = if is_padded { byte_stride(out, 0) } else { 0 };
+        let variant = self.variant(&mut params);
+        params.slabs = match self.form {
+            GatherForm::Raw | GatherForm::Fp8 { .. } => {
+                params.row_units.max(1).div_ceil(gather::SLAB)
+            }
+            GatherForm::Fp8Ds | GatherForm::V4 => 1,
+        };
+        let grid = gather::grid(params.num_rows, params.slabs)
+            .ok_or_else(|| bad_value("num_rows", "small enough for 2^31 warps", params.num_rows))?;
+        Ok(CheckedGather {
+            launch: Launch {
+                kernel: variants::entry(variant).id,
+                grid,
+                shared_bytes: 0,
+                overlaps_previous: false,
+            },
+            params,
+            request: self,
+        })
+    }
+
+    /// Cache and output: dtypes and the row. Counts units in values for now.
+    fn tensors(&self) -> Result<GatherParams, RequestError> {
+        let cache = named("cache", &self.cache);
+        let out = named("out", self.out.view());
+        let is_padded = matches!(self.rows, GatherRows::Padded { .. });
+        let form = if is_padded {
+            "[num_seqs, rows_per_seq, row]"
+        } else {
+            "[num_rows, row]"
+        };
+        let shape = self.out.view().shape();
+        if shape.len() != if is_padded { 3 } else { 2 } {
+            return Err(out.wrong_shape(form.to_owned()));
+        }
+        let row = shape[shape.len() - 1];
+        let mut scale = 0;
+        let num_blocks = match &self.form {
+            GatherForm::Raw | GatherForm::Fp8 { .. } => {
+                let cache_form = "[num_blocks, block_size, row]";
+                let [num_blocks, ..] = cache.rank::<3>(cache_form)?;
+                cache.shape(cache_form, &[num_blocks, self.block_size, row])?;
+                cache.strides(1)?;
+                num_blocks
+            }
+            GatherForm::Fp8Ds => check_entries(cache, false, self.block_size)?,
+            GatherForm::V4 => check_entries(cache, true, self.block_size)?,
+        };
+        match &self.form {
+            GatherForm::Raw => {
+                if self.cache.dtype().is_fnuz() {
+                    // Copying would be right, but then nobody here could read it.
+                    cache.dtype(&[Dtype::U8])?;
+                }
+                let dtype = out.dtype(&[self.cache.dtype()])?;
+                out.strides(1)?;
+                out.aligned(dtype.size())?;
+                cache.aligned(dtype.size())?;
+            }
+            GatherForm::Fp8 { scale: view } => {
+                cache.dtype(&[Dtype::F8E4m3, Dtype::F8E5m2])?;
+                let dtype = out.dtype(&[Dtype::Bf16, Dtype::F16, Dtype::F32])?;
+                out.strides(1)?;
+                out.aligned(dtype.size())?;
+                cache.aligned(1)?;
+                let named = named("scale", view);
+                named.dtype(&[Dtype::F32])?;
+                named.shape("[1]", &[1])?;
+                named.aligned(4)?;
+                scale = view.address();
+            }
+            GatherForm::Fp8Ds => entry_rows(out, form, row, fp8_ds::LATENTS + fp8_ds::ROPE)?,
+            GatherForm::V4 => entry_rows(out, form, row, v4::VALUES + v4::ROPE)?,
+        }
+        let is_v4 = matches!(self.form, GatherForm::V4);
+        Ok(GatherParams {
+            cache: self.cache.address(),
+            out: self.out.view().address(),
+            scale,
+            block_table: 0,
+            rows: 0,
+            seqs: 0,
+            check: 0,
+            stride_cache_block: byte_stride(&self.cache, 0),
+            stride_cache_slot: if is_v4 {
+                0
+            } else {
+                byte_stride(&self.cache, 1)
+            },
+            stride_out_row: 0,
+            stride_out_seq: 0,
+            stride_block_table: 0,
+            num_rows: count("num_rows", shape[..shape.len() - 1].iter().product())?,
+            num_seqs: 0,
+            rows_per_seq: 1,
+            mode: 0,
+            block_size: count("block_size", self.block_size)?,
+            num_blocks: count("num_blocks", num_blocks)?,
+            max_num_blocks_per_seq: 0,
+            zero_missing: u32::from(self.zero_missing),
+            unit: 0,
+            row_units: count("row", row)?,
+            slabs: 1,
+            reserved: 0,
+        })
+    }
+
+    /// Which token goes to which row.
+    fn rows(&self, params: &mut GatherParams) -> Result<(), RequestError> {
+        let out = named("out", self.out.view());
+        let shape = self.out.view().shape();
+        match &self.rows {
+            GatherRows::Ragged {
+                block_table,
+                row_starts,
+                first_tokens,
+            } => {
+                let num_seqs = table(block_table, params)?;
+                list("row_starts", row_starts, "[num_seqs + 1]", num_seqs + 1)?;
+                params.mode = GatherParams::RAGGED;
+                params.rows = row_starts.address();
+                if let Some(first_tokens) = first_tokens {
+                    list("first_tokens", first_tokens, "[num_seqs]", num_seqs)?;
+                    params.seqs = first_tokens.address();
+                }
+            }
+            GatherRows::Padded {
+                block_table,
+                seq_lens,
+                lens,
+            } => {
+                let num_seqs = table(block_table, params)?;
+                if shape[0] != num_seqs {
+                    return Err(out.wrong_shape(format!("[{num_seqs}, rows_per_seq, row]")));
+                }
+                list("seq_lens", seq_lens, "[num_seqs]", num_seqs)?;
+                params.mode = GatherParams::PADDED;
+                params.rows_per_seq = count("rows_per_seq", shape[1])?.max(1);
+                params.seqs = seq_lens.address();
+                if let Some(lens) = lens {
+                    list("lens", lens, "[num_seqs]", num_seqs)?;
+                    params.rows = lens.address();
+                }
+            }
+            GatherRows::TopK {
+                block_table,
+                indices,
+                seqs,
+            } => {
+                let num_seqs = table(block_table, params)?;
+                let named = named("indices", indices);
+                named.dtype(&[Dtype::I32])?;
+                let [num_tokens, topk] = named.rank("[num_tokens, topk]")?;
+                named.contiguous_from(0)?;
+                named.aligned(4)?;
+                if shape[0] != num_tokens * topk {
+                    return Err(out.wrong_shape(format!("[{num_tokens} * {topk}, row]")));
+                }
+                params.mode = GatherParams::INDICES;
+                params.rows = indices.address();
+                params.rows_per_seq = count("topk", topk)?.max(1);
+                match seqs {
+                    Some(seqs) => {
+                        list("seqs", seqs, "[num_tokens]", num_tokens)?;
+                        params.seqs = seqs.address();
+                    }
+                    None if num_tokens > num_seqs => {
+                        return Err(named.wrong_shape(format!(
+                            "[num_tokens, topk] with at most {num_seqs} tokens, a sequence each"
+                        )));
+                    }
+                    None => {}
+                }
+            }
+            GatherRows::Slots { slots } => {
+                list("slots", slots, "[num_rows]", shape[0])?;
+                params.mode = GatherParams::INDICES;
+                params.rows = slots.address();
+            }
+        }
+        Ok(())
+    }
+
+    /// The kernel, and the unit in which it counts.
+    fn variant(&self, params: &mut GatherParams) -> Variant {
+        let out = self.out.view();
+        let (cache_bytes, out_bytes) = (self.cache.dtype().size(), out.dtype().size());
+        let aligned = |start: u64, strides: [i64; 2]| {
+            start | strides[0].cast_unsigned() | strides[1].cast_unsigned()
+        };
+        let cache = aligned(
+            params.cache,
+            [params.stride_cache_block, params.stride_cache_slot],
+        );
+        let rows = aligned(params.out, [params.stride_out_row, params.stride_out_seq]);
+        let values = params.row_units;
+        match self.form {
+            GatherForm::Raw => {
+                let row_bytes = u64::from(values) * out_bytes as u64;
+                params.unit = 1 << (cache | rows | row_bytes | 16).trailing_zeros();
+                params.row_units = u32::try_from(row_bytes / u64::from(params.unit))
+                    .expect("a row of less than 2^31 values, counted in units not smaller");
+                Variant::GatherCopy
+            }
+            GatherForm::Fp8 { .. } => {
+                let eights = values.is_multiple_of(8)
+                    && cache.is_multiple_of(8 * cache_bytes as u64)
+                    && rows.is_multiple_of(16);
+                params.unit = if eights { 8 } else { 1 };
+                params.row_units = values / params.unit;
+                Variant::GatherScaled {
+                    cache: element(self.cache.dtype()),
+                    out: element(out.dtype()),
+                }
+            }
+            GatherForm::Fp8Ds => Variant::GatherMlaFp8Ds,
+            GatherForm::V4 => Variant::GatherMlaV4,
+        }
+    }
+}
+
+/// A block table: fills in what the kernel needs of it and returns the number of sequences.
+fn table(block_table: &TensorView<'_>, params: &mut GatherParams) -> Result<usize, RequestError> {
+    let named = named("block_table", block_table);
+    named.dtype(&[Dtype::I32])?;
+    let [num_seqs, width] = named.rank("[num_seqs, max_num_blocks_per_seq]")?;
+    named.strides(1)?;
+    named.aligned(4)?;
+    params.block_table = block_table.address();
+    params.stride_block_table = byte_stride(block_table, 0);
+    params.num_seqs = count("num_seqs", num_seqs)?;
+    params.max_num_blocks_per_seq = count("max_num_blocks_per_seq", width)?;
+    Ok(num_seqs)
+}
+
+/// A contiguous list of i32.
+fn list(
+    name: &'static str,
+    view: &TensorView<'_>,
+    form: &str,
+    len: usize,
+) -> Result<(), RequestError> {
+    let named = named(name, view);
+    named.dtype(&[Dtype::I32])?;
+    named.shape(form, &[len])?;
+    named.strides(1)?;
+    named.aligned(4)
+}
+
+/// Rows of dequantised entries.
+fn entry_rows(out: Named<'_, '_>, form: &str, row: usize, values: u32) -> Result<(), RequestError> {
+    out.dtype(&[Dtype::Bf16])?;
+    if row != values as usize {
+        return Err(out.wrong_shape(format!("{form} with rows of {values} values")));
+    }
+    out.strides(8)?;
+    out.aligned(16)
+}
+
+fn bad_value(name: &'static str, expected: &str, got: impl fmt::Display) -> RequestError {
+    RequestError::Value {
+        name,
+        expected: expected.into(),
+        got: got.to_string(),
+    }
+}

@@ -1,0 +1,210 @@
+//! What cache writes have in common: rows of new tokens go to slots of a paged cache, by one of three
+//! kernels.
+
+use gpu_kernels::dtype::ElementDtype;
+use gpu_kernels::entry::Variant;
+use gpu_kernels::kernels::{reshape_and_cache_flash, reshape_and_cache_per_token_head};
+use gpu_kernels::params::{KernelParams, PerTokenHeadParams, ReshapeAndCacheParams};
+
+use super::cache_side::{Side, units};
+use crate::error::{Error, RequestError, Result};
+use crate::plan::variants;
+use crate::runtime::{Launch, Launcher};
+use crate::tensor::Dtype;
+
+/// Rows to write: keys and values of tokens.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows {
+    pub(super) key: Side,
+    pub(super) value: Side,
+    /// Address of the slots.
+    pub(super) slot_mapping: u64,
+    pub(super) stride_slot_mapping_layer: i64,
+    /// Address of the caches' addresses; 0 for one cache.
+    pub(super) cache_table: u64,
+    pub(super) num_layers: u32,
+    pub(super) num_tokens: u32,
+    pub(super) block_size: u32,
+}
+
+/// A kernel and its parameters, all but the check record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RowWrite {
+    pub(super) launch: Launch,
+    params: Params,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Params {
+    Rows(ReshapeAndCacheParams),
+    PerTokenHead(PerTokenHeadParams),
+}
+
+impl RowWrite {
+    /// Enqueues the kernel.
+    ///
+    /// # Safety
+    /// What the parameters name is valid until the launch has finished; `check` is a record or 0.
+    pub(super) unsafe fn launch(&self, launcher: &dyn Launcher, check: u64) -> Result<()> {
+        match self.params {
+            Params::Rows(params) => {
+                let params = ReshapeAndCacheParams { check, ..params };
+                // SAFETY: as the caller promises.
+                unsafe { launcher.launch(&self.launch, params.as_bytes()) }
+            }
+            Params::PerTokenHead(params) => {
+                let params = PerTokenHeadParams { check, ..params };
+                // SAFETY: as the caller promises.
+                unsafe { launcher.launch(&self.launch, params.as_bytes()) }
+            }
+        }
+    }
+}
+
+impl Rows {
+    /// Copied byte by byte.
+    pub(super) fn copied(self) -> Result<RowWrite> {
+        let (key, value) = (self.key.flattened(), self.value.flattened());
+        let unit = [&key, &value]
+            .into_iter()
+            .filter(|side| !side.is_empty())
+            .map(|side| side.source_alignment().min(side.target_alignment()))
+            .min()
+            .unwrap_or(1);
+        let sides = [key.in_units(unit), value.in_units(unit)];
+        self.write(Variant::CacheCopy, unit, sides)
+    }
+
+    /// Divided by the sides' scales.
+    pub(super) fn scaled(self, source: Dtype, cache: Dtype) -> Result<RowWrite> {
+        let (key, value) = (self.key.flattened(), self.value.flattened());
+        let unit = if eights(&[key, value], 8) { 8 } else { 1 };
+        let variant = Variant::CacheScaled {
+            source: element(source),
+            cache: element(cache),
+        };
+        let sides = [key.in_units_of(unit), value.in_units_of(unit)];
+        self.write(variant, unit, sides)
+    }
+
+    fn write(
+        self,
+        variant: Variant,
+        unit: u32,
+        [key, value]: [gpu_kernels::params::CacheSide; 2],
+    ) -> Result<RowWrite> {
+        let units = units(&key)
+            .zip(units(&value))
+            .and_then(|(key, value)| key.checked_add(value))
+            .map(|units| units.max(1));
+        let grid = units.and_then(|units| {
+            reshape_and_cache_flash::grid(self.num_layers, self.num_tokens, units)
+        });
+        let (Some(units), Some(grid)) = (units, grid) else {
+            return Err(self.too_large());
+        };
+        Ok(RowWrite {
+            launch: launch(variant, grid),
+            params: Params::Rows(ReshapeAndCacheParams {
+                key,
+                value,
+                slot_mapping: self.slot_mapping,
+                cache_table: self.cache_table,
+                check: 0,
+                stride_slot_mapping_layer: self.stride_slot_mapping_layer,
+                num_tokens: self.num_tokens,
+                block_size: self.block_size,
+                unit,
+                slabs: units.div_ceil(reshape_and_cache_flash::SLAB),
+            }),
+        })
+    }
+
+    /// Each head of each token with a scale of its own, stored at the sides' scales.
+    pub(super) fn per_token_head(self, source: Dtype, cache: Dtype) -> Result<RowWrite> {
+        let sides = [self.key, self.value];
+        let largest = self.key.head_size().max(self.value.head_size());
+        if largest > reshape_and_cache_per_token_head::MAX_HEAD_SIZE {
+            return Err(Error::Unsupported {
+                operation: "a cache write with a scale per token and head",
+                what: "head size",
+                got: largest.to_string(),
+                supported: format!("up to {}", reshape_and_cache_per_token_head::MAX_HEAD_SIZE),
+            });
+        }
+        let store_bytes = match () {
+            () if eights(&sides, 8) => 8,
+            () if eights(&sides, 4) => 4,
+            () => 0,
+        };
+        let (unit, lanes_per_row) = match store_bytes {
+            0 => (1, gpu_kernels::gpu::WARP),
+            _ => (
+                8,
+                reshape_and_cache_per_token_head::lanes_per_row((largest / 8).max(1)),
+            ),
+        };
+        let [key, value] = sides.map(|side| side.in_units_of(unit));
+        let rows =
+            u64::from(self.num_tokens) * (u64::from(key.num_heads) + u64::from(value.num_heads));
+        let grid = reshape_and_cache_per_token_head::grid(rows, lanes_per_row)
+            .ok_or_else(|| self.too_large())?;
+        let variant = Variant::CachePerTokenHead {
+            source: element(source),
+            cache: element(cache),
+        };
+        Ok(RowWrite {
+            launch: launch(variant, grid),
+            params: Params::PerTokenHead(PerTokenHeadParams {
+                key,
+                value,
+                slot_mapping: self.slot_mapping,
+                check: 0,
+                num_tokens: self.num_tokens,
+                block_size: self.block_size,
+                store_bytes,
+                lanes_per_row,
+            }),
+        })
+    }
+
+    fn too_large(&self) -> Error {
+        Error::Request(RequestError::Value {
+            name: "num_tokens",
+            expected: "small enough for 2^31 warps, 2 KiB each".into(),
+            got: self.num_tokens.to_string(),
+        })
+    }
+}
+
+/// Whether eight values can be loaded and stored at a time: sources aligned to 16 bytes, targets to
+/// `store_bytes`.
+fn eights(sides: &[Side], store_bytes: u32) -> bool {
+    sides.iter().filter(|side| !side.is_empty()).all(|side| {
+        side.head_size().is_multiple_of(8)
+            && side.source_alignment() == 16
+            && side.target_alignment() >= store_bytes
+    })
+}
+
+fn launch(variant: Variant, grid: [u32; 3]) -> Launch {
+    Launch {
+        kernel: variants::entry(variant).id,
+        grid,
+        shared_bytes: 0,
+        overlaps_previous: false,
+    }
+}
+
+/// As the kernels' table names a dtype that was checked to be one of values.
+pub(super) fn element(dtype: Dtype) -> ElementDtype {
+    match dtype {
+        Dtype::F32 => ElementDtype::F32,
+        Dtype::F16 => ElementDtype::F16,
+        Dtype::Bf16 => ElementDtype::Bf16,
+        Dtype::F8E4m3 => ElementDtype::E4m3,
+        Dtype::F8E5m2 => ElementDtype::E5m2,
+        Dtype::I8 => ElementDtype::I8,
+        other => unreachable!("{other} is refused by the checks"),
+    }
+}

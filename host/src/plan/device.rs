@@ -1,0 +1,32 @@
+//! What the planner knows of a machine.
+
+/// Numbers that decide how work is cut up. Plain data: a plan can be made for any machine, on any machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Streaming multiprocessors.
+    pub num_sms: u32,
+    /// Compute capability, e.g. `(9, 0)`.
+    pub compute_capability: (u32, u32),
+    /// Shared memory a thread block may have (opt-in limit).
+    pub shared_bytes_per_cta: u32,
+    /// Shared memory of a multiprocessor.
+    pub shared_bytes_per_sm: u32,
+}
+
+impl DeviceInfo {
+    /// An H200 SXM.
+    pub const H200: Self = Self {
+        num_sms: 132,
+        compute_capability: (9, 0),
+        shared_bytes_per_cta: 232_448,
+        shared_bytes_per_sm: 233_472,
+    };
+    /// What the emulator pretends to be: few multiprocessors, and the smallest shared memory supported
+    /// (compute capability 8.6 and 8.9).
+    pub const EMULATED: Self = Self {
+        num_sms: 4,
+        compute_capability: (8, 6),
+        shared_bytes_per_cta: 101_376,
+        shared_bytes_per_sm: 102_400,
+    };
+}

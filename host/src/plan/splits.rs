@@ -1,0 +1,181 @@
+//! How the KV range of a sequence is split over thread blocks.
+
+use std::fmt;
+
+use super::DeviceInfo;
+
+/// Who decides how many tokens a split has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SplitPolicy {
+    /// The fastest by an estimate that depends on the batch, the heads, the longest sequence and the machine.
+    #[default]
+    Auto,
+    /// A fixed split length: the bits of a sequence's output depend on nothing but that sequence. Slower
+    /// for small batches.
+    BatchInvariant,
+    /// This many tokens per split, rounded up to whole tiles.
+    Fixed(u32),
+}
+
+/// What the choice depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct SplitShape {
+    /// Sequences.
+    pub num_seqs: u32,
+    /// Thread blocks per sequence and split: KV heads times head tiles.
+    pub ctas_per_split: u32,
+    /// Tokens of the longest sequence.
+    pub max_seq_len: u32,
+    /// Bytes of keys and values per token and KV head.
+    pub token_bytes: u32,
+    /// Values per head, the larger of keys' and values'.
+    pub head_size: u32,
+    /// Tokens that a thread block takes at a time; splits are multiples of it.
+    pub tile_len: u32,
+    /// Shared memory of a thread block: how many fit on a multiprocessor.
+    pub shared_bytes: u32,
+}
+
+/// The choice. A sequence has `ceil(seq_len / split_len)` splits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Splits {
+    /// Splits of the longest sequence, at least 1.
+    pub num_kv_splits: u32,
+    /// Tokens per split.
+    pub split_len: u32,
+}
+
+/// Tokens per split under [`SplitPolicy::BatchInvariant`].
+const INVARIANT_LEN: u32 = 1024;
+/// Most tokens per split under [`SplitPolicy::Auto`]: one long sequence among short ones must not end up
+/// on a few multiprocessors.
+const LONGEST_SPLIT: u32 = 8192;
+
+/// A CUDA grid has at most this many thread blocks along y.
+const MOST_SPLITS: u32 = 65_535;
+/// Most splits that are made only against stragglers.
+const MOST_EXTRA_SPLITS: u32 = 8;
+
+impl Splits {
+    /// Chooses for a shape on a machine.
+    pub fn choose(shape: &SplitShape, device: &DeviceInfo, policy: SplitPolicy) -> Self {
+        match policy {
+            SplitPolicy::Auto => Self::fastest(shape, device),
+            SplitPolicy::BatchInvariant => Self::of_len(shape, INVARIANT_LEN),
+            SplitPolicy::Fixed(len) => Self::of_len(shape, len),
+        }
+    }
+
+    /// Splits of `len` tokens, rounded up to whole tiles.
+    fn of_len(shape: &SplitShape, len: u32) -> Self {
+        let longest = shape.max_seq_len.max(1);
+        let split_len = len
+            .clamp(longest.div_ceil(MOST_SPLITS), longest)
+            .next_multiple_of(shape.tile_len);
+        Self {
+            num_kv_splits: shape.max_seq_len.div_ceil(split_len).max(1),
+            split_len,
+        }
+    }
+
+    /// The number of splits with the least estimated time, the fewest if there are several.
+    fn fastest(shape: &SplitShape, device: &DeviceInfo) -> Self {
+        let cost = Cost::of(shape, device);
+        let of = |num_kv_splits| Self::of_len(shape, shape.max_seq_len.div_ceil(num_kv_splits));
+        let mut fewest = shape.max_seq_len.div_ceil(LONGEST_SPLIT).max(1);
+        while fewest < MOST_EXTRA_SPLITS && cost.may_straggle(of(fewest)) {
+            fewest += 1;
+        }
+        // More splits than fill the machine twice only add work.
+        let most = (2 * cost.slots).div_ceil(cost.ctas_per_split).max(fewest);
+        let mut best = of(fewest);
+        for num_kv_splits in fewest + 1..=most {
+            let splits = of(num_kv_splits);
+            if cost.nanoseconds(splits) < cost.nanoseconds(best) {
+                best = splits;
+            }
+        }
+        best
+    }
+}
+
+/// An estimate of a decode step's time, for sequences that are all as long as the longest.
+///
+/// Thread blocks run in waves of as many as fit on the machine. A wave takes as long as its bytes take
+/// through the memory, or its tiles through a warp, whichever is longer: a warp computes one tile after the
+/// other, and that latency grows with the head size and does not shrink with smaller elements. Merging costs
+/// a second kernel. The constants were fitted to measurements on an H200 (bf16 and FP8, batch 1 to 256,
+/// context 128 to 131,072); only their ratios matter, so they serve for other GPUs too.
+struct Cost {
+    /// Thread blocks that are resident together.
+    slots: u32,
+    ctas_per_split: u32,
+    token_bytes: f64,
+    /// Nanoseconds of a thread block per token.
+    token_time: f64,
+    /// Bytes per nanosecond through the whole memory.
+    memory_rate: f64,
+}
+
+impl Cost {
+    /// Bytes per nanosecond and multiprocessor, all reading.
+    const SM_RATE: f64 = 34.8;
+    /// Nanoseconds of a tile whose heads have no values, and of each value.
+    const TILE_TIME: (f64, f64) = (350.0, 2.0);
+    /// Nanoseconds until a wave's first bytes arrive.
+    const WAVE_START: f64 = 300.0;
+    /// Nanoseconds of a second kernel.
+    const MERGE: f64 = 2500.0;
+
+    fn of(shape: &SplitShape, device: &DeviceInfo) -> Self {
+        let ctas_per_sm = (device.shared_bytes_per_sm / shape.shared_bytes.max(1)).max(1);
+        Self {
+            slots: device.num_sms * ctas_per_sm,
+            ctas_per_split: shape.num_seqs.saturating_mul(shape.ctas_per_split).max(1),
+            token_bytes: f64::from(shape.token_bytes),
+            token_time: (Self::TILE_TIME.0 + Self::TILE_TIME.1 * f64::from(shape.head_size))
+                / f64::from(shape.tile_len),
+            memory_rate: f64::from(device.num_sms) * Self::SM_RATE,
+        }
+    }
+
+    fn nanoseconds(&self, splits: Splits) -> f64 {
+        let ctas = self.ctas_per_split.saturating_mul(splits.num_kv_splits);
+        let (waves, rest) = (ctas / self.slots, ctas % self.slots);
+        let merge = if splits.num_kv_splits > 1 {
+            Self::MERGE
+        } else {
+            0.0
+        };
+        f64::from(waves) * self.wave(self.slots, splits) + self.wave(rest, splits) + merge
+    }
+
+    /// Whether, in a batch of unequal lengths, one thread block could still be busy long after the others:
+    /// it takes more than a sixth of the whole, though the machine is full.
+    fn may_straggle(&self, splits: Splits) -> bool {
+        let ctas = self.ctas_per_split.saturating_mul(splits.num_kv_splits);
+        ctas >= self.slots
+            && 6.0 * f64::from(splits.split_len) * self.token_time > self.nanoseconds(splits)
+    }
+
+    /// Time of `ctas` thread blocks that start together.
+    fn wave(&self, ctas: u32, splits: Splits) -> f64 {
+        if ctas == 0 {
+            return 0.0;
+        }
+        let tokens = f64::from(splits.split_len);
+        let through_memory = tokens * self.token_bytes * f64::from(ctas) / self.memory_rate;
+        Self::WAVE_START + through_memory.max(tokens * self.token_time)
+    }
+}
+
+impl fmt::Display for Splits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} splits of {} tokens",
+            self.num_kv_splits, self.split_len
+        )
+    }
+}

@@ -1,0 +1,197 @@
+//! Attention by its formula.
+
+use rayon::prelude::*;
+
+use super::HostTensor;
+
+/// One decode step: one query token per sequence against a paged cache.
+#[derive(Clone, Copy, Debug)]
+pub struct DecodeInputs<'a> {
+    /// `[num_seqs, num_query_heads, head_size]`
+    pub query: &'a HostTensor,
+    /// `[num_blocks, block_size, num_kv_heads, head_size]`
+    pub key_cache: &'a HostTensor,
+    /// `[num_blocks, block_size, num_kv_heads, head_size_v]`
+    pub value_cache: &'a HostTensor,
+    /// `[num_seqs, max_num_blocks_per_seq]`
+    pub block_table: &'a HostTensor,
+    /// `[num_seqs]`; zero and below are empty sequences.
+    pub seq_lens: &'a HostTensor,
+    /// Multiplies query · key.
+    pub softmax_scale: f64,
+    /// What the stored values were divided by, if they were.
+    pub scales: Option<Scales<'a>>,
+    /// Longer sequences are cut to it, if given.
+    pub max_seq_len: Option<usize>,
+}
+
+/// What stored values were divided by.
+#[derive(Clone, Copy, Debug)]
+pub struct Scales<'a> {
+    /// `[1]`, of the query.
+    pub q_scale: Option<&'a HostTensor>,
+    /// `[1]`, `[num_kv_heads]` or `[num_blocks, block_size, num_kv_heads]`
+    pub k_scale: &'a HostTensor,
+    /// As `k_scale`.
+    pub v_scale: &'a HostTensor,
+}
+
+/// One sequence's output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rows {
+    /// `[num_query_heads, head_size_v]`
+    pub out: Vec<Vec<f64>>,
+    /// `[num_query_heads]`, natural logarithm.
+    pub lse: Vec<f64>,
+}
+
+/// The outputs of the sequences `seqs`.
+///
+/// # Panics
+/// If the tensors do not agree with each other, or the block table names a block outside the cache.
+pub fn decode(inputs: &DecodeInputs<'_>, seqs: &[usize]) -> Vec<Rows> {
+    let num_kv_heads = inputs.key_cache.shape[2];
+    let heads: Vec<(usize, usize)> = seqs
+        .iter()
+        .flat_map(|&seq| (0..num_kv_heads).map(move |kv_head| (seq, kv_head)))
+        .collect();
+    let groups: Vec<Rows> = heads
+        .into_par_iter()
+        .map(|(seq, kv_head)| decode_group(inputs, seq, kv_head))
+        .collect();
+    groups
+        .chunks(num_kv_heads)
+        .map(|groups| Rows {
+            out: groups.iter().flat_map(|group| group.out.clone()).collect(),
+            lse: groups.iter().flat_map(|group| group.lse.clone()).collect(),
+        })
+        .collect()
+}
+
+/// The query heads that share one KV head.
+fn decode_group(inputs: &DecodeInputs<'_>, seq: usize, kv_head: usize) -> Rows {
+    let block_size = inputs.key_cache.shape[1];
+    let seq_len = usize::try_from(inputs.seq_lens.integer(&[seq])).unwrap_or(0);
+    let seq_len = inputs.max_seq_len.map_or(seq_len, |max| seq_len.min(max));
+    let mut keys = Vec::with_capacity(seq_len);
+    let mut values = Vec::with_capacity(seq_len);
+    for token in 0..seq_len {
+        let block = inputs.block_table.integer(&[seq, token / block_size]);
+        let block = usize::try_from(block).expect("a block id");
+        let place = [block, token % block_size, kv_head];
+        let (k_scale, v_scale) = inputs.scales.map_or((1.0, 1.0), |scales| {
+            (
+                scale_at(scales.k_scale, &place),
+                scale_at(scales.v_scale, &place),
+            )
+        });
+        keys.push(times(k_scale, head(inputs.key_cache, &place)));
+        values.push(times(v_scale, head(inputs.value_cache, &place)));
+    }
+    let num_query_heads = inputs.query.shape[1];
+    let num_queries_per_kv = num_query_heads / inputs.key_cache.shape[2];
+    let mut rows = Rows {
+        out: Vec::new(),
+        lse: Vec::new(),
+    };
+    for query_head in kv_head * num_queries_per_kv..(kv_head + 1) * num_queries_per_kv {
+        let q_scale = inputs.scales.and_then(|scales| scales.q_scale);
+        let q_scale = q_scale.map_or(1.0, |scale| scale.float(&[0]));
+        let query = times(q_scale, head(inputs.query, &[seq, query_head]));
+        let head_size_v = inputs.value_cache.shape[3];
+        let (out, lse) = attend(&query, &keys, &values, inputs.softmax_scale, head_size_v);
+        rows.out.push(out);
+        rows.lse.push(lse);
+    }
+    rows
+}
+
+/// `softmax(scale * query · keys) values`, and the logarithm of the softmax's denominator.
+fn attend(
+    query: &[f64],
+    keys: &[Vec<f64>],
+    values: &[Vec<f64>],
+    softmax_scale: f64,
+    head_size_v: usize,
+) -> (Vec<f64>, f64) {
+    let mut out = vec![0.0; head_size_v];
+    if keys.is_empty() {
+        return (out, f64::NEG_INFINITY);
+    }
+    let mut scores = Vec::with_capacity(keys.len());
+    for key in keys {
+        let mut dot = 0.0;
+        for (q, k) in query.iter().zip(key) {
+            dot += q * k;
+        }
+        scores.push(softmax_scale * dot);
+    }
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let mut sum = 0.0;
+    for score in &scores {
+        sum += (score - max).exp();
+    }
+    for (score, value) in scores.iter().zip(values) {
+        let prob = (score - max).exp() / sum;
+        for (out, v) in out.iter_mut().zip(value) {
+            *out += prob * v;
+        }
+    }
+    (out, max + sum.ln())
+}
+
+/// The scale of block, slot and head `place`.
+fn scale_at(scales: &HostTensor, place: &[usize; 3]) -> f64 {
+    match scales.shape[..] {
+        [1] => scales.float(&[0]),
+        [_] => scales.float(&place[2..]),
+        _ => scales.float(place),
+    }
+}
+
+fn times(scale: f64, values: Vec<f64>) -> Vec<f64> {
+    values.into_iter().map(|value| scale * value).collect()
+}
+
+/// The last dimension at `place`.
+fn head(tensor: &HostTensor, place: &[usize]) -> Vec<f64> {
+    let size = *tensor.shape.last().expect("heads have a last dimension");
+    let mut index = place.to_vec();
+    index.push(0);
+    let start = tensor.position(&index);
+    (start..start + size)
+        .map(|at| tensor.float_at(at))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_token_is_its_value_and_its_score() {
+        let (out, lse) = attend(&[2.0, 1.0], &[vec![3.0, -1.0]], &[vec![7.0]], 0.5, 1);
+        assert_eq!(out, [7.0]);
+        assert_eq!(lse, 2.5);
+    }
+
+    #[test]
+    fn two_tokens_are_weighted_by_the_exponentials_of_their_scores() {
+        let keys = [vec![0.0], vec![3.0f64.ln()]];
+        let (out, lse) = attend(&[1.0], &keys, &[vec![4.0], vec![8.0]], 1.0, 1);
+        assert!(
+            (out[0] - 7.0).abs() < 1e-12,
+            "1/4 of 4 and 3/4 of 8, not {out:?}"
+        );
+        assert!((lse - 4.0f64.ln()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn no_token_gives_zero_and_minus_infinity() {
+        let nothing: [Vec<f64>; 0] = [];
+        assert_eq!(
+            attend(&[1.0], &nothing, &nothing, 1.0, 2),
+            (vec![0.0; 2], f64::NEG_INFINITY)
+        );
+    }
+}

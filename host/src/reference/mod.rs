@@ -1,0 +1,20 @@
+//! What the operations mean, in f64: slow, obvious, and owing nothing to the kernels.
+//!
+//! Nested loops in the order of the formulas; no tiles, no splits, no tricks. The inputs are what a kernel
+//! reads, already rounded to the tensors' dtypes, so a difference measures the kernel and not the format.
+
+mod attention;
+mod cache;
+mod fp8;
+mod gather;
+mod mla;
+mod tensor;
+
+pub use attention::{DecodeInputs, Rows, Scales, decode};
+pub use cache::{
+    reshape_and_cache_flash, reshape_and_cache_per_token_head, reshape_and_cache_scaled,
+};
+pub use fp8::{fp8_nearest, fp8_value};
+pub use gather::Pages;
+pub use mla::{mla_fp8_ds_entry, mla_fp8_ds_values, mla_v4_entry, mla_v4_values};
+pub use tensor::{HostTensor, Storage};

@@ -1,0 +1,236 @@
+//! The PTX inside this library: which sets there are, which files, and the text of one kernel.
+//!
+//! A set is everything that one compiler made of the kernels ([`Route`]). There are two, so that each can be
+//! checked against the other; both are embedded, and the first is used unless somebody asks for another.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::driver::DriverError;
+
+/// The environment variable that chooses a set, by [`Route::name`].
+pub const ROUTE_VARIABLE: &str = "FERROATTN_PTX";
+
+/// Which compiler wrote the PTX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Route {
+    /// rust-cuda: rustc_codegen_nvvm and libNVVM
+    Nvvm,
+    /// Stock rustc's own back end
+    Nvptx,
+}
+
+/// PTX and its manifest, as the build script found them.
+#[derive(Clone, Copy, Debug)]
+pub struct Embedded {
+    /// Which compiler wrote the PTX.
+    pub route: Route,
+    /// The compiler's version line.
+    pub compiler: &'static str,
+    /// PTX ISA version.
+    pub ptx_version: &'static str,
+    /// SHA-256 of the kernels' source.
+    pub source_sha256: &'static str,
+    /// The files, in ascending order of architecture.
+    pub images: &'static [Image],
+}
+
+/// One PTX file.
+#[derive(Clone, Copy, Debug)]
+pub struct Image {
+    /// Its architecture, such as "sm_90".
+    pub arch: &'static str,
+    /// The lowest compute capability it runs on.
+    pub compute_capability: (u32, u32),
+    /// SHA-256 of the file.
+    pub sha256: &'static str,
+    /// The file.
+    pub ptx: &'static str,
+}
+
+/// What this library carries, the default first. Empty if it was built without PTX.
+pub static SETS: &[Embedded] = include!(concat!(env!("OUT_DIR"), "/embedded_ptx.rs"));
+
+impl Route {
+    /// "nvvm" or "nvptx", as manifests, options and [`ROUTE_VARIABLE`] call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nvvm => "nvvm",
+            Self::Nvptx => "nvptx",
+        }
+    }
+
+    /// What [`ROUTE_VARIABLE`] asks for, if it is set and not empty.
+    ///
+    /// # Errors
+    /// It is no route.
+    pub fn from_env() -> Result<Option<Self>, DriverError> {
+        match std::env::var_os(ROUTE_VARIABLE) {
+            None => Ok(None),
+            Some(name) if name.is_empty() => Ok(None),
+            Some(name) => name.to_string_lossy().parse().map(Some),
+        }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Route {
+    type Err = DriverError;
+
+    fn from_str(name: &str) -> Result<Self, DriverError> {
+        [Self::Nvvm, Self::Nvptx]
+            .into_iter()
+            .find(|route| route.name() == name)
+            .ok_or_else(|| DriverError::Route {
+                asked: name.to_owned(),
+                there: routes(SETS),
+            })
+    }
+}
+
+/// The set of `route`; without one, that of [`ROUTE_VARIABLE`], or else the default.
+///
+/// # Errors
+/// There is no such set, or none at all.
+pub fn choose(route: Option<Route>) -> Result<&'static Embedded, DriverError> {
+    let route = match route {
+        Some(route) => Some(route),
+        None => Route::from_env()?,
+    };
+    find(SETS, route)
+}
+
+fn find(sets: &'static [Embedded], route: Option<Route>) -> Result<&'static Embedded, DriverError> {
+    let found = match route {
+        Some(route) => sets.iter().find(|set| set.route == route),
+        None => sets.first(),
+    };
+    found.ok_or_else(|| DriverError::Route {
+        asked: route.map_or("any", Route::name).to_owned(),
+        there: routes(sets),
+    })
+}
+
+/// The routes of `sets`, separated by commas; or that there are none.
+fn routes(sets: &[Embedded]) -> String {
+    if sets.is_empty() {
+        return "nothing (this library was built without PTX)".into();
+    }
+    let names: Vec<&str> = sets.iter().map(|set| set.route.name()).collect();
+    names.join(", ")
+}
+
+impl Embedded {
+    /// The newest file that runs on a GPU of this compute capability.
+    pub fn image_for(&self, compute_capability: (u32, u32)) -> Option<&'static Image> {
+        self.images
+            .iter()
+            .rev()
+            .find(|image| image.compute_capability <= compute_capability)
+    }
+
+    /// The architectures, separated by commas.
+    pub fn archs(&self) -> String {
+        let archs: Vec<&str> = self.images.iter().map(|image| image.arch).collect();
+        archs.join(", ")
+    }
+}
+
+impl Image {
+    /// A PTX module with the kernel `name` alone, to be compiled without waiting for the others.
+    ///
+    /// The builder keeps files in a form that makes this a matter of cutting: what all kernels share comes
+    /// first, and each entry ends with a `}` in the first column.
+    pub fn entry_ptx(&self, name: &str) -> Option<String> {
+        const MARK: &str = "\n.visible .entry ";
+        let preamble = &self.ptx[..=self.ptx.find(MARK)?];
+        let start = self.ptx.find(&format!("{MARK}{name}("))? + 1;
+        let length = self.ptx[start..].find("\n}\n")? + 3;
+        Some([preamble, &self.ptx[start..start + length]].concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IMAGES: &[Image] = &[
+        Image {
+            arch: "sm_80",
+            compute_capability: (8, 0),
+            sha256: "",
+            ptx: ".version 7.8\n.visible .entry a(\n)\n{\nret;\n}\n.visible .entry ab(\n)\n{\ntrap;\n}\n",
+        },
+        Image {
+            arch: "sm_90",
+            compute_capability: (9, 0),
+            sha256: "",
+            ptx: "",
+        },
+    ];
+
+    const fn set(route: Route) -> Embedded {
+        Embedded {
+            route,
+            compiler: "",
+            ptx_version: "",
+            source_sha256: "",
+            images: IMAGES,
+        }
+    }
+
+    static BOTH: [Embedded; 2] = [set(Route::Nvvm), set(Route::Nvptx)];
+
+    #[test]
+    fn a_set_is_found_by_its_route() {
+        let route = |sets, route| find(sets, route).map(|set| set.route);
+        assert_eq!(route(&BOTH, None), Ok(Route::Nvvm));
+        assert_eq!(route(&BOTH, Some(Route::Nvptx)), Ok(Route::Nvptx));
+        assert_eq!(route(&BOTH[1..], None), Ok(Route::Nvptx));
+        let missing = route(&BOTH[1..], Some(Route::Nvvm))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            missing.contains("`nvvm`") && missing.contains("nvptx"),
+            "{missing}"
+        );
+        let none = route(&[], None).unwrap_err().to_string();
+        assert!(none.contains("built without PTX"), "{none}");
+    }
+
+    #[test]
+    fn routes_are_read_by_name() {
+        for route in [Route::Nvvm, Route::Nvptx] {
+            assert_eq!(route.to_string().parse(), Ok(route));
+        }
+        assert!("llvm".parse::<Route>().is_err());
+    }
+
+    #[test]
+    fn a_gpu_gets_the_newest_file_it_can_run() {
+        let arch = |capability| BOTH[0].image_for(capability).map(|image| image.arch);
+        assert_eq!(arch((7, 5)), None);
+        assert_eq!(arch((8, 6)), Some("sm_80"));
+        assert_eq!(arch((9, 0)), Some("sm_90"));
+        assert_eq!(arch((12, 0)), Some("sm_90"));
+    }
+
+    #[test]
+    fn one_kernel_is_cut_out() {
+        let cut = |name| IMAGES[0].entry_ptx(name);
+        assert_eq!(
+            cut("a").unwrap(),
+            ".version 7.8\n.visible .entry a(\n)\n{\nret;\n}\n"
+        );
+        assert_eq!(
+            cut("ab").unwrap(),
+            ".version 7.8\n.visible .entry ab(\n)\n{\ntrap;\n}\n"
+        );
+        assert_eq!(cut("b"), None);
+    }
+}

@@ -1,0 +1,82 @@
+//! Who runs a plan: a GPU through the CUDA driver, or the emulator.
+//!
+//! [`Launcher`] is what an operation needs: a place to put kernels. [`Runtime`] adds what tests, examples
+//! and the command line need of a machine they own: memory, copies, waiting.
+
+//!
+//! On the CUDA side, data walks through one file after another: [`embedded`] PTX is compiled by the driver
+//! ([`driver`]) into the functions of a [`module`], which a [`stream`] launches; [`cuda`] is the [`Runtime`]
+//! around them, with memory, graphs and timing of its own.
+
+pub mod buffer;
+pub mod cuda;
+mod cuda_symbols;
+pub mod driver;
+pub mod embedded;
+pub mod graph;
+pub mod module;
+mod queue;
+pub mod stream;
+
+pub use buffer::{Buffer, DeviceMemory};
+pub use cuda::Cuda;
+pub use driver::DriverError;
+pub use embedded::Route;
+pub use graph::Graph;
+pub use module::Kernels;
+pub use stream::StreamLauncher;
+
+use gpu_kernels::entry::EntryId;
+
+use crate::error::Result;
+use crate::plan::DeviceInfo;
+
+/// One kernel launch of a plan: everything but its parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// The kernel.
+    pub kernel: EntryId,
+    /// Thread blocks along x, y, z.
+    pub grid: [u32; 3],
+    /// Bytes of dynamic shared memory; threads per block are the entry's.
+    pub shared_bytes: u32,
+    /// Whether it may be launched before the kernel ahead of it in the stream has finished; the kernel
+    /// itself then waits before it reads (`Gpu::wait_for_previous_kernels`).
+    pub overlaps_previous: bool,
+}
+
+/// Somewhere to put kernels, in order.
+pub trait Launcher {
+    /// Enqueues one kernel. `params` is the kernel's parameter block.
+    ///
+    /// # Errors
+    /// The driver refused, or the emulator found a fault.
+    ///
+    /// # Safety
+    /// The addresses in `params` are valid for what the kernel does with them until it has finished.
+    unsafe fn launch(&self, launch: &Launch, params: &[u8]) -> Result<()>;
+
+    /// Enqueues writing zeros to `bytes` bytes at `address`.
+    ///
+    /// # Errors
+    /// As [`Launcher::launch`].
+    ///
+    /// # Safety
+    /// The range is valid device memory that nobody else uses until the write has finished.
+    unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()>;
+
+    /// What the planner needs to know of the machine.
+    fn device(&self) -> DeviceInfo;
+}
+
+/// A machine with memory of its own.
+pub trait Runtime: Launcher + DeviceMemory {
+    /// "cuda" or "emulator", with the device's name: how reports call it.
+    fn name(&self) -> String;
+
+    /// Waits for everything enqueued.
+    ///
+    /// # Errors
+    /// What went wrong in it.
+    fn synchronize(&self) -> Result<()>;
+}

@@ -1,0 +1,239 @@
+//! Tensors in device memory that somebody else owns: an address, a dtype, a shape and strides.
+//!
+//! Building a view is the one `unsafe` step of using this crate with raw pointers: from then on the view
+//! carries its shape along, and the operations check it.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use crate::error::RequestError;
+
+/// Most dimensions a view has.
+pub const MAX_RANK: usize = 5;
+
+/// Element types of tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Dtype {
+    /// 32-bit float.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// FP8 e4m3 as OCP defines it ("fn"): no infinity, ends at 448.
+    F8E4m3,
+    /// FP8 e5m2 as OCP defines it.
+    F8E5m2,
+    /// AMD's e4m3 of gfx942, whose bytes mean other values. Every operation refuses it; it has a name so
+    /// that the refusal can say why.
+    F8E4m3Fnuz,
+    /// AMD's e5m2 of gfx942; refused as [`Dtype::F8E4m3Fnuz`] is.
+    F8E5m2Fnuz,
+    /// Signed byte.
+    I8,
+    /// Unsigned byte.
+    U8,
+    /// 32-bit signed integer.
+    I32,
+    /// 64-bit signed integer.
+    I64,
+}
+
+impl Dtype {
+    /// Bytes per element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F8E4m3
+            | Self::F8E5m2
+            | Self::F8E4m3Fnuz
+            | Self::F8E5m2Fnuz
+            | Self::I8
+            | Self::U8 => 1,
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 | Self::I32 => 4,
+            Self::I64 => 8,
+        }
+    }
+
+    /// Whether it is one of AMD's FP8 formats, which NVIDIA GPUs do not convert.
+    pub const fn is_fnuz(self) -> bool {
+        matches!(self, Self::F8E4m3Fnuz | Self::F8E5m2Fnuz)
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::F8E4m3 => "fp8_e4m3",
+            Self::F8E5m2 => "fp8_e5m2",
+            Self::F8E4m3Fnuz => "fp8_e4m3fnuz",
+            Self::F8E5m2Fnuz => "fp8_e5m2fnuz",
+            Self::I8 => "i8",
+            Self::U8 => "u8",
+            Self::I32 => "i32",
+            Self::I64 => "i64",
+        })
+    }
+}
+
+/// A tensor that kernels read.
+#[derive(Clone, Copy)]
+pub struct TensorView<'a> {
+    address: u64,
+    dtype: Dtype,
+    rank: usize,
+    shape: [usize; MAX_RANK],
+    strides: [i64; MAX_RANK],
+    borrow: PhantomData<&'a [u8]>,
+}
+
+/// A tensor that kernels write. It hands out its read-only face through [`TensorViewMut::view`].
+pub struct TensorViewMut<'a>(TensorView<'a>, PhantomData<&'a mut [u8]>);
+
+impl<'a> TensorView<'a> {
+    /// A view of `shape` at `address`, `strides` in elements, outermost dimension first.
+    ///
+    /// # Errors
+    /// More than [`MAX_RANK`] dimensions, or as many strides as dimensions are missing.
+    ///
+    /// # Safety
+    /// Every element that the shape and strides name lies in memory of the device that will run the
+    /// launches, is initialised where the operation's documentation says it is read, and stays allocated
+    /// and unwritten by others until those launches have finished.
+    pub unsafe fn from_raw(
+        address: u64,
+        dtype: Dtype,
+        shape: &[usize],
+        strides: &[i64],
+    ) -> Result<Self, RequestError> {
+        if shape.len() > MAX_RANK || shape.len() != strides.len() {
+            return Err(RequestError::Shape {
+                tensor: "view",
+                expected: format!(
+                    "at most {MAX_RANK} dimensions, each with a stride ({} given)",
+                    strides.len()
+                ),
+                got: shape.to_vec(),
+            });
+        }
+        let mut view = Self {
+            address,
+            dtype,
+            rank: shape.len(),
+            shape: [1; MAX_RANK],
+            strides: [0; MAX_RANK],
+            borrow: PhantomData,
+        };
+        view.shape[..shape.len()].copy_from_slice(shape);
+        view.strides[..shape.len()].copy_from_slice(strides);
+        Ok(view)
+    }
+
+    /// A view whose elements lie side by side, the last dimension fastest.
+    ///
+    /// # Errors
+    /// As [`TensorView::from_raw`].
+    ///
+    /// # Safety
+    /// As [`TensorView::from_raw`].
+    pub unsafe fn contiguous(
+        address: u64,
+        dtype: Dtype,
+        shape: &[usize],
+    ) -> Result<Self, RequestError> {
+        // SAFETY: the caller's promise, with the strides of a contiguous tensor.
+        unsafe { Self::from_raw(address, dtype, shape, &contiguous_strides(shape)) }
+    }
+
+    /// Device address of the first element.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+    /// Element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    /// Elements along each dimension.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape[..self.rank]
+    }
+    /// Elements from one index to the next along each dimension.
+    pub fn strides(&self) -> &[i64] {
+        &self.strides[..self.rank]
+    }
+}
+
+impl<'a> TensorViewMut<'a> {
+    /// As [`TensorView::from_raw`], for a tensor that kernels write.
+    ///
+    /// # Errors
+    /// As [`TensorView::from_raw`].
+    ///
+    /// # Safety
+    /// As [`TensorView::from_raw`], and nobody else reads or writes the elements until the launches have
+    /// finished; distinct indices name distinct elements.
+    pub unsafe fn from_raw(
+        address: u64,
+        dtype: Dtype,
+        shape: &[usize],
+        strides: &[i64],
+    ) -> Result<Self, RequestError> {
+        // SAFETY: the caller promises more than `TensorView` asks.
+        unsafe { TensorView::from_raw(address, dtype, shape, strides) }
+            .map(|view| Self(view, PhantomData))
+    }
+
+    /// As [`TensorView::contiguous`], for a tensor that kernels write.
+    ///
+    /// # Errors
+    /// As [`TensorView::from_raw`].
+    ///
+    /// # Safety
+    /// As [`TensorViewMut::from_raw`].
+    pub unsafe fn contiguous(
+        address: u64,
+        dtype: Dtype,
+        shape: &[usize],
+    ) -> Result<Self, RequestError> {
+        // SAFETY: the caller's promise, with the strides of a contiguous tensor.
+        unsafe { Self::from_raw(address, dtype, shape, &contiguous_strides(shape)) }
+    }
+
+    /// Shape, strides and address, to look at.
+    pub fn view(&self) -> &TensorView<'a> {
+        &self.0
+    }
+}
+
+impl fmt::Debug for TensorView<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}{:?} at {:#x}, strides {:?}",
+            self.dtype,
+            self.shape(),
+            self.address,
+            self.strides()
+        )
+    }
+}
+
+impl fmt::Debug for TensorViewMut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mut {:?}", self.0)
+    }
+}
+
+/// Strides of a tensor whose elements lie side by side.
+pub fn contiguous_strides(shape: &[usize]) -> Vec<i64> {
+    let mut strides = vec![1i64; shape.len()];
+    for dim in (1..shape.len()).rev() {
+        let extent = i64::try_from(shape[dim]).unwrap_or(i64::MAX);
+        strides[dim - 1] = strides[dim].saturating_mul(extent);
+    }
+    strides
+}

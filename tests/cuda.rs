@@ -1,0 +1,172 @@
+//! The CUDA machine itself: memory, launches, graphs, timing. Each test says so and passes where there is
+//! no GPU.
+#![allow(missing_docs, reason = "a test crate has no readers of its docs")]
+
+use std::time::Instant;
+
+use ferroattn::Result;
+use ferroattn::runtime::{Buffer, Cuda, DriverError, Kernels, Launch, Launcher, StreamLauncher};
+use ferroattn::tensor::Dtype;
+use gpu_kernels::entry::{ENTRIES, EntryId};
+use gpu_kernels::params::{CheckFault, CheckSlotsParams, KernelParams};
+
+/// The first GPU, or `None` where there is none.
+fn gpu() -> Option<Cuda> {
+    match Cuda::open(0) {
+        Ok(cuda) => Some(cuda),
+        Err(
+            error @ (DriverError::NoDriver { .. }
+            | DriverError::NoDevice { .. }
+            | DriverError::ComputeCapability { .. }
+            | DriverError::Route { .. }),
+        ) => {
+            println!("skipped: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A kernel that is easy to predict: reports the slot that lies outside the cache.
+struct CheckSlots<'m> {
+    slots: Buffer<'m>,
+    report: Buffer<'m>,
+}
+
+impl<'m> CheckSlots<'m> {
+    const NUM_SLOTS: i64 = 100;
+    const TOKENS: u32 = 1000;
+    const BAD_TOKEN: usize = 777;
+
+    fn new(cuda: &'m Cuda) -> Result<Self> {
+        let mut slots = [5i64; Self::TOKENS as usize];
+        slots[Self::BAD_TOKEN] = Self::NUM_SLOTS;
+        let bytes: &[u8] = bytemuck::cast_slice(&slots);
+        let report = [0; size_of::<CheckFault>()];
+        Ok(Self {
+            slots: Buffer::new(cuda, "slots", Dtype::I64, &[slots.len()], bytes)?,
+            report: Buffer::new(cuda, "report", Dtype::U8, &[report.len()], &report)?,
+        })
+    }
+
+    fn enqueue(&self, launcher: &impl Launcher, overlaps_previous: bool) -> Result<()> {
+        let params = CheckSlotsParams {
+            slot_mapping: self.slots.view().address(),
+            check: self.report.view().address(),
+            num_slots: Self::NUM_SLOTS,
+            num_tokens: Self::TOKENS,
+            reserved: 0,
+        };
+        let launch = Launch {
+            kernel: EntryId::check_slots,
+            grid: [3, 1, 1],
+            shared_bytes: 0,
+            overlaps_previous,
+        };
+        // SAFETY: both addresses are buffers of the sizes that the parameters say.
+        unsafe { launcher.launch(&launch, params.as_bytes()) }
+    }
+
+    fn assert_reported(&self) -> Result<()> {
+        let words: Vec<u32> = bytemuck::allocation::pod_collect_to_vec(&self.report.read()?);
+        assert_eq!(words[..2], [CheckFault::SLOT, 777]);
+        assert_eq!(words[4..], [100, 0, 100, 0]);
+        Ok(())
+    }
+
+    fn forget(&mut self) -> Result<()> {
+        self.report.write(&[0; size_of::<CheckFault>()])
+    }
+}
+
+#[test]
+fn every_kernel_is_compiled_without_spilling() -> Result<()> {
+    let Some(cuda) = gpu() else { return Ok(()) };
+    println!("{:?}", cuda.properties());
+    let start = Instant::now();
+    for entry in ENTRIES {
+        let start = Instant::now();
+        cuda.kernels().prepare(&[entry.id])?;
+        let usage = cuda.kernels().usage(entry.id)?;
+        println!("{:32} {usage:?} in {:?}", entry.name, start.elapsed());
+        assert!(
+            !entry.hot || usage.local_bytes == 0,
+            "{} spills",
+            entry.name
+        );
+    }
+    println!("all in {:?}", start.elapsed());
+    Ok(())
+}
+
+#[test]
+fn a_launch_does_what_the_kernel_says() -> Result<()> {
+    let Some(cuda) = gpu() else { return Ok(()) };
+    let mut check = CheckSlots::new(&cuda)?;
+    for overlaps_previous in [false, true] {
+        check.forget()?;
+        check.enqueue(&cuda, overlaps_previous)?;
+        check.assert_reported()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn zero_is_ordered_with_launches() -> Result<()> {
+    let Some(cuda) = gpu() else { return Ok(()) };
+    let check = CheckSlots::new(&cuda)?;
+    check.enqueue(&cuda, true)?;
+    // SAFETY: the report's own buffer.
+    unsafe { cuda.zero(check.report.view().address(), check.report.bytes())? };
+    assert!(check.report.read()?.iter().all(|&byte| byte == 0));
+    Ok(())
+}
+
+#[test]
+fn a_graph_replays() -> Result<()> {
+    let Some(cuda) = gpu() else { return Ok(()) };
+    let mut check = CheckSlots::new(&cuda)?;
+    cuda.kernels().prepare(&[EntryId::check_slots])?;
+    let report = check.report.view().address();
+    for _ in 0..2 {
+        {
+            let graph = cuda.capture(|launcher| {
+                // SAFETY: the report's own buffer.
+                unsafe { launcher.zero(report, size_of::<CheckFault>())? };
+                check.enqueue(launcher, true)?;
+                check.enqueue(launcher, true)
+            })?;
+            // Recording runs nothing.
+            assert!(check.report.read()?.iter().all(|&byte| byte == 0));
+            graph.launch()?;
+            check.assert_reported()?;
+            let times = cuda.time(10, || cuda.sweep_l2(), || graph.launch())?;
+            println!("{times:?} ms");
+            assert!(times.iter().all(|&time| time > 0.0 && time < 100.0));
+        }
+        check.forget()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_capture_that_fails_leaves_the_stream_usable() -> Result<()> {
+    let Some(cuda) = gpu() else { return Ok(()) };
+    let check = CheckSlots::new(&cuda)?;
+    let error = cuda.capture(|launcher| check.enqueue(launcher, false));
+    assert!(error.is_err_and(|error| error.to_string().contains("Kernels::prepare")));
+    check.enqueue(&cuda, false)?;
+    check.assert_reported()
+}
+
+#[test]
+fn a_serving_stack_brings_its_own_context() -> Result<()> {
+    let Some(cuda) = gpu() else { return Ok(()) };
+    // `cuda` made the context current; from here on only raw pointers, as a caller in C would have them.
+    let kernels = Kernels::load()?;
+    let check = CheckSlots::new(&cuda)?;
+    // SAFETY: the stream lives as long as `cuda`.
+    let launcher = unsafe { StreamLauncher::new(&kernels, cuda.stream())? };
+    check.enqueue(&launcher, true)?;
+    check.assert_reported()
+}

@@ -1,0 +1,283 @@
+//! What a machine without a usable driver is told. A driver is opened once per process, so each case runs
+//! this test program again, with a fake driver or none.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use ferroattn::runtime::driver::{DriverVersion, OLDEST_DRIVER};
+use ferroattn::runtime::embedded::{ROUTE_VARIABLE, SETS};
+use ferroattn::runtime::{
+    Cuda, DeviceMemory, DriverError, Kernels, Launch, Launcher, Route, StreamLauncher,
+};
+use ferroattn::{Error, Result};
+use gpu_kernels::entry::EntryId;
+
+/// Runs `case` in another process, in which `library` is the driver and behaves as `fake` says.
+fn with_driver(test: &str, library: &str, fake: &str, case: impl FnOnce()) {
+    if SETS.is_empty() {
+        return;
+    }
+    if env::var("FERROATTN_TEST_CHILD").is_ok_and(|child| child == test) {
+        return case();
+    }
+    let output = Command::new(env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env("FERROATTN_TEST_CHILD", test)
+        .env("FERROATTN_LIBCUDA", library)
+        .env("FAKE", fake)
+        .env(
+            ROUTE_VARIABLE,
+            fake.strip_prefix("ptx=").unwrap_or_default(),
+        )
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
+}
+
+/// As `with_driver`, with the fake one.
+fn with_fake(test: &str, fake: &str, case: impl FnOnce()) {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    let library = LIBRARY.get_or_init(|| {
+        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+        let library = dir.join("libcuda-fake.so");
+        if env::var_os("FERROATTN_TEST_CHILD").is_none() {
+            let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake_driver/libcuda.rs");
+            let status = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+                .args(["--edition=2024", "--crate-type=cdylib", source, "-o"])
+                .arg(&library)
+                .status()
+                .unwrap();
+            assert!(status.success());
+        }
+        library
+    });
+    with_driver(test, library.to_str().unwrap(), fake, case);
+}
+
+fn open_error() -> DriverError {
+    Cuda::open(0).expect_err("the driver is unusable")
+}
+
+const LAUNCH: Launch = Launch {
+    kernel: EntryId::check_slots,
+    grid: [1, 1, 1],
+    shared_bytes: 0,
+    overlaps_previous: true,
+};
+
+fn launch(launcher: &impl Launcher) -> Result<()> {
+    let params = vec![0; LAUNCH.kernel.entry().params_bytes];
+    // SAFETY: the fake driver runs nothing.
+    unsafe { launcher.launch(&LAUNCH, &params) }
+}
+
+#[test]
+fn no_driver() {
+    with_driver("no_driver", "/nowhere/libcuda.so.1", "", || {
+        let error = open_error();
+        assert!(matches!(error, DriverError::NoDriver { .. }), "{error:?}");
+        assert!(
+            error.to_string().contains("/nowhere/libcuda.so.1"),
+            "{error}"
+        );
+        assert_eq!(Kernels::load().unwrap_err(), error);
+    });
+}
+
+#[test]
+fn a_missing_function_is_named() {
+    // A library that surely exists and surely is no driver.
+    with_driver("a_missing_function_is_named", "libc.so.6", "", || {
+        let symbol = "cuDriverGetVersion";
+        assert_eq!(open_error(), DriverError::MissingSymbol { symbol });
+    });
+}
+
+#[test]
+fn an_old_driver() {
+    with_fake("an_old_driver", "version=11070", || {
+        let got = DriverVersion(11_070);
+        assert_eq!(open_error(), DriverError::TooOld { got });
+        assert!(
+            open_error()
+                .to_string()
+                .contains(&format!("CUDA 11.7; {OLDEST_DRIVER} or later"))
+        );
+    });
+}
+
+#[test]
+fn the_oldest_driver_knows_our_ptx() {
+    for set in SETS {
+        // PTX 8.n came with CUDA 12.n, up to 8.5.
+        let minor = set.ptx_version.strip_prefix("8.").unwrap();
+        let minor: i32 = minor.parse().unwrap();
+        assert!(minor <= 5);
+        assert_eq!(OLDEST_DRIVER, DriverVersion(12_000 + 10 * minor));
+    }
+}
+
+#[test]
+fn the_set_is_the_one_that_was_asked_for() {
+    with_fake("the_set_is_the_one_that_was_asked_for", "", || {
+        assert_eq!(
+            Cuda::open(0).unwrap().kernels().set().route,
+            SETS[0].route,
+            "the first is the default"
+        );
+        for set in SETS {
+            let cuda = Cuda::open_with(0, set.route).unwrap();
+            assert_eq!(cuda.kernels().set().route, set.route);
+            assert_eq!(cuda.kernels().image().ptx, set.images.last().unwrap().ptx);
+            let kernels = Kernels::load_route(set.route).unwrap();
+            assert_eq!(kernels.set().route, set.route);
+        }
+    });
+}
+
+#[test]
+fn the_environment_chooses_the_set() {
+    let name = "the_environment_chooses_the_set";
+    with_fake(name, "ptx=nvptx", || {
+        assert_eq!(Kernels::load().unwrap().set().route, Route::Nvptx);
+        // Whoever asks in the program is not overruled.
+        for set in SETS {
+            let kernels = Kernels::load_route(set.route).unwrap();
+            assert_eq!(kernels.set().route, set.route);
+        }
+    });
+}
+
+#[test]
+fn a_route_that_nobody_knows() {
+    with_fake("a_route_that_nobody_knows", "ptx=llvm", || {
+        let error = open_error();
+        assert!(matches!(error, DriverError::Route { .. }), "{error:?}");
+        assert!(error.to_string().contains("`llvm`"), "{error}");
+    });
+}
+
+#[test]
+fn no_device() {
+    with_fake("no_device", "cuInit=100 cuDeviceGetCount=100", || {
+        assert_eq!(
+            open_error(),
+            DriverError::NoDevice {
+                ordinal: 0,
+                count: 0
+            }
+        );
+    });
+}
+
+#[test]
+fn a_device_too_old() {
+    with_fake("a_device_too_old", "major=7 minor=5", || {
+        let error = open_error();
+        assert!(
+            matches!(
+                error,
+                DriverError::ComputeCapability {
+                    major: 7,
+                    minor: 5,
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
+    });
+}
+
+#[test]
+fn a_code_nobody_knows_is_reported_as_it_is() {
+    let name = "a_code_nobody_knows_is_reported_as_it_is";
+    // Called by `cust`, whose enum of codes does not have it.
+    with_fake(name, "cuDevicePrimaryCtxRetain=4711", || {
+        let error = open_error();
+        let DriverError::Call { function, code, .. } = error else {
+            panic!("{error:?}")
+        };
+        assert_eq!((function, code), ("cuDevicePrimaryCtxRetain", 4711));
+    });
+}
+
+#[test]
+fn a_compiler_error_comes_with_its_log() {
+    let name = "a_compiler_error_comes_with_its_log";
+    with_fake(name, "cuModuleLoadDataEx=218", || {
+        let cuda = Cuda::open(0).unwrap();
+        let error = launch(&cuda).unwrap_err().to_string();
+        for part in [
+            "`check_slots`",
+            SETS[0].ptx_version,
+            "sm_90",
+            "CUDA 13.0",
+            "line 7: syntax error",
+        ] {
+            assert!(error.contains(part), "no {part} in {error}");
+        }
+    });
+}
+
+#[test]
+fn nothing_is_compiled_during_a_capture() {
+    with_fake(
+        "nothing_is_compiled_during_a_capture",
+        "capturing=1",
+        || {
+            let cuda = Cuda::open(0).unwrap();
+            let error = launch(&cuda).unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    Error::Driver(DriverError::NotPrepared {
+                        entry: "check_slots"
+                    })
+                ),
+                "{error:?}"
+            );
+            cuda.kernels().prepare(&[EntryId::check_slots]).unwrap();
+            launch(&cuda).unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_stream_of_another_context() {
+    with_fake("a_stream_of_another_context", "", || {
+        let kernels = Kernels::load().unwrap();
+        // SAFETY: the fake driver knows these streams.
+        let [ours, other] =
+            [0x20, 0x21].map(|stream: usize| unsafe { StreamLauncher::new(&kernels, stream as _) });
+        launch(&ours.unwrap()).unwrap();
+        assert_eq!(
+            other.unwrap_err(),
+            DriverError::WrongContext { what: "the stream" }
+        );
+    });
+}
+
+#[test]
+fn no_context() {
+    with_fake("no_context", "context=0", || {
+        assert_eq!(Kernels::load().unwrap_err(), DriverError::NoContext);
+    });
+}
+
+#[test]
+fn out_of_memory() {
+    with_fake("out_of_memory", "cuMemAlloc_v2=2", || {
+        let cuda = Cuda::open(0).unwrap();
+        let error = cuda.allocate("x", 64).unwrap_err();
+        assert!(
+            matches!(error, Error::Driver(DriverError::OutOfMemory { bytes: 64 })),
+            "{error:?}"
+        );
+    });
+}

@@ -1,0 +1,811 @@
+//! The emulator: a tiny broken kernel for each kind of fault, correct kernels that must pass, and the matrix
+//! operations against plain products.
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "the emulator checks what the kernels below promise; breaking the promise is the point"
+)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small test data"
+)]
+#![allow(missing_docs, reason = "a test crate has no readers of its docs")]
+
+use ferroattn::Error;
+use ferroattn::emulator::{Emulator, Fault, FaultKind, Lane};
+use ferroattn::runtime::DeviceMemory;
+use gpu_kernels::gpu::Gpu;
+use half::{bf16, f16};
+
+/// Runs a kernel in one thread block, in the natural order and in a few others; all must fault alike.
+fn fault(threads: u32, shared_bytes: u32, kernel: impl Fn(Lane<'_>, &[u64; 2]) + Sync) -> Fault {
+    fault_on([1; 3], threads, shared_bytes, kernel)
+}
+
+fn fault_on(
+    grid: [u32; 3],
+    threads: u32,
+    shared_bytes: u32,
+    kernel: impl Fn(Lane<'_>, &[u64; 2]) + Sync,
+) -> Fault {
+    let faults = (0..5).map(|seed| {
+        let emulator = Emulator::with_seed(seed);
+        let tensors = two_tensors(&emulator);
+        let result = emulator.launch_fn("broken", grid, threads, shared_bytes, |lane| {
+            kernel(lane, &tensors)
+        });
+        let Err(Error::Fault(fault)) = result else {
+            panic!("expected a fault, got {result:?}");
+        };
+        assert_eq!(fault.at.file(), file!(), "{fault}");
+        assert_eq!(fault.kernel, "broken");
+        *fault
+    });
+    faults
+        .reduce(|first, other| {
+            assert_eq!((first.kind, &first.tensor), (other.kind, &other.tensor));
+            first
+        })
+        .expect("five")
+}
+
+/// Runs a kernel that must not fault, in the natural order and in a few others.
+fn passes(
+    grid: [u32; 3],
+    threads: u32,
+    shared_bytes: u32,
+    kernel: impl Fn(Lane<'_>, &[u64; 2]) + Sync,
+) {
+    for seed in 0..5 {
+        let emulator = Emulator::with_seed(seed);
+        let tensors = two_tensors(&emulator);
+        emulator
+            .launch_fn("good", grid, threads, shared_bytes, |lane| {
+                kernel(lane, &tensors)
+            })
+            .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    }
+}
+
+/// `input`, 4 KiB that hold their own byte index modulo 251, and `out`, 4 KiB never written.
+fn two_tensors(emulator: &Emulator) -> [u64; 2] {
+    let input = emulator.allocate("input", 4096).expect("small");
+    let out = emulator.allocate("out", 4096).expect("small");
+    let bytes: Vec<u8> = (0..4096).map(|i| (i % 251) as u8).collect();
+    unsafe { emulator.copy_in(input, &bytes) }.expect("in bounds");
+    [input, out]
+}
+
+// ---- faults --------------------------------------------------------------------------------------
+
+#[test]
+fn a_store_behind_the_end_is_out_of_bounds() {
+    let fault = fault(64, 0, |lane, &[_, out]| {
+        let index = u64::from(lane.thread_idx()) + 1024 - 63;
+        unsafe { lane.st_global_b32(out + 4 * index, 1) };
+    });
+    assert_eq!(fault.kind, FaultKind::OutOfBounds);
+    assert_eq!((fault.tensor.as_str(), fault.index), ("out", 4096));
+    assert_eq!((fault.thread, fault.block), (63, [0; 3]));
+    assert!(
+        fault.to_string().contains("`out` byte 4096, thread 63"),
+        "{fault}"
+    );
+}
+
+#[test]
+fn a_negative_index_names_its_tensor() {
+    let fault = fault(1, 0, |lane, &[_, out]| {
+        unsafe { lane.ld_global_b128(out - 16) };
+    });
+    assert_eq!(fault.kind, FaultKind::OutOfBounds);
+    assert_eq!((fault.tensor.as_str(), fault.index), ("out", -16));
+}
+
+#[test]
+fn null_and_wild_addresses_are_out_of_bounds() {
+    for address in [0, 4, 1 << 40, u64::MAX - 3] {
+        let fault = fault(1, 0, |lane, _| {
+            unsafe { lane.ld_global_b32(address) };
+        });
+        assert_eq!(
+            (fault.kind, fault.tensor.as_str()),
+            (FaultKind::OutOfBounds, "")
+        );
+    }
+}
+
+#[test]
+fn freed_memory_stays_forbidden() {
+    let emulator = Emulator::new();
+    let [input, _] = two_tensors(&emulator);
+    unsafe { emulator.free(input, 4096) };
+    let result = emulator.launch_fn("late", [1; 3], 1, 0, |lane| {
+        unsafe { lane.ld_global_b32(input) };
+    });
+    let message = result.unwrap_err().to_string();
+    assert!(
+        message.contains("`input` byte 0") && message.contains("it was freed"),
+        "{message}"
+    );
+}
+
+#[test]
+fn shared_memory_ends_where_the_launch_says() {
+    for (address, index) in [(0, -0x400), (0x400 + 48, 48)] {
+        let fault = fault(1, 48, |lane, _| {
+            unsafe { lane.st_shared_b128(address, [0; 4]) };
+        });
+        assert_eq!(fault.kind, FaultKind::OutOfBounds);
+        assert_eq!(
+            (fault.tensor.as_str(), fault.index),
+            ("shared memory", index)
+        );
+    }
+}
+
+#[test]
+fn vector_accesses_must_be_aligned() {
+    let global = fault(1, 0, |lane, &[input, _]| {
+        unsafe { lane.ld_global_b64(input + 12) };
+    });
+    assert_eq!(global.kind, FaultKind::Misaligned);
+    assert_eq!((global.tensor.as_str(), global.index), ("input", 12));
+
+    let shared = fault(1, 64, |lane, _| {
+        unsafe { lane.st_shared_b128(lane.shared_base() + 8, [0; 4]) };
+    });
+    assert_eq!(shared.kind, FaultKind::Misaligned);
+    assert_eq!((shared.tensor.as_str(), shared.index), ("shared memory", 8));
+}
+
+#[test]
+fn bytes_never_written_must_not_be_read() {
+    let global = fault(1, 0, |lane, &[_, out]| unsafe {
+        lane.st_global_b16(out, 1);
+        lane.st_global_b8(out + 3, 1);
+        lane.ld_global_b32(out);
+    });
+    assert_eq!(global.kind, FaultKind::UninitialisedRead);
+    assert_eq!((global.tensor.as_str(), global.index), ("out", 2));
+
+    let shared = fault(1, 64, |lane, _| unsafe {
+        lane.st_shared_b32(lane.shared_base(), 1);
+        lane.ld_shared_b128(lane.shared_base());
+    });
+    assert_eq!(shared.kind, FaultKind::UninitialisedRead);
+    assert_eq!((shared.tensor.as_str(), shared.index), ("shared memory", 4));
+}
+
+#[test]
+fn shared_memory_is_not_inherited_from_the_thread_block_before() {
+    let fault = fault_on([4, 1, 1], 1, 16, |lane, _| unsafe {
+        if lane.cta_idx_x() == 0 {
+            lane.st_shared_b32(lane.shared_base(), 1);
+        }
+        lane.ld_shared_b32(lane.shared_base());
+    });
+    assert_eq!(
+        (fault.kind, fault.block),
+        (FaultKind::UninitialisedRead, [1, 0, 0])
+    );
+}
+
+#[test]
+fn lanes_of_a_warp_need_sync_warp() {
+    let fault = fault(32, 128, |lane, _| unsafe {
+        let mine = lane.shared_base() + 4 * lane.lane();
+        lane.st_shared_b32(mine, lane.lane());
+        lane.shfl_xor(0, 1); // orders no memory
+        lane.ld_shared_b32(lane.shared_base() + 4 * (lane.lane() ^ 1));
+    });
+    assert_eq!(
+        (fault.kind, fault.tensor.as_str()),
+        (FaultKind::DataRace, "shared memory")
+    );
+    assert!(
+        fault
+            .detail
+            .contains(&format!("thread {} wrote", fault.thread ^ 1)),
+        "{fault}"
+    );
+}
+
+#[test]
+fn warps_need_sync_cta() {
+    let fault = fault(64, 256, |lane, _| unsafe {
+        let word = |thread: u32| lane.shared_base() + 4 * thread;
+        lane.st_shared_b32(word(lane.thread_idx()), 0);
+        lane.sync_cta();
+        lane.st_shared_b32(word(lane.thread_idx()), 1);
+        lane.sync_warp();
+        lane.ld_shared_b32(word(lane.thread_idx() ^ 32));
+    });
+    assert_eq!(fault.kind, FaultKind::DataRace);
+}
+
+#[test]
+fn a_buffer_must_not_be_overwritten_before_its_readers_are_done() {
+    let fault = fault(64, 16, |lane, _| unsafe {
+        if lane.thread_idx() == 0 {
+            lane.st_shared_b128(lane.shared_base(), [1; 4]);
+        }
+        lane.sync_cta();
+        lane.ld_shared_b32(lane.shared_base() + 4);
+        if lane.thread_idx() == 0 {
+            lane.st_shared_b128(lane.shared_base(), [2; 4]);
+        }
+    });
+    assert_eq!((fault.kind, fault.index), (FaultKind::DataRace, 4));
+}
+
+#[test]
+fn one_byte_written_twice_is_a_race_in_global_memory() {
+    let fault = fault(32, 0, |lane, &[_, out]| unsafe {
+        lane.st_global_b8(out + u64::from(lane.lane() % 31), 1);
+    });
+    assert_eq!(fault.kind, FaultKind::DataRace);
+    assert_eq!((fault.tensor.as_str(), fault.index), ("out", 0));
+    assert!([0, 31].contains(&fault.thread));
+}
+
+#[test]
+fn a_word_races_with_its_bytes() {
+    let fault = fault(32, 0, |lane, &[_, out]| unsafe {
+        match lane.lane() {
+            0 => lane.st_global_b32(out, 1),
+            1 => lane.st_global_b8(out + 2, 1),
+            _ => {}
+        }
+    });
+    assert_eq!(
+        (fault.kind, fault.tensor.as_str()),
+        (FaultKind::DataRace, "out")
+    );
+}
+
+#[test]
+fn thread_blocks_must_not_share_what_one_of_them_writes() {
+    let fault = fault_on([2, 1, 1], 1, 0, |lane, &[_, out]| unsafe {
+        lane.st_global_b32(out + 8, lane.cta_idx_x());
+    });
+    assert_eq!((fault.kind, fault.index), (FaultKind::DataRace, 8));
+    assert!(fault.detail.contains("of thread block"), "{fault}");
+}
+
+#[test]
+fn atomics_race_with_plain_accesses() {
+    let fault = fault(64, 0, |lane, &[input, _]| unsafe {
+        match lane.thread_idx() {
+            0 => _ = lane.atomic_cas_global_b32(input, 0x0302_0100, 7),
+            32 => _ = lane.ld_global_b32(input),
+            _ => {}
+        }
+    });
+    assert_eq!(
+        (fault.kind, fault.tensor.as_str()),
+        (FaultKind::DataRace, "input")
+    );
+}
+
+#[test]
+fn an_asynchronous_copy_must_be_waited_for() {
+    // By nobody; by somebody else; without a commit; or for an older group only.
+    let copy = |lane: Lane<'_>, input: u64| unsafe {
+        lane.cp_async_b128(lane.shared_base(), input, true, false);
+    };
+    let faults = [
+        fault(1, 16, |lane, &[input, _]| {
+            copy(lane, input);
+            lane.cp_async_commit();
+            unsafe { lane.ld_shared_b32(lane.shared_base()) };
+        }),
+        fault(32, 16, |lane, &[input, _]| {
+            if lane.lane() == 0 {
+                copy(lane, input);
+                lane.cp_async_commit();
+            } else {
+                lane.cp_async_wait::<0>();
+            }
+            unsafe { lane.sync_warp() };
+            if lane.lane() != 0 {
+                unsafe { lane.ld_shared_b32(lane.shared_base()) };
+            }
+        }),
+        fault(1, 16, |lane, &[input, _]| {
+            copy(lane, input);
+            lane.cp_async_wait::<0>();
+            unsafe { lane.st_shared_b128(lane.shared_base(), [0; 4]) };
+        }),
+        fault(1, 16, |lane, &[input, _]| {
+            lane.cp_async_commit();
+            copy(lane, input);
+            lane.cp_async_commit();
+            lane.cp_async_wait::<1>();
+            unsafe { lane.ld_shared_b128(lane.shared_base()) };
+        }),
+    ];
+    for fault in faults {
+        assert_eq!(fault.kind, FaultKind::AsyncCopyNotWaited);
+        assert_eq!((fault.tensor.as_str(), fault.index), ("shared memory", 0));
+        assert!(fault.detail.starts_with("thread 0 "), "{fault}");
+    }
+}
+
+#[test]
+fn a_copy_that_was_waited_for_is_not_yet_visible_to_others() {
+    let fault = fault(32, 512, |lane, &[input, _]| unsafe {
+        lane.cp_async_b128(lane.shared_base() + 16 * lane.lane(), input, true, false);
+        lane.cp_async_commit();
+        lane.cp_async_wait::<0>();
+        lane.any(true); // so that all have waited, which orders nothing
+        lane.ld_shared_b128(lane.shared_base() + 16 * (lane.lane() ^ 1));
+    });
+    assert_eq!(fault.kind, FaultKind::DataRace);
+}
+
+#[test]
+fn every_thread_must_reach_the_barrier() {
+    let exited = fault(64, 0, |lane, _| {
+        if lane.thread_idx() != 40 {
+            unsafe { lane.sync_cta() };
+        }
+    });
+    assert_eq!(
+        (exited.kind, exited.thread),
+        (FaultKind::BarrierDivergence, 0)
+    );
+    assert_eq!(exited.detail, "thread 40 has exited");
+
+    let elsewhere = fault(32, 0, |lane, _| unsafe {
+        if lane.lane() < 5 {
+            lane.sync_warp();
+        } else {
+            lane.sync_cta();
+        }
+    });
+    assert_eq!(
+        (elsewhere.kind, elsewhere.thread),
+        (FaultKind::BarrierDivergence, 5)
+    );
+    assert!(
+        elsewhere
+            .detail
+            .starts_with("thread 0 is in sync_warp, at tests/emulator.rs:")
+    );
+}
+
+#[test]
+fn every_lane_must_join_a_warp_operation() {
+    let exited = fault(64, 0, |lane, _| {
+        if lane.thread_idx() != 63 {
+            unsafe { lane.shfl(1, 2) };
+        }
+    });
+    assert_eq!((exited.kind, exited.thread), (FaultKind::MissingLanes, 32));
+    assert_eq!(exited.detail, "thread 63 has exited");
+
+    let different = fault(32, 0, |lane, _| unsafe {
+        if lane.lane() < 16 {
+            lane.any(true);
+        } else {
+            lane.shfl_xor(1, 1);
+        }
+    });
+    assert_eq!(
+        (different.kind, different.thread),
+        (FaultKind::MissingLanes, 0)
+    );
+    assert!(
+        different.detail.contains("thread 16 is in shfl_xor, at "),
+        "{different}"
+    );
+
+    let elsewhere = fault(32, 0, |lane, _| unsafe {
+        if lane.lane() < 16 {
+            lane.any(true);
+        } else {
+            lane.any(false);
+        }
+    });
+    assert_eq!(elsewhere.kind, FaultKind::MissingLanes);
+
+    let half_a_warp = fault(48, 0, |lane, _| {
+        unsafe { lane.sync_warp() };
+    });
+    assert_eq!(
+        (half_a_warp.kind, half_a_warp.thread),
+        (FaultKind::MissingLanes, 32)
+    );
+    assert_eq!(half_a_warp.detail, "the warp has 16 lanes");
+}
+
+#[test]
+fn shuffles_must_name_a_lane_and_agree() {
+    let outside = fault(32, 0, |lane, _| {
+        unsafe { lane.shfl(1, lane.lane() + 1) };
+    });
+    assert_eq!(
+        (outside.kind, outside.thread),
+        (FaultKind::MissingLanes, 31)
+    );
+
+    let contradicting = fault(32, 0, |lane, _| {
+        unsafe { lane.shfl_xor(1, lane.lane() & 1) };
+    });
+    assert_eq!(
+        (contradicting.kind, contradicting.thread),
+        (FaultKind::MissingLanes, 0)
+    );
+}
+
+#[test]
+fn asking_an_atomic_forever_is_a_deadlock() {
+    let fault = fault(2, 0, |lane, &[input, _]| unsafe {
+        if lane.lane() == 1 {
+            while lane.atomic_cas_global_b32(input + 4, 0, 1) != 0 {}
+        }
+    });
+    assert_eq!((fault.kind, fault.thread), (FaultKind::Deadlock, 1));
+    assert_eq!((fault.tensor.as_str(), fault.index), ("input", 4));
+}
+
+#[test]
+fn a_panic_is_a_fault() {
+    let fault = fault(32, 0, |lane, _| {
+        unsafe { lane.sync_warp() };
+        assert!(lane.lane() != 9, "nine");
+    });
+    assert_eq!((fault.kind, fault.thread), (FaultKind::Panicked, 9));
+    assert!(fault.detail.starts_with("nine"), "{fault}");
+}
+
+#[test]
+fn the_first_thread_block_with_a_fault_is_named() {
+    for _ in 0..20 {
+        let fault = fault_on([5, 4, 3], 1, 0, |lane, _| {
+            let block = [lane.cta_idx_x(), lane.cta_idx_y(), lane.cta_idx_z()];
+            if block >= [2, 1, 1] && block[2] == 1 {
+                unsafe { lane.ld_global_b32(0) };
+            }
+        });
+        assert_eq!(fault.block, [3, 0, 1]);
+    }
+}
+
+#[test]
+fn the_machine_works_after_a_fault() {
+    let emulator = Emulator::new();
+    let [input, _] = two_tensors(&emulator);
+    for round in 0..3 {
+        let bad = emulator.launch_fn("bad", [8, 1, 1], 64, 0, |lane| unsafe {
+            lane.sync_cta();
+            lane.st_global_b32(input, 0);
+        });
+        assert!(bad.is_err(), "round {round}");
+        let good = emulator.launch_fn("good", [8, 1, 1], 64, 0, |lane| unsafe {
+            lane.sync_cta();
+            lane.ld_global_b32(input);
+        });
+        assert!(good.is_ok(), "round {round}");
+    }
+}
+
+#[test]
+fn impossible_launches_are_refused() {
+    let emulator = Emulator::new();
+    for (grid, threads, shared_bytes, name) in [
+        ([1, 0, 1], 32, 0, "grid"),
+        ([1, 65536, 1], 32, 0, "grid"),
+        ([1, 1, 1], 1025, 0, "threads"),
+        ([1, 1, 1], 32, 101_377, "shared_bytes"),
+    ] {
+        let error = emulator
+            .launch_fn("unborn", grid, threads, shared_bytes, |_| unreachable!())
+            .unwrap_err();
+        assert!(
+            error.to_string().starts_with(&format!("`{name}` must be ")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn host_copies_are_checked_too() {
+    let emulator = Emulator::new();
+    let [input, _] = two_tensors(&emulator);
+    let error = unsafe { emulator.copy_in(input + 4090, &[0; 7]) }.unwrap_err();
+    let Error::Fault(fault) = error else {
+        panic!("{error}");
+    };
+    assert_eq!(
+        (fault.kind, fault.kernel.as_str()),
+        (FaultKind::OutOfBounds, "copy_in")
+    );
+    assert_eq!(fault.at.file(), file!());
+}
+
+// ---- correct kernels -----------------------------------------------------------------------------
+
+#[test]
+fn lanes_may_exchange_values_and_take_turns() {
+    passes([3, 2, 1], 96, 1024, |lane, &[input, _]| unsafe {
+        let sum = (0..5).fold(lane.lane(), |sum, i| sum + lane.shfl_xor(sum, 1 << i));
+        assert_eq!(sum, 31 * 32 / 2);
+        assert_eq!(lane.shfl(lane.lane(), 7), 7);
+        assert_eq!(lane.shfl(lane.lane(), 31 - lane.lane()), 31 - lane.lane());
+        assert!(lane.any(lane.lane() == 13) && !lane.any(false));
+        let word = |thread: u32| lane.shared_base() + 4 * thread;
+        for round in 0..10 {
+            lane.st_shared_b32(word(lane.thread_idx()), round);
+            lane.sync_warp();
+            assert_eq!(lane.ld_shared_b32(word(lane.thread_idx() ^ 1)), round);
+            lane.sync_cta();
+            assert_eq!(
+                lane.ld_shared_b32(word((lane.thread_idx() + 40) % 96)),
+                round
+            );
+            lane.sync_cta();
+        }
+        assert_eq!(
+            lane.ld_global_b32(input),
+            0x0302_0100,
+            "all thread blocks may read"
+        );
+    });
+}
+
+#[test]
+fn lanes_may_write_the_bytes_of_one_word() {
+    passes([1; 3], 64, 0, |lane, &[_, out]| unsafe {
+        let i = u64::from(lane.thread_idx());
+        lane.st_global_b8(out + i, i as u8);
+        lane.st_global_b16(out + 64 + 2 * i, i as u16);
+        lane.sync_cta();
+        let word = |i: u64| (0..4).map(|k| (4 * i + k) << (8 * k)).sum::<u64>() as u32;
+        assert_eq!(lane.ld_global_b32(out + (i & !3)), word(i / 4));
+        assert_eq!(lane.ld_global_b16(out + 64 + 2 * (63 - i)), (63 - i) as u16);
+    });
+    // The same by thread blocks that run in parallel.
+    passes([64, 1, 1], 1, 0, |lane, &[_, out]| unsafe {
+        let i = u64::from(lane.cta_idx_x());
+        lane.st_global_b8(out + i, 3);
+        assert_eq!(lane.ld_global_b8(out + i), 3);
+        lane.st_global_b64(out + 64 + 8 * i, u64::MAX - i);
+        assert_eq!(lane.ld_global_b64(out + 64 + 8 * i), u64::MAX - i);
+    });
+}
+
+#[test]
+fn copies_may_be_double_buffered() {
+    passes([2, 1, 1], 64, 2048, |lane, &[input, _]| unsafe {
+        let buffer = |step: u32| lane.shared_base() + step % 2 * 1024;
+        let offset = 16 * lane.thread_idx();
+        let copy = |step: u32| {
+            let source = input + u64::from(1024 * step + offset);
+            lane.cp_async_b128(buffer(step) + offset, source, step < 4, false);
+            lane.cp_async_commit();
+        };
+        copy(0);
+        for step in 0..5 {
+            copy(step + 1);
+            lane.cp_async_wait::<1>();
+            lane.sync_cta();
+            let other = (offset + 16 * 33) % 1024;
+            let [word, ..] = lane.ld_shared_b128(buffer(step) + other);
+            let first = (1024 * step + other) % 251;
+            assert_eq!(word & 0xff, if step < 4 { first } else { 0 });
+            lane.sync_cta();
+        }
+    });
+}
+
+#[test]
+fn a_copy_that_is_not_valid_reads_nothing() {
+    passes([1; 3], 1, 16, |lane, _| unsafe {
+        lane.cp_async_b128(lane.shared_base(), 0, false, false);
+        lane.cp_async_commit();
+        lane.cp_async_wait::<0>();
+        assert_eq!(lane.ld_shared_b128(lane.shared_base()), [0; 4]);
+    });
+}
+
+#[test]
+fn one_thread_block_claims_a_word() {
+    let emulator = Emulator::with_seed(3);
+    let word = emulator.allocate("claim", 4).expect("small");
+    unsafe { emulator.copy_in(word, &[0; 4]) }.expect("in bounds");
+    emulator
+        .launch_fn("claim", [100, 1, 1], 64, 0, |lane| unsafe {
+            if lane.thread_idx() == 40 {
+                lane.atomic_cas_global_b32(word, 0, lane.cta_idx_x() + 1);
+            }
+        })
+        .expect("atomics do not race");
+    let mut claimed = [0; 4];
+    unsafe { emulator.copy_out(word, &mut claimed) }.expect("in bounds");
+    assert!((1..=100).contains(&u32::from_le_bytes(claimed)));
+}
+
+#[test]
+fn a_lane_may_wait_for_another_warp_by_an_atomic() {
+    passes([1; 3], 64, 0, |lane, &[input, _]| unsafe {
+        match lane.thread_idx() {
+            0 => while lane.atomic_cas_global_b32(input, 1, 2) != 1 {},
+            32 => _ = lane.atomic_cas_global_b32(input, 0x0302_0100, 1),
+            _ => {}
+        }
+        lane.sync_cta();
+        assert_eq!(lane.ld_global_b32(input), 2);
+    });
+}
+
+#[test]
+fn a_launch_sees_what_the_one_before_wrote() {
+    let emulator = Emulator::with_seed(1);
+    let [_, out] = two_tensors(&emulator);
+    for round in 0..3 {
+        let place = |round: u32, cta: u32, lane: Lane<'_>| {
+            out + 4 * u64::from(round % 2 * 128 + cta * 64 + lane.thread_idx())
+        };
+        emulator
+            .launch_fn("relay", [2, 1, 1], 64, 0, |lane| unsafe {
+                let cta = lane.cta_idx_x();
+                if round > 0 {
+                    let others = lane.ld_global_b32(place(round - 1, 1 - cta, lane));
+                    assert_eq!(others, round - 1);
+                }
+                lane.st_global_b32(place(round, cta, lane), round);
+            })
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+#[test]
+fn whole_warps_may_leave_early() {
+    passes([1; 3], 64, 0, |lane, _| {
+        if lane.warp() == 0 {
+            assert_eq!(unsafe { lane.shfl(5, 0) }, 5);
+        }
+    });
+}
+
+#[test]
+fn empty_tensors_have_an_address() {
+    let emulator = Emulator::new();
+    let empty = emulator.allocate("empty", 0).expect("nothing");
+    let other = emulator.allocate("other", 0).expect("nothing");
+    assert!(empty != other && empty.is_multiple_of(256));
+    unsafe {
+        emulator.copy_in(empty, &[]).expect("nothing");
+        emulator.copy_out(empty, &mut []).expect("nothing");
+    }
+    let result = emulator.launch_fn("reader", [1; 3], 1, 0, |lane| {
+        unsafe { lane.ld_global_b8(empty) };
+    });
+    assert!(result.unwrap_err().to_string().contains("`empty` byte 0"));
+}
+
+#[test]
+fn a_tensor_of_many_gigabytes_costs_what_is_written() {
+    let emulator = Emulator::new();
+    let bytes = 40 << 30;
+    let cache = emulator.allocate("cache", bytes).expect("virtual");
+    let far = cache + (1 << 33) + 12_345 * 16;
+    unsafe { emulator.copy_in(far, &[7; 16]) }.expect("in bounds");
+    emulator
+        .launch_fn("far", [1; 3], 1, 0, |lane| unsafe {
+            let row = lane.ld_global_b128(far);
+            lane.st_global_b128(cache + bytes as u64 - 16, row);
+        })
+        .expect("in bounds");
+    let mut row = [0; 17];
+    unsafe { emulator.copy_out(cache + bytes as u64 - 17, &mut row) }.expect("in bounds");
+    assert_eq!(
+        (row[0], &row[1..]),
+        (0xff, &[7; 16][..]),
+        "poison before it"
+    );
+
+    let result = emulator.launch_fn("cut", [1; 3], 1, 0, |lane| unsafe {
+        lane.ld_global_b128(cache + u64::from(far as u32)); // an offset cut to 32 bits
+    });
+    let Err(Error::Fault(fault)) = result else {
+        panic!("expected a fault, got {result:?}");
+    };
+    assert_eq!(fault.kind, FaultKind::UninitialisedRead);
+}
+
+// ---- matrices ------------------------------------------------------------------------------------
+
+/// Element `(row, column)` of a test matrix: small, so that sums are exact, and without symmetry.
+fn element(row: u32, column: u32) -> f32 {
+    ((row * 7 + column * 3) % 13) as f32 - 6.0
+}
+
+#[test]
+fn mma_multiplies_in_the_fragment_layout_of_the_ptx_isa() {
+    passes([1; 3], 64, 0, |lane, _| unsafe {
+        let (g, t) = (lane.lane() / 4, lane.lane() % 4);
+        let b_at = |row: u32, column: u32| element(column + 5, row * 2);
+        let c_at = |row: u32, column: u32| (row * 8 + column) as f32;
+        // The tables of the PTX ISA for m16n8k16, written out.
+        let a_places = [
+            (g, 2 * t),
+            (g + 8, 2 * t),
+            (g, 2 * t + 8),
+            (g + 8, 2 * t + 8),
+        ];
+        let b_places = [(2 * t, g), (2 * t + 8, g)];
+        let c_places = [
+            (g, 2 * t),
+            (g, 2 * t + 1),
+            (g + 8, 2 * t),
+            (g + 8, 2 * t + 1),
+        ];
+        let acc = c_places.map(|(row, column)| c_at(row, column));
+        let expected = c_places.map(|(row, column)| {
+            (0..16).fold(c_at(row, column), |sum, k| {
+                sum + element(row, k) * b_at(k, column)
+            })
+        });
+
+        let a = a_places.map(|(row, k)| lane.pack_bf16(element(row, k), element(row, k + 1)));
+        let b = b_places.map(|(k, column)| lane.pack_bf16(b_at(k, column), b_at(k + 1, column)));
+        assert_eq!(lane.mma_bf16(acc, a, b), expected);
+
+        let a = a_places.map(|(row, k)| lane.pack_f16(element(row, k), element(row, k + 1)));
+        let b = b_places.map(|(k, column)| lane.pack_f16(b_at(k, column), b_at(k + 1, column)));
+        assert_eq!(lane.mma_f16(acc, a, b), expected);
+    });
+}
+
+#[test]
+fn ldmatrix_hands_out_rows_and_its_transpose_columns() {
+    passes([1; 3], 32, 512, |lane, _| unsafe {
+        // Matrix `i`, row `r`, column `c` holds the number `64 i + 8 r + c`; rows lie backwards.
+        let row = lane.lane();
+        let address = lane.shared_base() + 16 * (31 - row);
+        let value = |matrix: u32, row: u32, column: u32| 64 * matrix + 8 * row + column;
+        let words = [0, 2, 4, 6].map(|c| value(0, row, c) | value(0, row, c + 1) << 16);
+        lane.st_shared_b128(address, words);
+        lane.sync_warp();
+        let (g, t) = (lane.lane() / 4, lane.lane() % 4);
+        let plain = [0, 1, 2, 3].map(|i| value(i, g, 2 * t) | value(i, g, 2 * t + 1) << 16);
+        assert_eq!(lane.ldmatrix_x4(address), plain);
+        let transposed = [0, 1, 2, 3].map(|i| value(i, 2 * t, g) | value(i, 2 * t + 1, g) << 16);
+        assert_eq!(lane.ldmatrix_x4_trans(address), transposed);
+        assert_eq!(lane.movmatrix_trans(plain[2]), transposed[2]);
+    });
+}
+
+// ---- numbers -------------------------------------------------------------------------------------
+
+#[test]
+fn numbers_follow_the_contract() {
+    passes([1; 3], 1, 0, |lane, _| {
+        assert_eq!(
+            lane.fma(1.0 + f32::EPSILON, 1.0 - f32::EPSILON, -1.0),
+            -f32::EPSILON.powi(2)
+        );
+        assert_eq!(lane.max(f32::NAN, -3.0), -3.0);
+        assert_eq!(lane.exp2(f32::NEG_INFINITY), 0.0);
+        assert_eq!(lane.exp2(-127.0).to_bits(), 0, "subnormal results are zero");
+        assert_eq!(lane.exp2(-126.0), f32::MIN_POSITIVE);
+        assert_eq!(lane.log2(8.0), 3.0);
+        assert_eq!(lane.recip(4.0), 0.25);
+        // Ties go to even: 1 + 2^-8 down, 1 + 3 * 2^-8 up.
+        let ties = lane.pack_bf16(1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0);
+        assert_eq!(ties, 0x3f82_3f80);
+        assert!(bf16::from_bits(lane.pack_bf16(f32::NAN, 0.0) as u16).is_nan());
+        assert_eq!(
+            lane.pack_f16(65519.0, 65520.0),
+            0x7c00_7bff,
+            "largest, and infinity"
+        );
+        assert_eq!(
+            lane.widen_f16(f16::from_f32(-0.1).to_bits()),
+            f16::from_f32(-0.1).to_f32()
+        );
+    });
+}
