@@ -95,7 +95,7 @@ fn embed(kernels: &Path, dir: &Path) -> Result<String> {
             .with_context(|| format!("`{}` is no architecture", file.arch))?;
         writeln!(
             table,
-            "Image {{ arch: {:?}, compute_capability: ({}, {}), sha256: {:?}, ptx: include_str!({path:?}) }},",
+            "Image {{ arch: {:?}, compute_capability: ({}, {}), sha256: {:?}, gz: include_bytes!({path:?}) }},",
             file.arch,
             number / 10,
             number % 10,

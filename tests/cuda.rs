@@ -5,7 +5,10 @@
 use std::time::Instant;
 
 use ferroattn::Result;
-use ferroattn::runtime::{Buffer, Cuda, DriverError, Kernels, Launch, Launcher, StreamLauncher};
+use ferroattn::ops::{BlockCaches, CheckMode, CopyBlocksRequest};
+use ferroattn::runtime::{
+    Buffer, Cuda, DriverError, Kernels, Launch, Launcher, Pinned, StreamLauncher,
+};
 use ferroattn::tensor::Dtype;
 use gpu_kernels::entry::{ENTRIES, EntryId};
 use gpu_kernels::params::{CheckFault, CheckSlotsParams, KernelParams};
@@ -54,6 +57,7 @@ impl<'m> CheckSlots<'m> {
             slot_mapping: self.slots.view().address(),
             check: self.report.view().address(),
             num_slots: Self::NUM_SLOTS,
+            stride_layer: 0,
             num_tokens: Self::TOKENS,
             reserved: 0,
         };
@@ -169,4 +173,49 @@ fn a_serving_stack_brings_its_own_context() -> Result<()> {
     let launcher = unsafe { StreamLauncher::new(&kernels, cuda.stream())? };
     check.enqueue(&launcher, true)?;
     check.assert_reported()
+}
+
+#[test]
+fn blocks_are_swapped_out_to_pinned_memory_and_back() -> Result<()> {
+    let Some(cuda) = gpu() else { return Ok(()) };
+    const BLOCK: usize = 4096;
+    let pinned = Pinned::new(&cuda);
+    let bytes: Vec<u8> = (0..=250).cycle().take(8 * BLOCK).collect();
+    let shape = [8, BLOCK];
+    let mut cache = Buffer::new(&cuda, "cache", Dtype::U8, &shape, &bytes)?;
+    let mut host = Buffer::new(&pinned, "host", Dtype::U8, &[2, BLOCK], &vec![0; 2 * BLOCK])?;
+    let pairs = |list: [i64; 4]| {
+        Buffer::new(
+            &cuda,
+            "pairs",
+            Dtype::I64,
+            &[2, 2],
+            bytemuck::cast_slice(&list),
+        )
+    };
+    let (out, back) = (pairs([5, 0, 2, 1])?, pairs([0, 7, 1, 0])?);
+    let swap = |source: &Buffer<'_>, target: &mut Buffer<'_>, pairs: &Buffer<'_>| {
+        let checked = CopyBlocksRequest {
+            caches: BlockCaches::Between {
+                source: source.view(),
+                target: target.view_mut(),
+            },
+            pairs: pairs.view(),
+            check: CheckMode::Off,
+        }
+        .check()?;
+        let mut workspace = Buffer::uninit(&cuda, "workspace", Dtype::U8, &[256])?;
+        checked.launch(&checked.plan(), &mut workspace.view_mut(), &cuda)
+    };
+    swap(&cache, &mut host, &out)?;
+    swap(&host, &mut cache, &back)?;
+    let block = |at: usize| &bytes[at * BLOCK..(at + 1) * BLOCK];
+    assert_eq!(host.read()?, [block(5), block(2)].concat());
+    let expected: Vec<u8> = [2, 1, 2, 3, 4, 5, 6, 5]
+        .into_iter()
+        .flat_map(block)
+        .copied()
+        .collect();
+    assert_eq!(cache.read()?, expected);
+    Ok(())
 }

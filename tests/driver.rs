@@ -9,8 +9,10 @@ use std::sync::OnceLock;
 use ferroattn::runtime::driver::{DriverVersion, OLDEST_DRIVER};
 use ferroattn::runtime::embedded::{ROUTE_VARIABLE, SETS};
 use ferroattn::runtime::{
-    Cuda, DeviceMemory, DriverError, Kernels, Launch, Launcher, Route, StreamLauncher,
+    Buffer, Cuda, DeviceMemory, DriverError, Kernels, Launch, Launcher, Pinned, Route,
+    StreamLauncher,
 };
+use ferroattn::tensor::Dtype;
 use ferroattn::{Error, Result};
 use gpu_kernels::entry::EntryId;
 
@@ -134,7 +136,10 @@ fn the_set_is_the_one_that_was_asked_for() {
         for set in SETS {
             let cuda = Cuda::open_with(0, set.route).unwrap();
             assert_eq!(cuda.kernels().set().route, set.route);
-            assert_eq!(cuda.kernels().image().ptx, set.images.last().unwrap().ptx);
+            assert_eq!(
+                cuda.kernels().image().sha256,
+                set.images.last().unwrap().sha256
+            );
             let kernels = Kernels::load_route(set.route).unwrap();
             assert_eq!(kernels.set().route, set.route);
         }
@@ -277,6 +282,30 @@ fn out_of_memory() {
         let error = cuda.allocate("x", 64).unwrap_err();
         assert!(
             matches!(error, Error::Driver(DriverError::OutOfMemory { bytes: 64 })),
+            "{error:?}"
+        );
+    });
+}
+
+#[test]
+fn pinned_memory_has_one_address() {
+    with_fake("pinned_memory_has_one_address", "", || {
+        let cuda = Cuda::open(0).unwrap();
+        let pinned = Pinned::new(&cuda);
+        let bytes: Vec<u8> = (0..100).collect();
+        let buffer = Buffer::new(&pinned, "host cache", Dtype::U8, &[100], &bytes).unwrap();
+        assert_eq!(buffer.read().unwrap(), bytes);
+    });
+}
+
+#[test]
+fn pinned_memory_of_a_driver_without_unified_addresses() {
+    let test = "pinned_memory_of_a_driver_without_unified_addresses";
+    with_fake(test, "moved=4096", || {
+        let cuda = Cuda::open(0).unwrap();
+        let error = Pinned::new(&cuda).allocate("host cache", 64).unwrap_err();
+        assert!(
+            matches!(error, Error::Driver(DriverError::NotUnified)),
             "{error:?}"
         );
     });

@@ -326,31 +326,40 @@ fn sequences_one_after_the_other() {
 }
 
 #[test]
-fn more_sequences_than_lanes() {
-    let mut random = Random::new(2);
-    let cache = Cache::new(Form::Raw(Dtype::Bf16), 64, 8, 80, &mut random);
-    let lens: Vec<usize> = (0..70).map(|seq| seq % 4).collect();
-    let table = block_table(&lens, 1, &cache, &mut random);
-    let mut row_starts = vec![0usize];
-    for len in &lens {
-        row_starts.push(row_starts.last().expect("one") + len);
+fn more_sequences_than_lanes_and_long_ones() {
+    let many: Vec<usize> = (0..70).map(|seq| seq % 4).collect();
+    for (lens, block_size, width) in [(many, 8, 1), (vec![17, 32_768, 71], 64, 520)] {
+        let mut random = Random::new(2);
+        let num_blocks = 600;
+        let cache = Cache::new(
+            Form::Raw(Dtype::Bf16),
+            8,
+            block_size,
+            num_blocks,
+            &mut random,
+        );
+        let table = block_table(&lens, width, &cache, &mut random);
+        let mut row_starts = vec![0usize];
+        for len in &lens {
+            row_starts.push(row_starts.last().expect("one") + len);
+        }
+        let num_rows = *row_starts.last().expect("one");
+        let out = rows_with_gaps(&cache, num_rows);
+        let machine = Machine::new();
+        let starts: Vec<i32> = row_starts.iter().map(|&n| n as i32).collect();
+        let rows = GatherRows::Ragged {
+            block_table: machine.view(&table),
+            row_starts: machine.view(&ints("row_starts", &[starts.len()], &starts)),
+            first_tokens: None,
+        };
+        let pages = Pages {
+            block_table: &table,
+            block_size,
+            num_blocks,
+        };
+        let expected = pages.ragged(&row_starts, &vec![0; lens.len()], num_rows);
+        gather(&machine, &cache, &out, rows, false, &expected);
     }
-    let num_rows = *row_starts.last().expect("one");
-    let out = rows_with_gaps(&cache, num_rows);
-    let machine = Machine::new();
-    let starts: Vec<i32> = row_starts.iter().map(|&n| n as i32).collect();
-    let rows = GatherRows::Ragged {
-        block_table: machine.view(&table),
-        row_starts: machine.view(&ints("row_starts", &[starts.len()], &starts)),
-        first_tokens: None,
-    };
-    let pages = Pages {
-        block_table: &table,
-        block_size: 8,
-        num_blocks: 80,
-    };
-    let expected = pages.ragged(&row_starts, &vec![0; lens.len()], num_rows);
-    gather(&machine, &cache, &out, rows, false, &expected);
 }
 
 #[test]

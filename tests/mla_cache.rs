@@ -6,10 +6,10 @@ mod tensors;
 use std::sync::Arc;
 
 use ferroattn::Error;
-use ferroattn::error::RequestError;
+use ferroattn::error::{CheckError, RequestError};
 use ferroattn::ops::{
     CacheTable, CheckMode, ConcatAndCacheMlaGroupedRequest, ConcatAndCacheMlaRequest, MlaCacheForm,
-    ScaleRule,
+    ScaleRule, check_result,
 };
 use ferroattn::reference::{
     HostTensor, mla_fp8_ds_entry, mla_v4_entry, reshape_and_cache_flash, reshape_and_cache_scaled,
@@ -311,12 +311,14 @@ fn many_layers_in_one_launch() {
                 block_size: BLOCK_SIZE,
                 scales: (form != Dtype::Bf16)
                     .then(|| -> TensorView<'static> { machine.view(&scale_tensor) }),
+                check: CheckMode::Device,
             };
-            request
-                .check()
-                .expect("fits")
-                .launch(&machine.emulator)
+            let checked = request.check().expect("fits");
+            let mut workspace = machine.workspace(0);
+            checked
+                .launch(&checked.plan(), &mut workspace, &machine.emulator)
                 .expect("runs");
+            check_result(&machine.read_workspace(&workspace)).expect("good slots");
             for (layer, cache) in caches.iter().enumerate() {
                 let start = layer * layer_stride;
                 let slots = longs("slots", &slot_lists[start..start + NUM_TOKENS]);
@@ -338,6 +340,53 @@ fn many_layers_in_one_launch() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn a_bad_slot_of_one_layer_keeps_all_layers_from_being_written() {
+    let machine = Machine::new();
+    let [kv_c, k_pe] = [("kv_c", 512), ("k_pe", 64)]
+        .map(|(name, size)| poisoned_tensor(name, Dtype::Bf16, &[2, 3, size]));
+    let shape = [NUM_BLOCKS, BLOCK_SIZE, 576];
+    let caches = [(); 2].map(|()| poisoned_tensor("kv_cache", Dtype::Bf16, &shape));
+    let addresses = caches
+        .each_ref()
+        .map(|cache| machine.address(cache).cast_signed());
+    let strides = ferroattn::tensor::contiguous_strides(&shape);
+    let end = i64::try_from(NUM_BLOCKS * BLOCK_SIZE).expect("small");
+    // The layers' slots lie five apart; the two between are nobody's.
+    let storage = longs("slot_mapping", &[0, 1, -1, end, end, 2, 3, end]).storage;
+    let request = ConcatAndCacheMlaGroupedRequest {
+        kv_c: machine.view(&kv_c),
+        k_pe: machine.view(&k_pe),
+        // SAFETY: the addresses are caches of this shape.
+        kv_caches: unsafe {
+            let table = machine.view(&longs("cache addresses", &addresses));
+            CacheTable::from_raw(table, Dtype::Bf16, &shape, &strides)
+        }
+        .expect("three strides"),
+        slot_mapping: machine.view(&view_of(&storage, Dtype::I64, 0, &[2, 3], &[5, 1])),
+        block_size: BLOCK_SIZE,
+        scales: None,
+        check: CheckMode::Device,
+    };
+    let checked = request.check().expect("fits");
+    let mut workspace = machine.workspace(checked.plan().workspace_bytes());
+    checked
+        .launch(&checked.plan(), &mut workspace, &machine.emulator)
+        .expect("runs");
+    let fault = CheckError::Slot {
+        token: 2,
+        value: end,
+        num_slots: end,
+    };
+    assert_eq!(
+        check_result(&machine.read_workspace(&workspace)),
+        Err(fault)
+    );
+    for cache in &caches {
+        assert_same_bytes(&machine.read(cache), &cache.storage.bytes, "untouched");
     }
 }
 

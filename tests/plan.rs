@@ -2,7 +2,9 @@
 #![allow(missing_docs, reason = "a test crate has no readers of its docs")]
 
 use ferroattn::Error;
-use ferroattn::plan::{DeviceInfo, SplitPolicy, SplitShape, Splits, variants};
+use ferroattn::plan::{
+    DeviceInfo, SplitPolicy, SplitShape, Splits, variants, warp_tile_nanoseconds,
+};
 use gpu_kernels::kv::CacheDtype;
 use proptest::prelude::*;
 
@@ -13,7 +15,7 @@ fn shape(num_seqs: u32, num_kv_heads: u32, max_seq_len: u32) -> SplitShape {
         ctas_per_split: num_kv_heads,
         max_seq_len,
         token_bytes: 512,
-        head_size: 128,
+        tile_nanoseconds: warp_tile_nanoseconds(128),
         tile_len: 64,
         shared_bytes: 96 * 1024,
     }

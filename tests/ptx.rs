@@ -46,7 +46,7 @@ fn every_set_has_every_architecture() {
 fn every_entry_is_in_every_file_alone_and_whole() {
     every_image(|set, image| {
         let name = format!("{} {}", set.route, image.arch);
-        let entries = image.ptx.matches("\n.visible .entry ").count();
+        let entries = image.text().matches("\n.visible .entry ").count();
         assert_eq!(entries, ENTRIES.len(), "{name}");
         for entry in ENTRIES {
             let ptx = image
@@ -107,7 +107,7 @@ fn manifests_speak_of_these_files() {
             assert_eq!(there.threads, entry.threads, "{}", entry.name);
         }
         for file in &manifest.files {
-            let mut text = std::fs::read_to_string(file.path(&dir)).expect("a file");
+            let mut text = file.read(&dir).expect("a file");
             text.push(' ');
             let changed = ferroattn_ptx_builder::manifest::PtxFile::of(&file.arch, &text);
             assert_ne!(changed.sha256, file.sha256, "one more byte, another hash");

@@ -6,11 +6,19 @@
 use crate::dtype::{Bf16, ElementDtype, F16, F32, HalfDtype, I8};
 use crate::kernels::reshape_and_cache_flash as cache_write;
 use crate::kernels::reshape_and_cache_per_token_head as per_token_head;
-use crate::kernels::{check, concat_and_cache_mla, decode_gqa, gather, merge_splits, read_ceiling};
-use crate::kv::{CacheDtype, E4m3, E4m3PerToken, E5m2, I8PerToken};
+use crate::kernels::rope_and_cache::rope_and_cache;
+use crate::kernels::{
+    check, compact, concat_and_cache_mla, copy_blocks, decode_gqa, decode_mla, decode_mla_entry,
+    gather, merge_rows, merge_splits, prefill_gqa, read_ceiling,
+};
+use crate::kv::{CacheDtype, CacheFormat, E4m3, E4m3PerToken, E5m2, I8PerToken};
+use crate::latent::{Cut, Fp8Ds, MlaEntry, V4};
+use crate::mla_entry::EntryForm;
 use crate::params::{
-    CheckPagedParams, CheckSlotsParams, DecodeParams, GatherParams, KernelParams, MergeParams,
-    MlaEntryParams, PerTokenHeadParams, ReadCeilingParams, ReshapeAndCacheParams,
+    CheckPagedParams, CheckSlotsParams, CompactParams, CopyBlocksParams, DecodeMlaEntryParams,
+    DecodeMlaParams, DecodeParams, GatherParams, KernelParams, MergeParams, MlaEntryParams,
+    PerTokenHeadParams, PrefillParams, ReadCeilingParams, ReshapeAndCacheParams,
+    RopeAndCacheParams,
 };
 
 /// What a compiled kernel computes, and for which shapes: the planner looks a row up by it.
@@ -27,11 +35,38 @@ pub enum Variant {
         /// Most query heads of one KV head that a thread block takes.
         heads_per_cta: u32,
     },
+    /// Stage 1 of decode attention over a latent cache.
+    DecodeMla {
+        /// Of the cache; query and output have it too if it is of 16 bits.
+        cache: CacheDtype,
+        /// Values per query head and cache row.
+        head_size: u32,
+        /// How a thread block is cut, with the values per output row.
+        cut: Cut,
+    },
+    /// Stage 1 of decode attention over a latent cache of FP8 entries; query and output are bf16.
+    DecodeMlaEntry {
+        /// Of the cache.
+        form: EntryForm,
+        /// How a thread block is cut, with the values per output row.
+        cut: Cut,
+    },
     /// Stage 2 of decode attention.
     MergeSplits {
         /// Of the output.
         dtype: HalfDtype,
     },
+    /// Attention of any number of query tokens per sequence.
+    PrefillGqa {
+        /// Of the cache; queries have it too if it is of 16 bits.
+        cache: CacheDtype,
+        /// Values per query and key head.
+        head_size: u32,
+        /// Values per value head.
+        head_size_v: u32,
+    },
+    /// Merges the parts of rows whose keys were split.
+    MergeRows,
     /// Writes new tokens into a paged cache of the same dtype.
     CacheCopy,
     /// Writes new tokens into a paged FP8 cache, divided by given scales.
@@ -47,6 +82,15 @@ pub enum Variant {
         source: ElementDtype,
         /// Of the cache.
         cache: ElementDtype,
+    },
+    /// Rotates queries and keys and writes a paged cache.
+    RopeAndCache {
+        /// Of queries, keys and values.
+        source: ElementDtype,
+        /// Of the cache.
+        cache: ElementDtype,
+        /// Of the rotated queries.
+        query: ElementDtype,
     },
     /// Writes MLA tokens as 656-byte entries.
     ConcatAndCacheMlaFp8Ds,
@@ -65,6 +109,14 @@ pub enum Variant {
     GatherMlaFp8Ds,
     /// Gathers 584-byte entries as bf16.
     GatherMlaV4,
+    /// Copies whole blocks.
+    CopyBlocks,
+    /// Marks the blocks that are referred to.
+    CompactMark,
+    /// Numbers the blocks that are marked.
+    CompactNumber,
+    /// Renames what refers to them.
+    CompactRename,
     /// Checks block tables and sequence lengths.
     CheckPaged,
     /// Checks a slot mapping.
@@ -175,6 +227,63 @@ const fn decode(
     }
 }
 
+/// The variant of a `decode_mla` kernel, by its generics.
+const fn mla<
+    C: CacheFormat,
+    const K_STEPS: usize,
+    const V_STEPS: usize,
+    const HEAD_TILES: usize,
+    const WARP_HEAD_TILES: usize,
+    const WARP_TOKEN_TILES: usize,
+    const WARP_DIM_TILES: usize,
+>() -> Variant {
+    Variant::DecodeMla {
+        cache: C::CACHE,
+        head_size: K_STEPS as u32 * 16,
+        cut: Cut::of_kernel::<
+            C,
+            K_STEPS,
+            HEAD_TILES,
+            WARP_HEAD_TILES,
+            WARP_TOKEN_TILES,
+            WARP_DIM_TILES,
+        >(V_STEPS as u32 * 16),
+    }
+}
+
+/// The variant of a `decode_mla_entry` kernel, by its generics.
+const fn mla_entry<
+    E: MlaEntry,
+    const K_STEPS: usize,
+    const HEAD_TILES: usize,
+    const WARP_HEAD_TILES: usize,
+    const WARP_TOKEN_TILES: usize,
+    const WARP_DIM_TILES: usize,
+>() -> Variant {
+    Variant::DecodeMlaEntry {
+        form: E::FORM,
+        cut: Cut::of_kernel::<
+            Bf16,
+            K_STEPS,
+            HEAD_TILES,
+            WARP_HEAD_TILES,
+            WARP_TOKEN_TILES,
+            WARP_DIM_TILES,
+        >(decode_mla_entry::HEAD_SIZE_V),
+    }
+}
+
+// Those of 96 and 128 values per head keep a few words of state in local memory, read once per tile: two row
+// tiles of accumulators and scores leave them no register. Halving the row tiles would cost far more, in reads
+// of shared memory.
+const fn prefill(cache: CacheDtype, head_size: u32, head_size_v: u32) -> Variant {
+    Variant::PrefillGqa {
+        cache,
+        head_size,
+        head_size_v,
+    }
+}
+
 use CacheDtype as C;
 use ElementDtype as E;
 use HalfDtype as D;
@@ -241,14 +350,71 @@ entries! {
     decode_gqa_i8_token_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 12, 8, 2>, decode(C::I8PerToken, 192, 128, 16), decode_gqa::threads::<I8PerToken, 12, 8>(), 1, true;
     decode_gqa_i8_token_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 12, 12, 1>, decode(C::I8PerToken, 192, 192, 8), decode_gqa::threads::<I8PerToken, 12, 12>(), 1, true;
     decode_gqa_i8_token_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 16, 16, 1>, decode(C::I8PerToken, 256, 256, 8), decode_gqa::threads::<I8PerToken, 16, 16>(), 1, true;
+    decode_mla_bf16_d576v512_h16(DecodeMlaParams) = decode_mla::decode_mla::<_, Bf16, 36, 32, 2, 1, 1, 8, 1>, mla::<Bf16, 36, 32, 2, 1, 1, 8>(), 128, 2, true;
+    decode_mla_bf16_d576v512_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, Bf16, 36, 32, 8, 2, 2, 4, 1>, mla::<Bf16, 36, 32, 8, 2, 2, 4>(), 256, 1, true;
+    decode_mla_bf16_d288v256_h16(DecodeMlaParams) = decode_mla::decode_mla::<_, Bf16, 18, 16, 2, 1, 1, 4, 1>, mla::<Bf16, 18, 16, 2, 1, 1, 4>(), 128, 2, true;
+    decode_mla_bf16_d288v256_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, Bf16, 18, 16, 8, 2, 2, 2, 1>, mla::<Bf16, 18, 16, 8, 2, 2, 2>(), 256, 1, true;
+    decode_mla_f16_d576v512_h16(DecodeMlaParams) = decode_mla::decode_mla::<_, F16, 36, 32, 2, 1, 1, 8, 1>, mla::<F16, 36, 32, 2, 1, 1, 8>(), 128, 2, true;
+    decode_mla_f16_d576v512_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, F16, 36, 32, 8, 2, 2, 4, 1>, mla::<F16, 36, 32, 8, 2, 2, 4>(), 256, 1, true;
+    decode_mla_f16_d288v256_h16(DecodeMlaParams) = decode_mla::decode_mla::<_, F16, 18, 16, 2, 1, 1, 4, 1>, mla::<F16, 18, 16, 2, 1, 1, 4>(), 128, 2, true;
+    decode_mla_f16_d288v256_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, F16, 18, 16, 8, 2, 2, 2, 1>, mla::<F16, 18, 16, 8, 2, 2, 2>(), 256, 1, true;
+    decode_mla_e4m3_d576v512_h16(DecodeMlaParams) = decode_mla::decode_mla::<_, E4m3, 36, 32, 2, 1, 2, 8, 2>, mla::<E4m3, 36, 32, 2, 1, 2, 8>(), 128, 2, true;
+    decode_mla_e4m3_d576v512_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, E4m3, 36, 32, 8, 4, 1, 4, 1>, mla::<E4m3, 36, 32, 8, 4, 1, 4>(), 256, 1, true;
+    decode_mla_e4m3_d288v256_h16(DecodeMlaParams) = decode_mla::decode_mla::<_, E4m3, 18, 16, 2, 1, 2, 4, 2>, mla::<E4m3, 18, 16, 2, 1, 2, 4>(), 128, 2, true;
+    decode_mla_e4m3_d288v256_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, E4m3, 18, 16, 8, 4, 1, 2, 1>, mla::<E4m3, 18, 16, 8, 4, 1, 2>(), 256, 1, true;
+    decode_mla_e5m2_d576v512_h16(DecodeMlaParams) = decode_mla::decode_mla::<_, E5m2, 36, 32, 2, 1, 2, 8, 2>, mla::<E5m2, 36, 32, 2, 1, 2, 8>(), 128, 2, true;
+    decode_mla_e5m2_d576v512_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, E5m2, 36, 32, 8, 4, 1, 4, 1>, mla::<E5m2, 36, 32, 8, 4, 1, 4>(), 256, 1, true;
+    decode_mla_e5m2_d288v256_h16(DecodeMlaParams) = decode_mla::decode_mla::<_, E5m2, 18, 16, 2, 1, 2, 4, 2>, mla::<E5m2, 18, 16, 2, 1, 2, 4>(), 128, 2, true;
+    decode_mla_e5m2_d288v256_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, E5m2, 18, 16, 8, 4, 1, 2, 1>, mla::<E5m2, 18, 16, 8, 4, 1, 2>(), 256, 1, true;
+    decode_mla_entry_fp8_ds_h16(DecodeMlaEntryParams) = decode_mla_entry::decode_mla_entry::<_, Fp8Ds, 36, 2, 1, 1, 8>, mla_entry::<Fp8Ds, 36, 2, 1, 1, 8>(), 128, 2, true;
+    decode_mla_entry_fp8_ds_h64(DecodeMlaEntryParams) = decode_mla_entry::decode_mla_entry::<_, Fp8Ds, 36, 8, 2, 2, 4>, mla_entry::<Fp8Ds, 36, 8, 2, 2, 4>(), 256, 1, true;
+    decode_mla_entry_v4_h16(DecodeMlaEntryParams) = decode_mla_entry::decode_mla_entry::<_, V4, 32, 2, 1, 1, 8>, mla_entry::<V4, 32, 2, 1, 1, 8>(), 128, 2, true;
+    decode_mla_entry_v4_h64(DecodeMlaEntryParams) = decode_mla_entry::decode_mla_entry::<_, V4, 32, 8, 2, 2, 4>, mla_entry::<V4, 32, 8, 2, 2, 4>(), 256, 1, true;
+    prefill_gqa_bf16_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 4, 4, 2, 4>, prefill(C::Bf16, 64, 64), prefill_gqa::threads::<Bf16, 4, 4>(), 2, true;
+    prefill_gqa_bf16_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 6, 6, 2, 4>, prefill(C::Bf16, 96, 96), prefill_gqa::threads::<Bf16, 6, 6>(), 2, false;
+    prefill_gqa_bf16_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 8, 8, 2, 4>, prefill(C::Bf16, 128, 128), prefill_gqa::threads::<Bf16, 8, 8>(), 2, false;
+    prefill_gqa_bf16_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 12, 8, 2, 2>, prefill(C::Bf16, 192, 128), prefill_gqa::threads::<Bf16, 12, 8>(), 2, false;
+    prefill_gqa_bf16_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 12, 12, 1, 2>, prefill(C::Bf16, 192, 192), prefill_gqa::threads::<Bf16, 12, 12>(), 2, true;
+    prefill_gqa_bf16_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 16, 16, 1, 2>, prefill(C::Bf16, 256, 256), prefill_gqa::threads::<Bf16, 16, 16>(), 2, true;
+    prefill_gqa_f16_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 4, 4, 2, 4>, prefill(C::F16, 64, 64), prefill_gqa::threads::<F16, 4, 4>(), 2, true;
+    prefill_gqa_f16_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 6, 6, 2, 4>, prefill(C::F16, 96, 96), prefill_gqa::threads::<F16, 6, 6>(), 2, false;
+    prefill_gqa_f16_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 8, 8, 2, 4>, prefill(C::F16, 128, 128), prefill_gqa::threads::<F16, 8, 8>(), 2, false;
+    prefill_gqa_f16_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 12, 8, 2, 2>, prefill(C::F16, 192, 128), prefill_gqa::threads::<F16, 12, 8>(), 2, false;
+    prefill_gqa_f16_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 12, 12, 1, 2>, prefill(C::F16, 192, 192), prefill_gqa::threads::<F16, 12, 12>(), 2, true;
+    prefill_gqa_f16_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 16, 16, 1, 2>, prefill(C::F16, 256, 256), prefill_gqa::threads::<F16, 16, 16>(), 2, true;
+    prefill_gqa_e4m3_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 4, 4, 2, 4>, prefill(C::E4m3, 64, 64), prefill_gqa::threads::<E4m3, 4, 4>(), 2, true;
+    prefill_gqa_e4m3_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 6, 6, 2, 4>, prefill(C::E4m3, 96, 96), prefill_gqa::threads::<E4m3, 6, 6>(), 2, false;
+    prefill_gqa_e4m3_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 8, 8, 2, 4>, prefill(C::E4m3, 128, 128), prefill_gqa::threads::<E4m3, 8, 8>(), 2, false;
+    prefill_gqa_e4m3_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 12, 8, 2, 2>, prefill(C::E4m3, 192, 128), prefill_gqa::threads::<E4m3, 12, 8>(), 2, false;
+    prefill_gqa_e4m3_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 12, 12, 1, 2>, prefill(C::E4m3, 192, 192), prefill_gqa::threads::<E4m3, 12, 12>(), 2, true;
+    prefill_gqa_e4m3_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 16, 16, 1, 2>, prefill(C::E4m3, 256, 256), prefill_gqa::threads::<E4m3, 16, 16>(), 2, true;
+    prefill_gqa_e5m2_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 4, 4, 2, 4>, prefill(C::E5m2, 64, 64), prefill_gqa::threads::<E5m2, 4, 4>(), 2, true;
+    prefill_gqa_e5m2_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 6, 6, 2, 4>, prefill(C::E5m2, 96, 96), prefill_gqa::threads::<E5m2, 6, 6>(), 2, false;
+    prefill_gqa_e5m2_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 8, 8, 2, 4>, prefill(C::E5m2, 128, 128), prefill_gqa::threads::<E5m2, 8, 8>(), 2, false;
+    prefill_gqa_e5m2_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 12, 8, 2, 2>, prefill(C::E5m2, 192, 128), prefill_gqa::threads::<E5m2, 12, 8>(), 2, false;
+    prefill_gqa_e5m2_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 12, 12, 1, 2>, prefill(C::E5m2, 192, 192), prefill_gqa::threads::<E5m2, 12, 12>(), 2, true;
+    prefill_gqa_e5m2_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 16, 16, 1, 2>, prefill(C::E5m2, 256, 256), prefill_gqa::threads::<E5m2, 16, 16>(), 2, true;
+    prefill_gqa_e4m3_token_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 4, 4, 2, 4>, prefill(C::E4m3PerToken, 64, 64), prefill_gqa::threads::<E4m3PerToken, 4, 4>(), 2, false;
+    prefill_gqa_e4m3_token_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 6, 6, 2, 4>, prefill(C::E4m3PerToken, 96, 96), prefill_gqa::threads::<E4m3PerToken, 6, 6>(), 2, false;
+    prefill_gqa_e4m3_token_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 8, 8, 2, 4>, prefill(C::E4m3PerToken, 128, 128), prefill_gqa::threads::<E4m3PerToken, 8, 8>(), 2, false;
+    prefill_gqa_e4m3_token_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 12, 8, 2, 2>, prefill(C::E4m3PerToken, 192, 128), prefill_gqa::threads::<E4m3PerToken, 12, 8>(), 2, false;
+    prefill_gqa_e4m3_token_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 12, 12, 1, 2>, prefill(C::E4m3PerToken, 192, 192), prefill_gqa::threads::<E4m3PerToken, 12, 12>(), 2, true;
+    prefill_gqa_e4m3_token_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 16, 16, 1, 2>, prefill(C::E4m3PerToken, 256, 256), prefill_gqa::threads::<E4m3PerToken, 16, 16>(), 2, true;
+    prefill_gqa_i8_token_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 4, 4, 2, 4>, prefill(C::I8PerToken, 64, 64), prefill_gqa::threads::<I8PerToken, 4, 4>(), 2, false;
+    prefill_gqa_i8_token_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 6, 6, 2, 4>, prefill(C::I8PerToken, 96, 96), prefill_gqa::threads::<I8PerToken, 6, 6>(), 2, false;
+    prefill_gqa_i8_token_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 8, 8, 2, 4>, prefill(C::I8PerToken, 128, 128), prefill_gqa::threads::<I8PerToken, 8, 8>(), 2, false;
+    prefill_gqa_i8_token_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 12, 8, 2, 2>, prefill(C::I8PerToken, 192, 128), prefill_gqa::threads::<I8PerToken, 12, 8>(), 2, false;
+    prefill_gqa_i8_token_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 12, 12, 1, 2>, prefill(C::I8PerToken, 192, 192), prefill_gqa::threads::<I8PerToken, 12, 12>(), 2, true;
+    prefill_gqa_i8_token_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 16, 16, 1, 2>, prefill(C::I8PerToken, 256, 256), prefill_gqa::threads::<I8PerToken, 16, 16>(), 2, true;
+    merge_rows(PrefillParams) = merge_rows::merge_rows, Variant::MergeRows, merge_rows::THREADS, 1, true;
     merge_splits_bf16(MergeParams) = merge_splits::merge_splits::<_, Bf16>, Variant::MergeSplits { dtype: D::Bf16 }, merge_splits::THREADS, 1, true;
     merge_splits_f16(MergeParams) = merge_splits::merge_splits::<_, F16>, Variant::MergeSplits { dtype: D::F16 }, merge_splits::THREADS, 1, true;
     reshape_and_cache_copy(ReshapeAndCacheParams) = cache_write::copy, Variant::CacheCopy, cache_write::THREADS, 8, true;
-    reshape_and_cache_scaled_bf16_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, Bf16, E4m3>, Variant::CacheScaled { source: E::Bf16, cache: E::E4m3 }, cache_write::THREADS, 1, true;
-    reshape_and_cache_scaled_f16_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, F16, E4m3>, Variant::CacheScaled { source: E::F16, cache: E::E4m3 }, cache_write::THREADS, 1, true;
+    reshape_and_cache_scaled_bf16_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, Bf16, E4m3>, Variant::CacheScaled { source: E::Bf16, cache: E::E4m3 }, cache_write::THREADS, 5, true;
+    reshape_and_cache_scaled_f16_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, F16, E4m3>, Variant::CacheScaled { source: E::F16, cache: E::E4m3 }, cache_write::THREADS, 5, true;
     reshape_and_cache_scaled_f32_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, F32, E4m3>, Variant::CacheScaled { source: E::F32, cache: E::E4m3 }, cache_write::THREADS, 1, true;
-    reshape_and_cache_scaled_bf16_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, Bf16, E5m2>, Variant::CacheScaled { source: E::Bf16, cache: E::E5m2 }, cache_write::THREADS, 1, true;
-    reshape_and_cache_scaled_f16_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, F16, E5m2>, Variant::CacheScaled { source: E::F16, cache: E::E5m2 }, cache_write::THREADS, 1, true;
+    reshape_and_cache_scaled_bf16_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, Bf16, E5m2>, Variant::CacheScaled { source: E::Bf16, cache: E::E5m2 }, cache_write::THREADS, 5, true;
+    reshape_and_cache_scaled_f16_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, F16, E5m2>, Variant::CacheScaled { source: E::F16, cache: E::E5m2 }, cache_write::THREADS, 5, true;
     reshape_and_cache_scaled_f32_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, F32, E5m2>, Variant::CacheScaled { source: E::F32, cache: E::E5m2 }, cache_write::THREADS, 1, true;
     reshape_and_cache_per_token_head_bf16_e4m3(PerTokenHeadParams) = per_token_head::per_token_head::<_, Bf16, E4m3>, Variant::CachePerTokenHead { source: E::Bf16, cache: E::E4m3 }, per_token_head::THREADS, 1, true;
     reshape_and_cache_per_token_head_f16_e4m3(PerTokenHeadParams) = per_token_head::per_token_head::<_, F16, E4m3>, Variant::CachePerTokenHead { source: E::F16, cache: E::E4m3 }, per_token_head::THREADS, 1, true;
@@ -256,6 +422,16 @@ entries! {
     reshape_and_cache_per_token_head_bf16_i8(PerTokenHeadParams) = per_token_head::per_token_head::<_, Bf16, I8>, Variant::CachePerTokenHead { source: E::Bf16, cache: E::I8 }, per_token_head::THREADS, 1, true;
     reshape_and_cache_per_token_head_f16_i8(PerTokenHeadParams) = per_token_head::per_token_head::<_, F16, I8>, Variant::CachePerTokenHead { source: E::F16, cache: E::I8 }, per_token_head::THREADS, 1, true;
     reshape_and_cache_per_token_head_f32_i8(PerTokenHeadParams) = per_token_head::per_token_head::<_, F32, I8>, Variant::CachePerTokenHead { source: E::F32, cache: E::I8 }, per_token_head::THREADS, 1, true;
+    rope_and_cache_bf16_bf16_bf16(RopeAndCacheParams) = rope_and_cache::<_, Bf16, Bf16, Bf16>, Variant::RopeAndCache { source: E::Bf16, cache: E::Bf16, query: E::Bf16 }, cache_write::THREADS, 1, true;
+    rope_and_cache_bf16_e4m3_bf16(RopeAndCacheParams) = rope_and_cache::<_, Bf16, E4m3, Bf16>, Variant::RopeAndCache { source: E::Bf16, cache: E::E4m3, query: E::Bf16 }, cache_write::THREADS, 1, true;
+    rope_and_cache_bf16_e4m3_e4m3(RopeAndCacheParams) = rope_and_cache::<_, Bf16, E4m3, E4m3>, Variant::RopeAndCache { source: E::Bf16, cache: E::E4m3, query: E::E4m3 }, cache_write::THREADS, 1, true;
+    rope_and_cache_bf16_e5m2_bf16(RopeAndCacheParams) = rope_and_cache::<_, Bf16, E5m2, Bf16>, Variant::RopeAndCache { source: E::Bf16, cache: E::E5m2, query: E::Bf16 }, cache_write::THREADS, 1, true;
+    rope_and_cache_bf16_e5m2_e4m3(RopeAndCacheParams) = rope_and_cache::<_, Bf16, E5m2, E4m3>, Variant::RopeAndCache { source: E::Bf16, cache: E::E5m2, query: E::E4m3 }, cache_write::THREADS, 1, true;
+    rope_and_cache_f16_f16_f16(RopeAndCacheParams) = rope_and_cache::<_, F16, F16, F16>, Variant::RopeAndCache { source: E::F16, cache: E::F16, query: E::F16 }, cache_write::THREADS, 1, true;
+    rope_and_cache_f16_e4m3_f16(RopeAndCacheParams) = rope_and_cache::<_, F16, E4m3, F16>, Variant::RopeAndCache { source: E::F16, cache: E::E4m3, query: E::F16 }, cache_write::THREADS, 1, true;
+    rope_and_cache_f16_e4m3_e4m3(RopeAndCacheParams) = rope_and_cache::<_, F16, E4m3, E4m3>, Variant::RopeAndCache { source: E::F16, cache: E::E4m3, query: E::E4m3 }, cache_write::THREADS, 1, true;
+    rope_and_cache_f16_e5m2_f16(RopeAndCacheParams) = rope_and_cache::<_, F16, E5m2, F16>, Variant::RopeAndCache { source: E::F16, cache: E::E5m2, query: E::F16 }, cache_write::THREADS, 1, true;
+    rope_and_cache_f16_e5m2_e4m3(RopeAndCacheParams) = rope_and_cache::<_, F16, E5m2, E4m3>, Variant::RopeAndCache { source: E::F16, cache: E::E5m2, query: E::E4m3 }, cache_write::THREADS, 1, true;
     concat_and_cache_mla_fp8_ds(MlaEntryParams) = concat_and_cache_mla::fp8_ds, Variant::ConcatAndCacheMlaFp8Ds, concat_and_cache_mla::THREADS, 1, true;
     concat_and_cache_mla_v4(MlaEntryParams) = concat_and_cache_mla::v4, Variant::ConcatAndCacheMlaV4, concat_and_cache_mla::THREADS, 1, true;
     gather_copy(GatherParams) = gather::copy, Variant::GatherCopy, gather::THREADS, 1, true;
@@ -267,6 +443,10 @@ entries! {
     gather_scaled_e5m2_f32(GatherParams) = gather::scaled::<_, E5m2, F32>, Variant::GatherScaled { cache: E::E5m2, out: E::F32 }, gather::THREADS, 1, true;
     gather_mla_fp8_ds(GatherParams) = gather::mla_fp8_ds, Variant::GatherMlaFp8Ds, gather::THREADS, 1, true;
     gather_mla_v4(GatherParams) = gather::mla_v4, Variant::GatherMlaV4, gather::THREADS, 1, true;
+    copy_blocks(CopyBlocksParams) = copy_blocks::copy_blocks, Variant::CopyBlocks, copy_blocks::THREADS, 1, true;
+    compact_mark(CompactParams) = compact::mark, Variant::CompactMark, compact::THREADS, 1, false;
+    compact_number(CompactParams) = compact::number, Variant::CompactNumber, compact::THREADS, 1, false;
+    compact_rename(CompactParams) = compact::rename, Variant::CompactRename, compact::THREADS, 1, false;
     check_paged(CheckPagedParams) = check::check_paged, Variant::CheckPaged, check::THREADS, 1, false;
     check_slots(CheckSlotsParams) = check::check_slots, Variant::CheckSlots, check::THREADS, 1, false;
     read_ceiling(ReadCeilingParams) = read_ceiling::read_ceiling, Variant::ReadCeiling, read_ceiling::THREADS, 1, false;

@@ -11,7 +11,10 @@
 //! | [`kv`] | where a token's keys and values lie in a paged cache, and how they are stored |
 //! | [`mla_entry`] | the FP8 forms of a token in an MLA cache, byte by byte |
 //! | [`tile`] | what one warp computes: loading, scores, softmax, output |
+//! | [`latent`] | what one thread block computes over an MLA cache |
 //! | [`quant`] | 8-bit storage: scales, and division by them |
+//! | [`stored`] | a 16-bit value where it is stored: itself, or FP8 |
+//! | [`divider`] | division by numbers that the host knows |
 //! | [`kernels`] | the kernels, one per file, each opening with its grid and its loop |
 //! | [`entry`] | the table of every compiled kernel: PTX symbols, launch bounds, and the emulator's dispatch |
 //!
@@ -38,14 +41,17 @@
     )
 )]
 
+pub mod divider;
 pub mod dtype;
 pub mod entry;
 pub mod gpu;
 pub mod kernels;
 pub mod kv;
+pub mod latent;
 pub mod mla_entry;
 pub mod params;
 pub mod quant;
+pub mod stored;
 pub mod tile;
 mod unroll;
 

@@ -1,5 +1,33 @@
 //! The two FP8 forms of a token in an MLA cache, byte by byte.
 
+use crate::dtype::{Bf16, E4m3, Element};
+use crate::gpu::Gpu;
+
+/// The forms by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EntryForm {
+    /// See [`fp8_ds`].
+    Fp8Ds,
+    /// See [`v4`].
+    V4,
+}
+
+/// Eight e4m3 times a scale, rounded to bf16: exact if the scale is a power of two.
+#[inline(always)]
+pub(crate) fn dequantise8<G: Gpu>(gpu: G, bytes: [u32; 2], scale: f32) -> [u32; 4] {
+    Bf16::narrow8(gpu, E4m3::widen8(gpu, bytes).map(|x| x * scale))
+}
+
+/// The value of a UE8M0: 2^(byte - 127), NaN for 255.
+#[inline(always)]
+pub(crate) fn power_of_two(byte: u8) -> f32 {
+    match byte {
+        0 => f32::from_bits(0x0040_0000),
+        255 => f32::NAN,
+        _ => f32::from_bits((byte as u32) << 23),
+    }
+}
+
 /// 656 bytes a token (vLLM's `fp8_ds_mla`): `[0, 512)` e4m3 latents | `[512, 528)` four f32 scales, one per
 /// 128 latents | `[528, 656)` 64 bf16 RoPE values.
 pub mod fp8_ds {

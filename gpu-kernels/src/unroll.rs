@@ -6,7 +6,7 @@
 //! together would take a CPU's compiler minutes.
 
 /// `unroll!([MOST] i in 0..N { body })`: the body, once for each `i`, with `i` a constant. `N` is a constant
-/// of at most `MOST`, which is 2, 4, 8, 16 or 32.
+/// of at most `MOST`, which is 2, 4, 8, 16 or 36.
 #[cfg(target_arch = "nvptx64")]
 macro_rules! unroll {
     ([2] $i:ident in 0..$n:tt $body:block) => { unroll!(@ $i, $n, $body, 0 1) };
@@ -15,9 +15,9 @@ macro_rules! unroll {
     ([16] $i:ident in 0..$n:tt $body:block) => {
         unroll!(@ $i, $n, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
     };
-    ([32] $i:ident in 0..$n:tt $body:block) => {
+    ([36] $i:ident in 0..$n:tt $body:block) => {
         unroll!(@ $i, $n, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28
-            29 30 31)
+            29 30 31 32 33 34 35)
     };
     (@ $i:ident, $n:tt, $body:block, $($k:literal)*) => {
         $(if $k < $n {

@@ -68,5 +68,12 @@ functions! {
     cuModuleUnload(_module: Handle) {}
     cuFuncSetAttribute(_function: Handle, _attribute: c_uint, _value: c_int) {}
     cuLaunchKernelEx(_config: *const c_void, _function: Handle, _params: *mut *mut c_void, _extra: *mut *mut c_void) {}
+    cuMemHostAlloc(host: *mut *mut c_void, bytes: usize, _flags: c_uint) {
+        *host = Vec::leak(vec![0u128; bytes.div_ceil(16)]).as_mut_ptr().cast();
+    }
+    cuMemHostGetDevicePointer_v2(address: *mut u64, host: *mut c_void, _flags: c_uint) {
+        *address = host as u64 + fake("moved", 0) as u64;
+    }
+    cuMemFreeHost(_host: *mut c_void) {}
     cuMemAlloc_v2(address: *mut u64, _bytes: usize) { *address = 0x5000; }
 }

@@ -1,9 +1,13 @@
 //! `manifest.json`: what a folder of PTX files was made from, and how to tell that it is stale.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
 use gpu_kernels::entry::ENTRIES;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -36,12 +40,13 @@ pub struct Manifest {
     pub entries: Vec<ManifestEntry>,
 }
 
-/// One PTX file.
+/// One PTX file. It lies compressed (gzip) beside its manifest: the text is long and says much the same for every
+/// kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PtxFile {
-    /// Its architecture, such as "sm_90"; the file is `<arch>.ptx`.
+    /// Its architecture, such as "sm_90"; the file is `<arch>.ptx.gz`.
     pub arch: String,
-    /// SHA-256 of the file.
+    /// SHA-256 of the text.
     pub sha256: String,
     /// Its length.
     pub bytes: usize,
@@ -70,7 +75,26 @@ impl PtxFile {
 
     /// Where the file lies in the folder of its manifest.
     pub fn path(&self, dir: &Path) -> PathBuf {
-        dir.join(format!("{}.ptx", self.arch))
+        path_of(dir, &self.arch)
+    }
+
+    /// The text of the file in `dir`.
+    ///
+    /// # Errors
+    /// It is missing or no compressed text.
+    pub fn read(&self, dir: &Path) -> Result<String> {
+        read_text(&self.path(dir))
+    }
+
+    /// Writes the file with this text into `dir`.
+    ///
+    /// # Errors
+    /// `dir` cannot be written.
+    pub fn write(&self, dir: &Path, text: &str) -> Result<()> {
+        let path = self.path(dir);
+        let mut gz = GzEncoder::new(Vec::new(), Compression::best());
+        gz.write_all(text.as_bytes())?;
+        fs::write(&path, gz.finish()?).with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
@@ -120,9 +144,7 @@ impl Manifest {
     pub fn verify_files(&self, dir: &Path) -> Result<()> {
         for file in &self.files {
             let path = file.path(dir);
-            let ptx = fs::read_to_string(&path)
-                .with_context(|| format!("cannot read {}", path.display()))?;
-            if PtxFile::of(&file.arch, &ptx) != *file {
+            if PtxFile::of(&file.arch, &file.read(dir)?) != *file {
                 bail!(
                     "{} is not the file its manifest describes; mend it with `{}`",
                     path.display(),
@@ -150,6 +172,22 @@ impl Manifest {
         );
         Ok(())
     }
+}
+
+/// Where the file of an architecture lies in the folder of its manifest.
+pub(crate) fn path_of(dir: &Path, arch: &str) -> PathBuf {
+    dir.join(format!("{arch}.ptx.gz"))
+}
+
+/// The text of a compressed file.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    let cannot = || format!("cannot read {}", path.display());
+    let bytes = fs::read(path).with_context(cannot)?;
+    let mut text = String::new();
+    GzDecoder::new(&bytes[..])
+        .read_to_string(&mut text)
+        .with_context(cannot)?;
+    Ok(text)
 }
 
 /// Files that decide what the kernels are, relative to `kernels_dir`, sorted.

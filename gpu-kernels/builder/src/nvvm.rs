@@ -236,7 +236,7 @@ fn find_cuda() -> Result<PathBuf> {
 
 /// LLVM 7, which the back end is linked with.
 fn find_llvm() -> Result<()> {
-    const NEEDED: &str = "install LLVM 7 (Debian 11: `apt-get install llvm-7`, or from source with \
+    const NEEDED: &str = "install LLVM 7 (where the system has none: from source, with \
         -DLLVM_TARGETS_TO_BUILD=NVPTX) and set LLVM_CONFIG to its llvm-config";
     let config = env::var_os("LLVM_CONFIG").unwrap_or_else(|| "llvm-config".into());
     let version = output(Command::new(&config).arg("--version"))

@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::compile::{ARCHS, Compiler, FLAGS};
-use crate::manifest::{FILE_NAME, Manifest, PtxFile, SCHEMA, fingerprint};
+use crate::manifest::{FILE_NAME, Manifest, PtxFile, SCHEMA, fingerprint, path_of};
 use crate::nvvm::{self, RustCuda};
 use crate::{mend, ptx};
 
@@ -134,14 +134,13 @@ impl PtxSet {
     pub fn write(&self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         for arch in ARCHS {
-            let path = dir.join(format!("{arch}.ptx"));
+            let path = path_of(dir, arch);
             if path.exists() && !self.manifest.files.iter().any(|file| file.arch == arch) {
                 fs::remove_file(&path)?;
             }
         }
         for (file, text) in self.manifest.files.iter().zip(&self.texts) {
-            let path = file.path(dir);
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            file.write(dir, text)?;
         }
         let path = dir.join(FILE_NAME);
         fs::write(&path, self.manifest.to_json())
@@ -157,9 +156,8 @@ impl PtxSet {
             .with_context(|| format!("mend it with `{}`", mend(&self.manifest.route)))?;
         let mut different: Vec<PathBuf> = Vec::new();
         for (file, text) in self.manifest.files.iter().zip(&self.texts) {
-            let path = file.path(dir);
-            if fs::read_to_string(&path).ok().as_deref() != Some(text) {
-                different.push(path);
+            if file.read(dir).ok().as_ref() != Some(text) {
+                different.push(file.path(dir));
             }
         }
         if there != self.manifest {

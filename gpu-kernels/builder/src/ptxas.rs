@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use gpu_kernels::entry::{ENTRIES, Entry};
 use serde::Serialize;
 
 use crate::compile::output;
+use crate::manifest::{path_of, read_text};
 
 /// GPUs that a PTX file is loaded on.
 pub const TARGETS: &[(&str, &[&str])] = &[
@@ -128,20 +129,24 @@ impl Ptxas {
         target: &str,
         cubin: &Path,
     ) -> Result<Vec<Usage>> {
-        let file = dir.join(format!("{ptx}.ptx"));
-        ensure!(file.exists(), "{} is missing", file.display());
+        let text = read_text(&path_of(dir, ptx))?;
+        let file = cubin.with_extension("ptx");
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
         let result = Command::new(&self.path)
             .args(["-v", "-arch", target, "-o"])
             .arg(cubin)
             .arg(&file)
             .output()
-            .with_context(|| format!("cannot run {}", self.path.display()))?;
+            .with_context(|| format!("cannot run {}", self.path.display()));
+        // It only mattered while the assembler read it.
+        let _ = fs::remove_file(&file);
+        let result = result?;
         let report = String::from_utf8_lossy(&result.stderr).into_owned()
             + &String::from_utf8_lossy(&result.stdout);
         if !result.status.success() {
             bail!(
                 "{} does not assemble for {target}:\n{report}",
-                file.display()
+                path_of(dir, ptx).display()
             );
         }
         Ok(parse(&report, ptx, target))

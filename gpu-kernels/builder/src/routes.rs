@@ -10,6 +10,7 @@ use gpu_kernels::entry::{ENTRIES, Entry, Variant};
 use gpu_kernels::kernels::merge_splits;
 use gpu_kernels::kv::CacheDtype;
 use gpu_kernels::tile::Shape;
+use gpu_kernels::tile::rows::RowShape;
 use serde::Deserialize;
 
 use crate::ROUTES;
@@ -207,16 +208,30 @@ fn dynamic_shared_bytes(entry: &Entry) -> u32 {
             head_size_v,
             ..
         } => {
-            let value_bytes = match cache {
-                CacheDtype::F16 | CacheDtype::Bf16 => 2,
-                _ => 1,
-            };
-            let token_scales = matches!(cache, CacheDtype::E4m3PerToken | CacheDtype::I8PerToken);
+            let (value_bytes, token_scales) = cache_values(cache);
             Shape::of(head_size, head_size_v, value_bytes, token_scales).shared_bytes()
         }
-        Variant::MergeSplits { .. } => merge_splits::shared_bytes(256),
+        Variant::PrefillGqa {
+            cache,
+            head_size,
+            head_size_v,
+        } => {
+            let (value_bytes, token_scales) = cache_values(cache);
+            RowShape::of(head_size, head_size_v, value_bytes, token_scales).shared_bytes()
+        }
+        Variant::MergeSplits { .. } => merge_splits::SHARED_BYTES,
         _ => 0,
     }
+}
+
+/// Bytes per value of a cache, and whether every token has a scale of its own.
+fn cache_values(cache: CacheDtype) -> (u32, bool) {
+    let value_bytes = match cache {
+        CacheDtype::F16 | CacheDtype::Bf16 => 2,
+        _ => 1,
+    };
+    let token_scales = matches!(cache, CacheDtype::E4m3PerToken | CacheDtype::I8PerToken);
+    (value_bytes, token_scales)
 }
 
 /// Reads the times of both routes from what `ferroattn bench --ptx both --json FILE` wrote.

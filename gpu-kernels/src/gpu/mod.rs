@@ -70,6 +70,13 @@ pub unsafe trait Gpu: Copy {
         self.thread_idx() / WARP
     }
 
+    /// `value`, of which the compiler no longer knows where it came from: what is computed from it is computed
+    /// where it is needed, instead of once ahead of a loop that has no register to keep it in.
+    #[inline(always)]
+    fn opaque(self, value: u32) -> u32 {
+        value
+    }
+
     // ---- meeting the other lanes -----------------------------------------------------------------
 
     /// Waits for every thread of the thread block and orders their global and shared accesses.
@@ -181,6 +188,12 @@ pub unsafe trait Gpu: Copy {
     /// In bounds, aligned, written before, and no unordered writer.
     #[track_caller]
     unsafe fn ld_shared_b32(self, address: u32) -> u32;
+    /// Loads 8 bytes.
+    ///
+    /// # Safety
+    /// As [`Gpu::ld_shared_b32`].
+    #[track_caller]
+    unsafe fn ld_shared_b64(self, address: u32) -> u64;
     /// Loads 16 bytes.
     ///
     /// # Safety
@@ -193,6 +206,12 @@ pub unsafe trait Gpu: Copy {
     /// In bounds, aligned, and no unordered reader or writer.
     #[track_caller]
     unsafe fn st_shared_b32(self, address: u32, value: u32);
+    /// Stores 8 bytes.
+    ///
+    /// # Safety
+    /// As [`Gpu::st_shared_b32`].
+    #[track_caller]
+    unsafe fn st_shared_b64(self, address: u32, value: u64);
     /// Stores 16 bytes.
     ///
     /// # Safety

@@ -177,6 +177,12 @@ unsafe impl Gpu for PtxLane {
     }
 
     #[inline(always)]
+    fn opaque(self, mut value: u32) -> u32 {
+        // SAFETY: does nothing; not `pure`, so that it stays where it is.
+        unsafe { asm!("// {0}", inout(reg32) value, options(nomem, nostack, preserves_flags)) };
+        value
+    }
+    #[inline(always)]
     unsafe fn sync_cta(self) {
         // SAFETY: all threads of the thread block come here, as the caller promises.
         unsafe { asm!("bar.sync 0;", options(nostack)) };
@@ -252,8 +258,10 @@ unsafe impl Gpu for PtxLane {
     }
 
     load!(ld_shared_b32, u32, reg32, u32, reg32, "ld.shared.b32");
+    load!(ld_shared_b64, u32, reg32, u64, reg64, "ld.shared.b64");
     four_words!(ld_shared_b128, u32, reg32, "ld.shared.v4.b32");
     store!(st_shared_b32, u32, reg32, u32, reg32, "st.shared.b32");
+    store!(st_shared_b64, u32, reg32, u64, reg64, "st.shared.b64");
     store_four_words!(st_shared_b128, u32, reg32, "st.shared.v4.b32");
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Looking at indices before a kernel trusts them.
 //!
-//! `check_paged`: grid x = sequence; a thread block walks its row of the block table. `check_slots`: threads
-//! of the whole grid share out the tokens. The first lane to find a fault claims the record; kernels behind
+//! `check_paged`: grid x = sequence; a thread block walks its row of the block table. `check_slots`: grid y =
+//! layer; threads of all thread blocks along x share out its tokens. The first lane to find a fault claims the record; kernels behind
 //! it ask [`found_fault`] and leave their outputs alone.
 
 use crate::gpu::{Gpu, WARP, div};
@@ -89,9 +89,10 @@ pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
 #[inline(always)]
 pub unsafe fn check_slots<G: Gpu>(gpu: G, params: &CheckSlotsParams) {
     let mut token = gpu.cta_idx_x() * THREADS + gpu.thread_idx();
+    let slots = params.slot_mapping + gpu.cta_idx_y() as u64 * params.stride_layer as u64;
     while token < params.num_tokens {
         // SAFETY: one slot per token.
-        let slot = unsafe { gpu.ld_global_b64(params.slot_mapping + 8 * token as u64) } as i64;
+        let slot = unsafe { gpu.ld_global_b64(slots + 8 * token as u64) } as i64;
         if slot >= params.num_slots {
             // SAFETY: a valid record.
             unsafe {

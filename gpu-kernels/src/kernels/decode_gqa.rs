@@ -20,7 +20,7 @@ use crate::dtype::{Bf16, F16, Half};
 use crate::gpu::{Gpu, WARP, div};
 use crate::kv::{CacheFormat, CacheHead, TokenScales};
 use crate::params::DecodeParams;
-use crate::tile::{HEADS, KvStream, Partial, QueryDtype, QueryTile, Shape, TILE_KV};
+use crate::tile::{HEADS, KvStream, Partial, QueryDtype, QueryWords, Shape, TILE_KV, query_bytes};
 use crate::unroll::unroll;
 
 /// Threads per thread block for a kernel's generics.
@@ -50,16 +50,28 @@ pub unsafe fn decode_gqa<
     }
     let shape = const { Shape::of_kernel::<C, K_STEPS, V_STEPS>() };
     let cta = Cta::<C, V_STEPS, HEAD_TILES>::new(gpu, params);
+    let len_at = params.seq_lens + 4 * (cta.seq as u64 * params.stride_seq_lens as u64);
     // SAFETY: one length per sequence of the grid.
-    let seq_len = unsafe {
-        seq_len(
+    let seq_len = unsafe { gpu.ld_global_b32(len_at) };
+    // The query and the scales are under way before the length, on which all else depends, is waited for.
+    let query_row = |head: u32| {
+        let head = (cta.first_head + head) as u64;
+        let at = cta.seq as u64 * params.stride_query_seq as u64
+            + head * params.stride_query_head as u64;
+        params.query + query_bytes::<C>(params.query_dtype) * at
+    };
+    // SAFETY: the query's `num_heads` heads of this sequence.
+    let query = unsafe {
+        QueryWords::<K_STEPS, HEAD_TILES>::load::<G, C>(
             gpu,
-            params.seq_lens,
-            params.stride_seq_lens,
-            cta.seq,
-            params.max_seq_len,
+            query_row,
+            cta.num_heads,
+            params.query_dtype,
         )
     };
+    // SAFETY: this head's scales.
+    let (k_scale, v_scale) = unsafe { cta.kv_scales(gpu, params) };
+    let seq_len = clamp_len(seq_len, params.max_seq_len);
     let split_start = cta.split * params.split_len;
     if split_start >= seq_len {
         if cta.split == 0 {
@@ -102,28 +114,9 @@ pub unsafe fn decode_gqa<
             ring,
         )
     };
-    // SAFETY: this head's scales.
-    let (k_scale, v_scale) = unsafe { cta.kv_scales(gpu, params) };
-    let query_bytes = if C::BYTES == 1 && params.query_dtype == QueryDtype::E4m3 as u32 {
-        1
-    } else {
-        2
-    };
-    let query = params.query
-        + query_bytes
-            * (cta.seq as u64 * params.stride_query_seq as u64
-                + cta.first_head as u64 * params.stride_query_head as u64);
-    // SAFETY: converged; `num_heads` heads of this sequence.
-    let query = unsafe {
-        QueryTile::<K_STEPS, HEAD_TILES>::load::<G, C>(
-            gpu,
-            query,
-            params.stride_query_head,
-            cta.num_heads,
-            params.query_dtype,
-            params.qk_scale_log2 * k_scale,
-        )
-    };
+    // SAFETY: converged.
+    let query =
+        unsafe { query.into_tile::<G, C>(gpu, params.query_dtype, params.qk_scale_log2 * k_scale) };
 
     let mut partial = Partial::<V_STEPS, HEAD_TILES>::EMPTY;
     // SAFETY: converged; each tile is used up before the next is asked for.
@@ -160,8 +153,15 @@ pub(super) unsafe fn seq_len<G: Gpu>(
     max: u32,
 ) -> u32 {
     // SAFETY: as the caller promises.
-    let seq_len = unsafe { gpu.ld_global_b32(seq_lens + 4 * (seq as u64 * stride as u64)) };
-    // A negative length (padding of a captured graph) is an empty sequence.
+    clamp_len(
+        unsafe { gpu.ld_global_b32(seq_lens + 4 * (seq as u64 * stride as u64)) },
+        max,
+    )
+}
+
+/// A length as it is stored: a negative one (padding of a captured graph) is an empty sequence.
+#[inline(always)]
+fn clamp_len(seq_len: u32, max: u32) -> u32 {
     if (seq_len as i32) < 0 {
         0
     } else {
@@ -387,12 +387,7 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize> Cta<C, V_STE
                 + 2 * (self.seq as u64 * params.stride_out_seq as u64
                     + head as u64 * params.stride_out_head as u64
                     + dim as u64);
-            let pack = |low, high| match (C::BYTES, params.out_dtype == QueryDtype::F16 as u32) {
-                (2, _) => C::Math::pack(gpu, low, high),
-                (_, true) => F16::pack(gpu, low, high),
-                (_, false) => Bf16::pack(gpu, low, high),
-            };
-            let packed = pack(a, b) as u64 | (pack(c, d) as u64) << 32;
+            let packed = pack_out::<G, C>(gpu, [a, b, c, d], params.out_dtype);
             // SAFETY: as the caller promises; 8-byte aligned because strides and dims are multiples of 4.
             unsafe { gpu.st_global_b64(at, packed) };
         } else {
@@ -443,6 +438,21 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize> Cta<C, V_STE
             }
         }
     }
+}
+
+/// Four output values; `out_dtype` is only looked at if the cache is of bytes.
+#[inline(always)]
+pub(super) fn pack_out<G: Gpu, C: CacheFormat>(
+    gpu: G,
+    [a, b, c, d]: [f32; 4],
+    out_dtype: u32,
+) -> u64 {
+    let pack = |low, high| match (C::BYTES, out_dtype == QueryDtype::F16 as u32) {
+        (2, _) => C::Math::pack(gpu, low, high),
+        (_, true) => F16::pack(gpu, low, high),
+        (_, false) => Bf16::pack(gpu, low, high),
+    };
+    pack(a, b) as u64 | (pack(c, d) as u64) << 32
 }
 
 /// Maximum and sum of a head over all warps; `stats` is warp 0's pair, `stride` the step to the next warp's.

@@ -1,14 +1,14 @@
 //! Stage 2 of split-KV decode attention: the parts of a sequence become its output.
 //!
-//! Grid: x = query head, y = sequence. A thread block owns one row of `out`; its warps share out the splits,
-//! a lane takes four columns at a time:
+//! Grid: x = query head, y = sequence, z = query token and tile of 128 columns. A thread block owns these columns of
+//! one row of `out`; its warps share out the splits, a lane has four columns:
 //!
 //! ```text
 //! max = max of partial_lse                     base 2
 //! for each split of this warp:
 //!     weight = 2^(partial_lse - max)
 //!     acc   += weight * partial_out;  sum += weight
-//! acc and sum are added over the warps; out = acc / sum; lse = ln 2 * (max + log2 sum)
+//! acc and sum are added over the warps; out = acc / (sum + 2^(sink - max)); lse = ln 2 * (max + log2 sum)
 //! ```
 //!
 //! Sequences of one split were finished by stage 1.
@@ -16,6 +16,7 @@
 use super::decode_gqa::seq_len;
 use crate::dtype::Half;
 use crate::gpu::{Gpu, WARP, div};
+use crate::latent::finite;
 use crate::params::MergeParams;
 use crate::unroll::unroll;
 
@@ -24,31 +25,41 @@ const WARPS: u32 = 4;
 pub const THREADS: u32 = WARPS * WARP;
 /// Splits whose loads are in flight together.
 const UNROLL: usize = 4;
-/// Columns that a warp takes at a time.
+/// Columns of a thread block.
 const COLUMNS: u32 = WARP * 4;
 
-/// Dynamic shared memory of a thread block: each warp's row of columns.
-pub const fn shared_bytes(head_size_v: u32) -> u32 {
-    WARPS * head_size_v.next_multiple_of(COLUMNS) * 4
+/// Dynamic shared memory of a thread block: each warp's columns.
+pub const SHARED_BYTES: u32 = WARPS * COLUMNS * 4;
+
+/// Thread blocks that share out the columns of a row: a power of two.
+pub const fn column_tiles(head_size_v: u32) -> u32 {
+    head_size_v.div_ceil(COLUMNS).next_power_of_two()
 }
 
 /// The kernel.
 ///
 /// # Safety
-/// Launched on the grid above with [`THREADS`] threads and [`shared_bytes`] shared memory; `params` names
+/// Launched on the grid above with [`THREADS`] threads and [`SHARED_BYTES`] shared memory; `params` names
 /// tensors of the shapes it documents, written by stage 1.
 #[inline(always)]
 pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
     let (head, seq) = (gpu.cta_idx_x(), gpu.cta_idx_y());
-    // SAFETY: one length per sequence of the grid; nobody writes lengths while kernels run.
-    let seq_len = unsafe {
-        seq_len(
-            gpu,
-            params.seq_lens,
-            params.stride_seq_lens,
-            seq,
-            params.max_seq_len,
-        )
+    let tiles = column_tiles(params.head_size_v);
+    let token = gpu.cta_idx_z() >> tiles.trailing_zeros();
+    let tile = gpu.cta_idx_z() & (tiles - 1);
+    let seq_len = if params.seq_lens == 0 {
+        params.max_seq_len
+    } else {
+        // SAFETY: one length per sequence of the grid; nobody writes lengths while kernels run.
+        unsafe {
+            seq_len(
+                gpu,
+                params.seq_lens,
+                params.stride_seq_lens,
+                seq,
+                params.max_seq_len,
+            )
+        }
     };
     if seq_len <= params.split_len {
         return;
@@ -60,78 +71,82 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
     }
     // SAFETY: splits hold at least a tile.
     let num_splits = unsafe { div(seq_len - 1, params.split_len) } + 1;
-    let row = seq as u64 * params.num_query_heads as u64 + head as u64;
+    let row = seq as u64 * params.num_rows as u64 + (token * params.num_query_heads + head) as u64;
     let partial_lse = params.partial_lse + 4 * (row * params.num_kv_splits as u64);
     // SAFETY: stage 1 wrote the lse of every split below `num_splits`.
     let (max, sum) = unsafe { weigh(gpu, partial_lse, num_splits) };
     let row_bytes = params.head_size_v * 4;
     let partial_out = params.partial_out + row * params.num_kv_splits as u64 * row_bytes as u64;
 
-    let scale = gpu.recip(sum);
-    let mut column = gpu.lane() * 4;
-    while column < params.head_size_v {
-        let mut acc = [0.0f32; 4];
-        let mut split = gpu.warp();
-        while split < num_splits {
-            let mut parts = [[0u32; 4]; UNROLL];
-            let mut lse_log2 = [f32::NEG_INFINITY; UNROLL];
-            unroll!([4] i in 0..UNROLL {
-                let split = split + i as u32 * WARPS;
-                if split < num_splits {
-                    let at = partial_out + split as u64 * row_bytes as u64 + column as u64 * 4;
-                    // SAFETY: stage 1 wrote this split's part.
-                    unsafe {
-                        parts[i] = gpu.ld_global_b128(at);
-                        lse_log2[i] =
-                            f32::from_bits(gpu.ld_global_b32(partial_lse + split as u64 * 4));
-                    }
-                }
-            });
-            unroll!([4] i in 0..UNROLL {
-                let weight = gpu.exp2(lse_log2[i] - max) * scale;
-                unroll!([4] j in 0..4 {
-                    acc[j] = gpu.fma(weight, f32::from_bits(parts[i][j]), acc[j]);
-                });
-            });
-            split += UNROLL as u32 * WARPS;
-        }
-        let at = gpu.shared_base() + (gpu.warp() * params.head_size_v + column) * 4;
-        let bits = [
-            acc[0].to_bits(),
-            acc[1].to_bits(),
-            acc[2].to_bits(),
-            acc[3].to_bits(),
-        ];
-        // SAFETY: this lane's columns of this warp's row.
-        unsafe { gpu.st_shared_b128(at, bits) };
-        column += COLUMNS;
+    // Of a row that sees no token, every part is empty.
+    let base = finite(max);
+    let mut denominator = sum;
+    if params.sink != 0 {
+        // SAFETY: one sink for each head.
+        let sink = f32::from_bits(unsafe { gpu.ld_global_b32(params.sink + 4 * head as u64) });
+        denominator += gpu.exp2(sink * core::f32::consts::LOG2_E - base);
     }
+    let scale = if sum == 0.0 {
+        0.0
+    } else {
+        gpu.recip(denominator)
+    };
+    let column = tile * COLUMNS + gpu.lane() * 4;
+    let mut acc = [0.0f32; 4];
+    let mut split = gpu.warp();
+    while split < num_splits && column < params.head_size_v {
+        let mut parts = [[0u32; 4]; UNROLL];
+        let mut lse_log2 = [f32::NEG_INFINITY; UNROLL];
+        unroll!([4] i in 0..UNROLL {
+            let split = split + i as u32 * WARPS;
+            if split < num_splits {
+                let at = partial_out + split as u64 * row_bytes as u64 + column as u64 * 4;
+                // SAFETY: stage 1 wrote this split's part.
+                unsafe {
+                    parts[i] = gpu.ld_global_b128(at);
+                    lse_log2[i] =
+                        f32::from_bits(gpu.ld_global_b32(partial_lse + split as u64 * 4));
+                }
+            }
+        });
+        unroll!([4] i in 0..UNROLL {
+            let weight = gpu.exp2(lse_log2[i] - base) * scale;
+            unroll!([4] j in 0..4 {
+                acc[j] = gpu.fma(weight, f32::from_bits(parts[i][j]), acc[j]);
+            });
+        });
+        split += UNROLL as u32 * WARPS;
+    }
+    let at = gpu.shared_base() + gpu.thread_idx() * 16;
+    // SAFETY: this lane's columns of this warp's row.
+    unsafe { gpu.st_shared_b128(at, acc.map(f32::to_bits)) };
     // SAFETY: the whole thread block is here: what returns early does so for all threads.
     unsafe { gpu.sync_cta() };
 
-    let out = params.out
-        + 2 * (seq as u64 * params.stride_out_seq as u64
-            + head as u64 * params.stride_out_head as u64);
-    let column = gpu.thread_idx() * 4;
-    if column < params.head_size_v {
+    if gpu.warp() == 0 && column < params.head_size_v {
         let mut total = [0.0f32; 4];
         for warp in 0..WARPS {
-            let at = gpu.shared_base() + (warp * params.head_size_v + column) * 4;
             // SAFETY: written before the barrier.
-            let part = unsafe { gpu.ld_shared_b128(at) };
+            let part = unsafe { gpu.ld_shared_b128(at + warp * WARP * 16) };
             unroll!([4] j in 0..4 {
                 total[j] += f32::from_bits(part[j]);
             });
         }
         let [a, b, c, d] = total;
         let packed = T::pack(gpu, a, b) as u64 | (T::pack(gpu, c, d) as u64) << 32;
+        let out = params.out
+            + 2 * (seq as u64 * params.stride_out_seq as u64
+                + token as u64 * params.stride_out_token as u64
+                + head as u64 * params.stride_out_head as u64
+                + column as u64);
         // SAFETY: this lane's columns of the row; strides are multiples of 4.
-        unsafe { gpu.st_global_b64(out + 2 * column as u64, packed) };
+        unsafe { gpu.st_global_b64(out, packed) };
     }
-    if gpu.thread_idx() == 0 && params.lse != 0 {
+    if gpu.thread_idx() == 0 && tile == 0 && params.lse != 0 {
         let lse = (max + gpu.log2(sum)) * core::f32::consts::LN_2;
         let at = params.lse
             + 4 * (seq as u64 * params.stride_lse_seq as u64
+                + token as u64 * params.stride_lse_token as u64
                 + head as u64 * params.stride_lse_head as u64);
         // SAFETY: this row's element; one lane writes it.
         unsafe { gpu.st_global_b32(at, lse.to_bits()) };
@@ -166,7 +181,7 @@ unsafe fn weigh<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> (f32, f32)
     while split < num_splits {
         // SAFETY: as the caller promises.
         let lse_log2 = f32::from_bits(unsafe { gpu.ld_global_b32(partial_lse + 4 * split as u64) });
-        sum += gpu.exp2(lse_log2 - max);
+        sum += gpu.exp2(lse_log2 - finite(max));
         split += WARP;
     }
     for mask in [1, 2, 4, 8, 16] {

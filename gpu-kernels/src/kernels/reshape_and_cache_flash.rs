@@ -1,79 +1,80 @@
 //! Writes new tokens' keys and values into a paged cache: copied, or divided by a scale and stored in FP8.
 //!
-//! Grid: x = warps over (token, slab), y = layer. The keys and values of a token are one list of units (16
-//! bytes, or eight values to convert); a warp owns one slab of 128 units, four a lane, and has all its loads
-//! in flight before the first store:
+//! Grid: x = tokens, several a thread block if they are short; y = layer; z = slab of 256 units, of tokens
+//! that are longer. A unit is 16 bytes, or eight values to convert. A thread owns one unit of a token's keys
+//! and the same unit of its values, and has all its loads in flight before it waits for the first:
 //!
 //! ```text
-//! slot = slot_mapping[layer, token]; done if negative, before anything else is read
-//! for i in 0..4:  data[i] = key or value[layer, token, unit i]
-//! for i in 0..4:  key_cache or value_cache[slot, unit i] = data[i]           (or fp8(data[i] / scale[head]))
+//! slot = slot_mapping[layer, token]
+//! data = key[layer, token, unit], value[layer, token, unit]
+//! done if slot is negative: nothing is read or written through it
+//! key_cache[slot, unit], value_cache[slot, unit] = data              (or fp8(data / scale[head]))
 //! ```
 //!
-//! No loop: a token with more units has more warps, so that few tokens spread over the machine as well.
+//! No loop, and no division: a write of few tokens takes as long as one load and one store.
+
+use core::marker::PhantomData;
 
 use super::check::found_fault;
 use super::slots::Slot;
 use crate::dtype::{Byte, Element};
-use crate::gpu::{Gpu, WARP, div};
+use crate::gpu::Gpu;
 use crate::params::{CacheSide, ReshapeAndCacheParams};
 use crate::quant::Divisor;
-use crate::unroll::unroll;
 
 /// Threads per thread block.
-pub const THREADS: u32 = 4 * WARP;
-/// Units of a lane.
-const UNITS: usize = 4;
-/// Units of a warp.
-pub const SLAB: u32 = UNITS as u32 * WARP;
+pub const THREADS: u32 = 256;
+pub(super) const THREADS_LOG2: u32 = THREADS.ilog2();
 
-/// Thread blocks for `num_tokens` tokens of `units` units each in `num_layers` layers; `None` if they are
-/// too many for the kernel's 32-bit counters.
-pub fn grid(num_layers: u32, num_tokens: u32, units: u32) -> Option<[u32; 3]> {
-    let warps = num_tokens.checked_mul(units.div_ceil(SLAB))?;
-    let ctas = warps.div_ceil(THREADS / WARP).max(1);
-    (num_layers <= 0xffff && warps <= i32::MAX as u32).then_some([ctas, num_layers.max(1), 1])
+/// How a write is spread over threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spread {
+    /// Thread blocks along x, y, z.
+    pub grid: [u32; 3],
+    /// See [`ReshapeAndCacheParams::lanes_log2`].
+    pub lanes_log2: u32,
 }
 
-/// What a warp works on.
-#[derive(Clone, Copy)]
-struct Work {
-    layer: u32,
-    token: u32,
-    /// The lane's first unit; the others follow at distances of 32.
-    first_unit: u32,
-    slot: Slot,
-    /// Added to [`CacheSide::target`].
-    cache: u64,
-}
-
-/// Where a unit is read and written, and its scale.
-#[derive(Clone, Copy)]
-struct Place {
-    source: u64,
-    target: u64,
-    scale: u64,
+/// The spread of `num_tokens` tokens of `units` units (of keys or of values, whichever are more) in
+/// `num_layers` layers; `None` if they are too many for a grid.
+pub fn spread(num_layers: u32, num_tokens: u32, units: u32) -> Option<Spread> {
+    let lanes_log2 = match units {
+        0 | 1 => 0,
+        _ => ((units - 1).ilog2() + 1).min(THREADS_LOG2),
+    };
+    let tokens_per_cta = THREADS >> lanes_log2;
+    let slabs = units.div_ceil(THREADS).max(1);
+    let fits = num_layers <= 0xffff && slabs <= 0xffff && num_tokens <= i32::MAX as u32;
+    fits.then(|| Spread {
+        grid: [
+            num_tokens.div_ceil(tokens_per_cta).max(1),
+            num_layers.max(1),
+            slabs,
+        ],
+        lanes_log2,
+    })
 }
 
 /// Copies units of [`ReshapeAndCacheParams::unit`] bytes.
 ///
 /// # Safety
-/// Launched on [`grid`] with [`THREADS`] threads; `params` names tensors of the shapes it documents; slots
-/// are distinct and inside the cache.
+/// Launched on [`spread`]'s grid with [`THREADS`] threads; `params` names tensors of the shapes it
+/// documents; slots are distinct and inside the cache.
 #[inline(always)]
 pub unsafe fn copy<G: Gpu>(gpu: G, params: &ReshapeAndCacheParams) {
-    // SAFETY: as the caller promises.
-    let Some(work) = (unsafe { Work::find(gpu, params) }) else {
-        return;
-    };
+    // Comparisons, not a `match`, which would become a table of jumps: slower than everything before it.
     // SAFETY: as the caller promises; the unit is the alignment.
     unsafe {
-        match params.unit {
-            16 => work.copy::<G, 16>(gpu, params),
-            8 => work.copy::<G, 8>(gpu, params),
-            4 => work.copy::<G, 4>(gpu, params),
-            2 => work.copy::<G, 2>(gpu, params),
-            _ => work.copy::<G, 1>(gpu, params),
+        if params.unit >= 16 {
+            write::<G, Copied<16>>(gpu, params);
+        } else if params.unit >= 8 {
+            write::<G, Copied<8>>(gpu, params);
+        } else if params.unit >= 4 {
+            write::<G, Copied<4>>(gpu, params);
+        } else if params.unit >= 2 {
+            write::<G, Copied<2>>(gpu, params);
+        } else {
+            write::<G, Copied<1>>(gpu, params);
         }
     }
 }
@@ -84,177 +85,237 @@ pub unsafe fn copy<G: Gpu>(gpu: G, params: &ReshapeAndCacheParams) {
 /// As [`copy`]; each side has a scale.
 #[inline(always)]
 pub unsafe fn scaled<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &ReshapeAndCacheParams) {
-    // SAFETY: as the caller promises.
-    let Some(work) = (unsafe { Work::find(gpu, params) }) else {
-        return;
-    };
     // SAFETY: as the caller promises; units of eight only where they are aligned.
     unsafe {
         if params.unit == 8 {
-            work.scale_eights::<G, In, Out>(gpu, params);
+            write::<G, Eights<In, Out>>(gpu, params);
         } else {
-            work.scale_ones::<G, In, Out>(gpu, params);
+            write::<G, Ones<In, Out>>(gpu, params);
         }
     }
 }
 
-impl Work {
-    /// This warp's share, unless there is none.
-    #[inline(always)]
-    unsafe fn find<G: Gpu>(gpu: G, params: &ReshapeAndCacheParams) -> Option<Self> {
-        // SAFETY: a valid check record, or none.
-        if unsafe { found_fault(gpu, params.check) } {
-            return None;
-        }
-        let warp = gpu.cta_idx_x() * (THREADS / WARP) + gpu.warp();
-        // SAFETY: every token has a slab at least.
-        let token = unsafe { div(warp, params.slabs) };
-        if token >= params.num_tokens {
-            return None;
-        }
-        let layer = gpu.cta_idx_y();
-        let slots = params.slot_mapping + layer as u64 * params.stride_slot_mapping_layer as u64;
-        // SAFETY: one slot per token; the host refuses empty blocks.
-        let slot = unsafe { Slot::load(gpu, slots + 8 * token as u64, params.block_size) }?;
+#[inline(always)]
+unsafe fn write<G: Gpu, C: Conversion>(gpu: G, params: &ReshapeAndCacheParams) {
+    let lanes = 1 << params.lanes_log2;
+    let token = (gpu.cta_idx_x() << (THREADS_LOG2 - params.lanes_log2))
+        + (gpu.thread_idx() >> params.lanes_log2);
+    let unit = gpu.cta_idx_z() * THREADS + (gpu.thread_idx() & (lanes - 1));
+    let place = Place {
+        layer: gpu.cta_idx_y() as u64,
+        token: token as u64,
+        unit,
+    };
+    let (key, value) = (place.of::<C>(&params.key), place.of::<C>(&params.value));
+    let slot = params.slot_mapping
+        + place.layer * params.stride_slot_mapping_layer as u64
+        + 8 * place.token;
+    gpu.wait_for_previous_kernels();
+    gpu.let_next_kernel_start();
+    if token >= params.num_tokens {
+        return;
+    }
+    // SAFETY: one slot per token, a unit of a token's row, aligned as the host found, and an address per
+    // layer; a valid check record, or none.
+    let (slot, key_data, value_data, cache) = unsafe {
+        let slot = gpu.ld_global_b64(slot);
+        let key_data = key.load::<G, C>(gpu);
+        let value_data = value.load::<G, C>(gpu);
         let cache = if params.cache_table == 0 {
             0
         } else {
-            // SAFETY: one address per layer.
-            unsafe { gpu.ld_global_b64(params.cache_table + 8 * layer as u64) }
+            gpu.ld_global_b64(params.cache_table + 8 * place.layer)
         };
-        Some(Self {
-            layer,
-            token,
-            first_unit: (warp - token * params.slabs) * SLAB + gpu.lane(),
-            slot,
-            cache,
-        })
-    }
-
-    /// Where unit `unit` of the token is; `None` past the last one.
-    #[inline(always)]
-    fn place(self, params: &ReshapeAndCacheParams, unit: u32, units: Units) -> Option<Place> {
-        let key_units = params.key.num_heads * params.key.head_units;
-        if unit < key_units {
-            return Some(self.place_in(&params.key, unit, units));
+        if found_fault(gpu, params.check) {
+            return;
         }
-        let unit = unit - key_units;
-        let value_units = params.value.num_heads * params.value.head_units;
-        (unit < value_units).then(|| self.place_in(&params.value, unit, units))
-    }
-
-    #[inline(always)]
-    fn place_in(self, side: &CacheSide, unit: u32, units: Units) -> Place {
-        let head = if side.num_heads == 1 {
-            0
-        } else {
-            // SAFETY: a side with a unit has heads of at least one.
-            unsafe { div(unit, side.head_units) }
-        };
-        let in_head = (unit - head * side.head_units) as u64;
-        let (layer, head) = (self.layer as u64, head as u64);
-        Place {
-            source: side.source
-                + layer * side.stride_source_layer as u64
-                + self.token as u64 * side.stride_source_token as u64
-                + head * side.stride_source_head as u64
-                + in_head * units.source_bytes as u64,
-            target: self.cache
-                + side.target
-                + self
-                    .slot
-                    .at(side.stride_target_block, side.stride_target_slot)
-                + head * side.stride_target_head as u64
-                + in_head * units.target_bytes as u64,
-            scale: side.scale
-                + layer * side.stride_scale_layer as u64
-                + head * side.stride_scale_head as u64,
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn copy<G: Gpu, const BYTES: u32>(self, gpu: G, params: &ReshapeAndCacheParams) {
-        let units = Units {
-            source_bytes: BYTES,
-            target_bytes: BYTES,
-        };
-        let mut data = [[0u32; 4]; UNITS];
-        let mut targets = [None; UNITS];
-        unroll!([4] i in 0..UNITS {
-            if let Some(place) = self.place(params, self.first_unit + i as u32 * WARP, units) {
-                // SAFETY: a unit of the token's row, aligned as the host found.
-                data[i] = unsafe { load::<G, BYTES>(gpu, place.source) };
-                targets[i] = Some(place.target);
-            }
-        });
-        unroll!([4] i in 0..UNITS {
-            if let Some(target) = targets[i] {
-                // SAFETY: the unit's place in the slot, which is this warp's.
-                unsafe { store::<G, BYTES>(gpu, target, data[i]) };
-            }
-        });
-    }
-
-    #[inline(always)]
-    unsafe fn scale_eights<G: Gpu, In: Element, Out: Byte>(
-        self,
-        gpu: G,
-        params: &ReshapeAndCacheParams,
-    ) {
-        let units = Units {
-            source_bytes: 8 * In::BYTES,
-            target_bytes: 8,
-        };
-        let mut data = [In::ZEROS; UNITS];
-        let mut scales = [1.0f32; UNITS];
-        let mut targets = [None; UNITS];
-        unroll!([4] i in 0..UNITS {
-            if let Some(place) = self.place(params, self.first_unit + i as u32 * WARP, units) {
-                // SAFETY: a unit of the token's row, aligned as the host found.
-                data[i] = unsafe { In::load8(gpu, place.source) };
-                // SAFETY: the scale of the unit's head.
-                scales[i] = f32::from_bits(unsafe { gpu.ld_global_b32(place.scale) });
-                targets[i] = Some(place.target);
-            }
-        });
-        unroll!([4] i in 0..UNITS {
-            if let Some(target) = targets[i] {
-                let values = In::widen8(gpu, data[i]);
-                let quotients = Divisor::new(scales[i]).divide8(gpu, values);
-                // SAFETY: the unit's place in the slot, which is this warp's.
-                unsafe { Out::store8(gpu, target, Out::narrow8(gpu, quotients)) };
-            }
-        });
-    }
-
-    #[inline(always)]
-    unsafe fn scale_ones<G: Gpu, In: Element, Out: Byte>(
-        self,
-        gpu: G,
-        params: &ReshapeAndCacheParams,
-    ) {
-        let units = Units {
-            source_bytes: In::BYTES,
-            target_bytes: 1,
-        };
-        unroll!([4] i in 0..UNITS {
-            if let Some(place) = self.place(params, self.first_unit + i as u32 * WARP, units) {
-                // SAFETY: a value of the token's row, its scale, and its place in the slot.
-                unsafe {
-                    let scale = f32::from_bits(gpu.ld_global_b32(place.scale));
-                    let value = In::load1(gpu, place.source);
-                    Out::store1(gpu, place.target, value / scale);
-                }
-            }
-        });
+        (slot, key_data, value_data, cache)
+    };
+    let Some(slot) = Slot::new(slot, &params.block_size) else {
+        return;
+    };
+    // SAFETY: the unit's place in the slot, which is this thread's.
+    unsafe {
+        key.store::<G, C>(gpu, cache, slot, key_data);
+        value.store::<G, C>(gpu, cache, slot, value_data);
     }
 }
 
-/// Bytes of a unit on both sides.
+/// What a thread works on.
 #[derive(Clone, Copy)]
-struct Units {
-    source_bytes: u32,
-    target_bytes: u32,
+struct Place {
+    layer: u64,
+    token: u64,
+    unit: u32,
+}
+
+/// The same on one side.
+#[derive(Clone, Copy)]
+struct SidePlace<'p> {
+    side: &'p CacheSide,
+    /// Whether the side has such a unit.
+    exists: bool,
+    source: u64,
+    scale: u64,
+    /// From the slot's first byte.
+    in_slot: u64,
+}
+
+impl Place {
+    #[inline(always)]
+    fn of<C: Conversion>(self, side: &CacheSide) -> SidePlace<'_> {
+        let head = if side.num_heads <= 1 {
+            0
+        } else {
+            side.head_units.divide(self.unit)
+        };
+        let in_head = (self.unit - head * side.head_units.divisor()) as u64;
+        let head = head as u64;
+        SidePlace {
+            side,
+            exists: self.unit < side.units,
+            source: side.source
+                + self.layer * side.stride_source_layer as u64
+                + self.token * side.stride_source_token as u64
+                + head * side.stride_source_head as u64
+                + in_head * C::SOURCE_BYTES as u64,
+            scale: side.scale
+                + self.layer * side.stride_scale_layer as u64
+                + head * side.stride_scale_head as u64,
+            in_slot: head * side.stride_target_head as u64 + in_head * C::TARGET_BYTES as u64,
+        }
+    }
+}
+
+impl SidePlace<'_> {
+    #[inline(always)]
+    #[track_caller]
+    unsafe fn load<G: Gpu, C: Conversion>(self, gpu: G) -> (C::Unit, f32) {
+        if !self.exists {
+            return (C::NOTHING, 1.0);
+        }
+        // SAFETY: as the caller promises, for a unit that exists.
+        unsafe {
+            let unit = C::load(gpu, self.source);
+            let scale = if C::HAS_SCALE {
+                f32::from_bits(gpu.ld_global_b32(self.scale))
+            } else {
+                1.0
+            };
+            (unit, scale)
+        }
+    }
+
+    #[inline(always)]
+    #[track_caller]
+    unsafe fn store<G: Gpu, C: Conversion>(
+        self,
+        gpu: G,
+        cache: u64,
+        slot: Slot,
+        (unit, scale): (C::Unit, f32),
+    ) {
+        if self.exists {
+            let side = self.side;
+            let at = cache
+                + side.target
+                + slot.at(side.stride_target_block, side.stride_target_slot)
+                + self.in_slot;
+            // SAFETY: as the caller promises.
+            unsafe { C::store(gpu, at, unit, scale) };
+        }
+    }
+}
+
+/// What happens to a unit on its way.
+trait Conversion {
+    const SOURCE_BYTES: u32;
+    const TARGET_BYTES: u32;
+    const HAS_SCALE: bool;
+    /// As it was loaded.
+    type Unit: Copy;
+    const NOTHING: Self::Unit;
+    /// # Safety
+    /// In bounds and aligned.
+    #[track_caller]
+    unsafe fn load<G: Gpu>(gpu: G, address: u64) -> Self::Unit;
+    /// # Safety
+    /// In bounds, aligned, and nobody else's.
+    #[track_caller]
+    unsafe fn store<G: Gpu>(gpu: G, address: u64, unit: Self::Unit, scale: f32);
+}
+
+/// Bytes as they are.
+struct Copied<const BYTES: u32>;
+
+impl<const BYTES: u32> Conversion for Copied<BYTES> {
+    const SOURCE_BYTES: u32 = BYTES;
+    const TARGET_BYTES: u32 = BYTES;
+    const HAS_SCALE: bool = false;
+    type Unit = [u32; 4];
+    const NOTHING: [u32; 4] = [0; 4];
+
+    #[inline(always)]
+    #[track_caller]
+    unsafe fn load<G: Gpu>(gpu: G, address: u64) -> [u32; 4] {
+        // SAFETY: as the caller promises.
+        unsafe { load::<G, BYTES>(gpu, address) }
+    }
+    #[inline(always)]
+    #[track_caller]
+    unsafe fn store<G: Gpu>(gpu: G, address: u64, unit: [u32; 4], _scale: f32) {
+        // SAFETY: as the caller promises.
+        unsafe { store::<G, BYTES>(gpu, address, unit) };
+    }
+}
+
+/// Eight values divided by the scale.
+struct Eights<In, Out>(PhantomData<(In, Out)>);
+
+impl<In: Element, Out: Byte> Conversion for Eights<In, Out> {
+    const SOURCE_BYTES: u32 = 8 * In::BYTES;
+    const TARGET_BYTES: u32 = 8;
+    const HAS_SCALE: bool = true;
+    type Unit = In::Eight;
+    const NOTHING: In::Eight = In::ZEROS;
+
+    #[inline(always)]
+    #[track_caller]
+    unsafe fn load<G: Gpu>(gpu: G, address: u64) -> In::Eight {
+        // SAFETY: as the caller promises.
+        unsafe { In::load8(gpu, address) }
+    }
+    #[inline(always)]
+    #[track_caller]
+    unsafe fn store<G: Gpu>(gpu: G, address: u64, unit: In::Eight, scale: f32) {
+        let quotients = Divisor::new(scale).divide8(gpu, In::widen8(gpu, unit));
+        // SAFETY: as the caller promises.
+        unsafe { Out::store8(gpu, address, Out::narrow8(gpu, quotients)) };
+    }
+}
+
+/// One value divided by the scale.
+struct Ones<In, Out>(PhantomData<(In, Out)>);
+
+impl<In: Element, Out: Byte> Conversion for Ones<In, Out> {
+    const SOURCE_BYTES: u32 = In::BYTES;
+    const TARGET_BYTES: u32 = 1;
+    const HAS_SCALE: bool = true;
+    type Unit = f32;
+    const NOTHING: f32 = 0.0;
+
+    #[inline(always)]
+    #[track_caller]
+    unsafe fn load<G: Gpu>(gpu: G, address: u64) -> f32 {
+        // SAFETY: as the caller promises.
+        unsafe { In::load1(gpu, address) }
+    }
+    #[inline(always)]
+    #[track_caller]
+    unsafe fn store<G: Gpu>(gpu: G, address: u64, unit: f32, scale: f32) {
+        // SAFETY: as the caller promises.
+        unsafe { Out::store1(gpu, address, unit / scale) };
+    }
 }
 
 #[inline(always)]

@@ -6,10 +6,11 @@
 //!
 //! ```text
 //! for each of the group's two rows:
-//!     slot = slot_mapping[token]; skip if negative, before anything else is read
+//!     slot = slot_mapping[token]
 //!     data = key or value[token, head]           two units of eight values a lane
 //! for each of the two rows:
 //!     amax over the group's lanes; scale
+//!     skip if slot is negative: nothing is read or written through it
 //!     cache[slot, head] = round(data / scale); the first lane stores the scale
 //! ```
 
@@ -42,7 +43,9 @@ pub const fn lanes_per_row(units: u32) -> u32 {
 /// Thread blocks for `rows` rows; `None` if they are too many for the kernel's 32-bit counters. Values that
 /// go one by one take a warp a row.
 pub fn grid(rows: u64, lanes_per_row: u32) -> Option<[u32; 3]> {
-    let rows = u32::try_from(rows).ok().filter(|&n| n <= i32::MAX as u32)?;
+    let rows = u32::try_from(rows)
+        .ok()
+        .filter(|&n| n <= i32::MAX as u32 - THREADS)?;
     let ctas = rows.div_ceil(rows_per_warp(lanes_per_row) * (THREADS / WARP));
     Some([if ctas == 0 { 1 } else { ctas }, 1, 1])
 }
@@ -59,61 +62,91 @@ const fn qmax(dtype: ElementDtype) -> f32 {
     }
 }
 
-/// A row's addresses.
+/// A row of the launch.
 #[derive(Clone, Copy)]
 struct Row {
-    source: u64,
-    target: u64,
-    scale: u64,
+    token: u32,
+    head: u32,
+    is_key: bool,
+    /// 0 past the last row: nothing is read or written.
     units: u32,
 }
 
-impl Row {
-    /// No row: nothing is read or written.
-    const NONE: Self = Self {
-        source: 0,
-        target: 0,
-        scale: 0,
-        units: 0,
-    };
+/// Where a row is stored.
+#[derive(Clone, Copy)]
+struct Target {
+    row: u64,
+    scale: u64,
+}
 
-    /// Row `row` of the launch; [`Row::NONE`] past the last one and for padding.
+impl Row {
+    /// Row `row`: keys' heads, then values', of each token.
     #[inline(always)]
-    unsafe fn find<G: Gpu>(gpu: G, params: &PerTokenHeadParams, row: u32) -> Self {
-        let rows_per_token = params.key.num_heads + params.value.num_heads;
-        // SAFETY: the host launches nothing without heads.
-        let token = unsafe { div(row, rows_per_token) };
-        if token >= params.num_tokens {
-            return Self::NONE;
-        }
-        let address = params.slot_mapping + 8 * token as u64;
-        // SAFETY: one slot per token; the host refuses empty blocks.
-        let Some(slot) = (unsafe { Slot::load(gpu, address, params.block_size) }) else {
-            return Self::NONE;
-        };
-        let head = row - token * rows_per_token;
-        if head < params.key.num_heads {
-            Self::of(&params.key, token, head, slot)
-        } else {
-            Self::of(&params.value, token, head - params.key.num_heads, slot)
+    fn find(params: &PerTokenHeadParams, row: u32) -> Self {
+        let token = params.rows_per_token.divide(row);
+        let head = row - token * params.rows_per_token.divisor();
+        let is_key = head < params.key.num_heads;
+        let pick = |key: u32, value: u32| if is_key { key } else { value };
+        let units = pick(
+            params.key.head_units.divisor(),
+            params.value.head_units.divisor(),
+        );
+        let exists = token < params.num_tokens && pick(params.key.units, params.value.units) > 0;
+        Self {
+            token,
+            head: if is_key {
+                head
+            } else {
+                head - params.key.num_heads
+            },
+            is_key,
+            units: if exists { units } else { 0 },
         }
     }
 
+    /// A field of the row's side. Both are read: a pointer that may point to either would move the
+    /// parameters to the stack.
     #[inline(always)]
-    fn of(side: &CacheSide, token: u32, head: u32, slot: Slot) -> Self {
-        let (token, head) = (token as u64, head as u64);
-        Self {
-            source: side.source
-                + token * side.stride_source_token as u64
-                + head * side.stride_source_head as u64,
-            target: side.target
-                + slot.at(side.stride_target_block, side.stride_target_slot)
-                + head * side.stride_target_head as u64,
-            scale: side.scale
-                + slot.at(side.stride_scale_block, side.stride_scale_slot)
-                + head * side.stride_scale_head as u64,
-            units: side.head_units,
+    fn side(self, params: &PerTokenHeadParams, field: impl Fn(&CacheSide) -> i64) -> u64 {
+        let (key, value) = (field(&params.key), field(&params.value));
+        (if self.is_key { key } else { value }) as u64
+    }
+
+    #[inline(always)]
+    fn source(self, params: &PerTokenHeadParams) -> u64 {
+        self.side(params, |side| side.source as i64)
+            + self.token as u64 * self.side(params, |side| side.stride_source_token)
+            + self.head as u64 * self.side(params, |side| side.stride_source_head)
+    }
+
+    /// The bits of the row's slot; of a negative one past the last row.
+    ///
+    /// # Safety
+    /// One slot per token.
+    #[inline(always)]
+    unsafe fn slot<G: Gpu>(self, gpu: G, params: &PerTokenHeadParams) -> u64 {
+        if self.units == 0 {
+            return u64::MAX;
         }
+        // SAFETY: as the caller promises.
+        unsafe { gpu.ld_global_b64(params.slot_mapping + 8 * self.token as u64) }
+    }
+
+    /// `None` for padding.
+    #[inline(always)]
+    fn target(self, params: &PerTokenHeadParams, slot: u64) -> Option<Target> {
+        let slot = Slot::new(slot, &params.block_size)?;
+        let head = self.head as u64;
+        Some(Target {
+            row: self.side(params, |side| side.target as i64)
+                + slot.block * self.side(params, |side| side.stride_target_block)
+                + slot.offset * self.side(params, |side| side.stride_target_slot)
+                + head * self.side(params, |side| side.stride_target_head),
+            scale: self.side(params, |side| side.scale as i64)
+                + slot.block * self.side(params, |side| side.stride_scale_block)
+                + slot.offset * self.side(params, |side| side.stride_scale_slot)
+                + head * self.side(params, |side| side.stride_scale_head),
+        })
     }
 }
 
@@ -124,10 +157,6 @@ impl Row {
 /// are distinct and inside the cache.
 #[inline(always)]
 pub unsafe fn per_token_head<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &PerTokenHeadParams) {
-    // SAFETY: a valid check record, or none.
-    if unsafe { found_fault(gpu, params.check) } {
-        return;
-    }
     let lanes = params.lanes_per_row;
     // SAFETY: a power of two.
     let (groups, group_idx) = unsafe { (div(WARP, lanes), div(gpu.lane(), lanes)) };
@@ -140,17 +169,20 @@ pub unsafe fn per_token_head<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &Pe
     };
     let warp = gpu.cta_idx_x() * (THREADS / WARP) + gpu.warp();
     let first_row = warp * groups * ROWS as u32 + group_idx;
-    let mut rows = [Row::NONE; ROWS];
-    unroll!([2] i in 0..ROWS {
-        // SAFETY: as the caller promises.
-        rows[i] = unsafe { Row::find(gpu, params, first_row + i as u32 * groups) };
-    });
-    // SAFETY: whole warps come here; the rows exist and are this group's.
+    let rows = [0, 1].map(|i| Row::find(params, first_row + i * groups));
+    gpu.wait_for_previous_kernels();
+    gpu.let_next_kernel_start();
+    // SAFETY: a slot for each token; whole warps come here; the rows exist and are this group's.
     unsafe {
+        let slots = rows.map(|row| row.slot(gpu, params));
         if params.store_bytes == 0 {
-            unroll!([2] i in 0..ROWS { group.write_ones(rows[i]) });
+            if !found_fault(gpu, params.check) {
+                unroll!([2] i in 0..ROWS {
+                    group.write_ones(params, rows[i], rows[i].target(params, slots[i]));
+                });
+            }
         } else {
-            group.write_eights(rows);
+            group.write_eights(params, rows, slots);
         }
     }
 }
@@ -169,42 +201,54 @@ struct Group<G, In, Out> {
 impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
     /// From the largest magnitude to the scale and its reciprocal; the first lane stores the scale.
     #[inline(always)]
-    unsafe fn scale(self, row: Row, amax: f32) -> f32 {
+    unsafe fn scale(self, target: Option<Target>, amax: f32) -> f32 {
         let scale = self.gpu.max(amax / qmax(Out::DTYPE), MIN_SCALE);
-        if self.lane == 0 && row.units > 0 {
+        if self.lane == 0
+            && let Some(target) = target
+        {
             // SAFETY: the row's scale, which is this lane's.
-            unsafe { self.gpu.st_global_b32(row.scale, scale.to_bits()) };
+            unsafe { self.gpu.st_global_b32(target.scale, scale.to_bits()) };
         }
         1.0 / scale
     }
 
     #[inline(always)]
-    unsafe fn write_eights(self, rows: [Row; ROWS]) {
+    unsafe fn write_eights(
+        self,
+        params: &PerTokenHeadParams,
+        rows: [Row; ROWS],
+        slots: [u64; ROWS],
+    ) {
         let gpu = self.gpu;
         let mut data = [[In::ZEROS; UNITS]; ROWS];
         unroll!([2] i in 0..ROWS {
+            let source = rows[i].source(params);
             unroll!([2] j in 0..UNITS {
                 let unit = self.lane + j as u32 * self.lanes;
                 if unit < rows[i].units {
-                    let at = rows[i].source + (unit * 8 * In::BYTES) as u64;
+                    let at = source + (unit * 8 * In::BYTES) as u64;
                     // SAFETY: a unit of the row, aligned as the host found.
                     data[i][j] = unsafe { In::load8(gpu, at) };
                 }
             });
         });
+        // SAFETY: a valid check record, or none.
+        if unsafe { found_fault(gpu, params.check) } {
+            return;
+        }
         unroll!([2] i in 0..ROWS {
-            let row = rows[i];
+            let target = rows[i].target(params, slots[i]);
             let values = data[i].map(|eight| In::widen8(gpu, eight));
             let amax = amax8(gpu, amax8(gpu, 0.0, values[0]), values[1]);
             // SAFETY: converged.
             let amax = unsafe { amax_over_lanes(gpu, amax, self.lanes) };
             // SAFETY: the row is this group's.
-            let inverse = unsafe { self.scale(row, amax) };
+            let inverse = unsafe { self.scale(target, amax) };
             unroll!([2] j in 0..UNITS {
                 let unit = self.lane + j as u32 * self.lanes;
-                if unit < row.units {
+                if let Some(target) = target && unit < rows[i].units {
                     let eight = Out::narrow8(gpu, values[j].map(|x| x * inverse));
-                    let at = row.target + 8 * unit as u64;
+                    let at = target.row + 8 * unit as u64;
                     // SAFETY: the unit's place in the slot, aligned as the host found.
                     unsafe {
                         if self.store_bytes == 8 {
@@ -221,26 +265,30 @@ impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
 
     /// Any head size, any alignment: the row is read twice, value by value.
     #[inline(always)]
-    unsafe fn write_ones(self, row: Row) {
+    unsafe fn write_ones(self, params: &PerTokenHeadParams, row: Row, target: Option<Target>) {
         let gpu = self.gpu;
+        let units = if target.is_some() { row.units } else { 0 };
+        let source = row.source(params);
         let mut amax = 0.0;
         let mut unit = self.lane;
-        while unit < row.units {
+        while unit < units {
             // SAFETY: a value of the row.
-            let x = unsafe { In::load1(gpu, row.source + (unit * In::BYTES) as u64) };
+            let x = unsafe { In::load1(gpu, source + (unit * In::BYTES) as u64) };
             amax = gpu.max(amax, x.abs());
             unit += self.lanes;
         }
         // SAFETY: converged again after the loop.
         let amax = unsafe { amax_over_lanes(gpu, amax, self.lanes) };
         // SAFETY: the row is this group's.
-        let inverse = unsafe { self.scale(row, amax) };
+        let inverse = unsafe { self.scale(target, amax) };
         let mut unit = self.lane;
-        while unit < row.units {
+        while let Some(target) = target
+            && unit < units
+        {
             // SAFETY: a value of the row and its place in the slot.
             unsafe {
-                let x = In::load1(gpu, row.source + (unit * In::BYTES) as u64);
-                Out::store1(gpu, row.target + unit as u64, x * inverse);
+                let x = In::load1(gpu, source + (unit * In::BYTES) as u64);
+                Out::store1(gpu, target.row + unit as u64, x * inverse);
             }
             unit += self.lanes;
         }

@@ -28,6 +28,13 @@ pub enum CacheDtype {
     I8PerToken,
 }
 
+impl CacheDtype {
+    /// Whether values have 8 bits.
+    pub const fn is_bytes(self) -> bool {
+        !matches!(self, Self::F16 | Self::Bf16)
+    }
+}
+
 /// A cache's element type.
 pub trait CacheFormat: Copy {
     /// This type's name at run time.

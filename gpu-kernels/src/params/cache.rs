@@ -1,6 +1,7 @@
 //! Arguments of the kernels that write new tokens into a cache.
 
 use super::KernelParams;
+use crate::divider::Divider;
 
 /// One side of a cache write: keys or values; for MLA, latents or RoPE keys. Strides count bytes.
 #[repr(C)]
@@ -36,11 +37,15 @@ pub struct CacheSide {
     pub stride_scale_head: i64,
     /// Heads. Heads that lie side by side on both sides and share a scale may count as one long head.
     pub num_heads: u32,
+    /// All heads' units together.
+    pub units: u32,
     /// Units per head; what a unit is, the kernel's parameters say.
-    pub head_units: u32,
+    pub head_units: Divider,
+    /// Zero; keeps the size a multiple of 8.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<CacheSide>() == 13 * 8 + 2 * 4);
+const _: () = assert!(size_of::<CacheSide>() == 13 * 8 + 6 * 4);
 
 /// Arguments of `reshape_and_cache_copy` and `reshape_and_cache_scaled_*`.
 #[repr(C)]
@@ -62,15 +67,15 @@ pub struct ReshapeAndCacheParams {
     /// Tokens, the length of a row of `slot_mapping`.
     pub num_tokens: u32,
     /// Tokens per cache block.
-    pub block_size: u32,
+    pub block_size: Divider,
     /// Copy: bytes of a unit, a power of two up to 16 to which every address and stride is aligned. Scaled:
     /// values of a unit: 8, if source units are 16-byte and target units 8-byte aligned, else 1.
     pub unit: u32,
-    /// Warps that share out a token's units: `ceil(units / 128)`.
-    pub slabs: u32,
+    /// Base-2 logarithm of the threads of a thread block that share a token.
+    pub lanes_log2: u32,
 }
 
-const _: () = assert!(size_of::<ReshapeAndCacheParams>() == 2 * 112 + 4 * 8 + 4 * 4);
+const _: () = assert!(size_of::<ReshapeAndCacheParams>() == 2 * 128 + 4 * 8 + 6 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for ReshapeAndCacheParams {}
 
@@ -90,15 +95,19 @@ pub struct PerTokenHeadParams {
     /// Tokens, the length of `slot_mapping`.
     pub num_tokens: u32,
     /// Tokens per cache block.
-    pub block_size: u32,
+    pub block_size: Divider,
+    /// Heads of keys and values together.
+    pub rows_per_token: Divider,
     /// Bytes of a store, 8 or 4, to which the targets are aligned while the sources are aligned to 16; 0 if
     /// one of them is not, and values go one by one.
     pub store_bytes: u32,
     /// Lanes that share a row (the values of one head of one token): a power of two up to 32; two units
     /// each, unless values go one by one.
     pub lanes_per_row: u32,
+    /// Zero; keeps the size a multiple of 8.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<PerTokenHeadParams>() == 2 * 112 + 2 * 8 + 4 * 4);
+const _: () = assert!(size_of::<PerTokenHeadParams>() == 2 * 128 + 2 * 8 + 10 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for PerTokenHeadParams {}

@@ -80,18 +80,20 @@ unsafe impl KernelParams for CheckPagedParams {}
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CheckSlotsParams {
-    /// `[num_tokens]`, i64.
+    /// `[num_layers, num_tokens]`, i64.
     pub slot_mapping: u64,
     /// One [`CheckFault`], all zero before the launch.
     pub check: u64,
     /// `num_blocks * block_size`: slots stay below it.
     pub num_slots: i64,
+    /// Bytes from a layer's slots to the next layer's; the layer is the grid's y.
+    pub stride_layer: i64,
     /// Tokens.
     pub num_tokens: u32,
     /// Zero; keeps the size a multiple of 8.
     pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<CheckSlotsParams>() == 3 * 8 + 2 * 4);
+const _: () = assert!(size_of::<CheckSlotsParams>() == 4 * 8 + 2 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for CheckSlotsParams {}

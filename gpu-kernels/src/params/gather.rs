@@ -1,6 +1,7 @@
 //! Arguments of the gathers.
 
 use super::KernelParams;
+use crate::divider::Divider;
 
 /// Arguments of `gather_*`. Strides count bytes.
 ///
@@ -45,11 +46,11 @@ pub struct GatherParams {
     /// Sequences.
     pub num_seqs: u32,
     /// See the struct.
-    pub rows_per_seq: u32,
+    pub rows_per_seq: Divider,
     /// One of the constants of this type.
     pub mode: u32,
     /// Tokens per cache block.
-    pub block_size: u32,
+    pub block_size: Divider,
     /// Blocks in the cache: others are skipped.
     pub num_blocks: u32,
     /// Entries of a row of the block table: tokens beyond are skipped.
@@ -61,10 +62,6 @@ pub struct GatherParams {
     pub unit: u32,
     /// Units per row.
     pub row_units: u32,
-    /// Warps that share out a row's units: `ceil(row_units / 128)`.
-    pub slabs: u32,
-    /// Zero; keeps the size a multiple of 8.
-    pub reserved: u32,
 }
 
 impl GatherParams {
@@ -76,6 +73,6 @@ impl GatherParams {
     pub const INDICES: u32 = 2;
 }
 
-const _: () = assert!(size_of::<GatherParams>() == 12 * 8 + 12 * 4);
+const _: () = assert!(size_of::<GatherParams>() == 12 * 8 + 14 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for GatherParams {}

@@ -6,28 +6,37 @@ use super::KernelParams;
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MergeParams {
-    /// `[num_seqs, num_query_heads, num_kv_splits, head_size_v]`, f32.
+    /// `[num_seqs, rows, num_kv_splits, head_size_v]`, f32; a row is one query head of one query token.
     pub partial_out: u64,
-    /// `[num_seqs, num_query_heads, num_kv_splits]`, f32, base 2.
+    /// `[num_seqs, rows, num_kv_splits]`, f32, base 2.
     pub partial_lse: u64,
-    /// `[num_seqs]`, i32.
+    /// `[num_seqs]`, i32; 0 if all are `max_seq_len`.
     pub seq_lens: u64,
-    /// `[num_seqs, num_query_heads, head_size_v]`, bf16 or f16.
+    /// `[num_seqs, query_len, num_query_heads, head_size_v]`, bf16 or f16.
     pub out: u64,
-    /// `[num_seqs, num_query_heads]`, f32, natural logarithm; 0 if not wanted.
+    /// `[num_seqs, query_len, num_query_heads]`, f32, natural logarithm; 0 if not wanted.
     pub lse: u64,
     /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
     pub check: u64,
+    /// `[num_query_heads]`, f32, natural logarithm: `exp(sink)` is added to the softmax's denominator, and not
+    /// to the lse; 0 if there are none.
+    pub sink: u64,
     /// Elements from a sequence's length to the next one's.
     pub stride_seq_lens: i64,
     /// Elements from a sequence's output to the next one's.
     pub stride_out_seq: i64,
+    /// Elements from a query token's output to the next one's.
+    pub stride_out_token: i64,
     /// Elements from an output head to the next.
     pub stride_out_head: i64,
     /// Elements from a sequence's lse to the next one's.
     pub stride_lse_seq: i64,
+    /// Elements from a query token's lse to the next one's.
+    pub stride_lse_token: i64,
     /// Elements from a head's lse to the next head's.
     pub stride_lse_head: i64,
+    /// Rows: query tokens of a sequence times query heads.
+    pub num_rows: u32,
     /// Query heads.
     pub num_query_heads: u32,
     /// Values per output head, a multiple of 4.
@@ -38,10 +47,8 @@ pub struct MergeParams {
     pub split_len: u32,
     /// As in the stage-1 launch.
     pub num_kv_splits: u32,
-    /// Zero; keeps the size a multiple of 8.
-    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<MergeParams>() == 11 * 8 + 6 * 4);
+const _: () = assert!(size_of::<MergeParams>() == 14 * 8 + 6 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for MergeParams {}

@@ -1,6 +1,7 @@
 //! Arguments of `concat_and_cache_mla_fp8_ds` and `concat_and_cache_mla_v4`.
 
 use super::KernelParams;
+use crate::divider::Divider;
 
 /// Arguments of `concat_and_cache_mla_fp8_ds` and `concat_and_cache_mla_v4`. Strides count bytes; every
 /// address and stride is a multiple of 16.
@@ -28,13 +29,13 @@ pub struct MlaEntryParams {
     /// Tokens, the length of `slot_mapping`.
     pub num_tokens: u32,
     /// Tokens per cache block.
-    pub block_size: u32,
+    pub block_size: Divider,
     /// 1 if the scales of the 656-byte form are rounded up to powers of two; V4's always are.
     pub power_of_two_scales: u32,
     /// Zero; keeps the size a multiple of 8.
     pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<MlaEntryParams>() == 9 * 8 + 4 * 4);
+const _: () = assert!(size_of::<MlaEntryParams>() == 9 * 8 + 6 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for MlaEntryParams {}

@@ -3,21 +3,33 @@
 //! The whole agreement between host and device lies here and both sides read it. Pointers are device
 //! addresses; the shape stands beside each; strides count elements unless they say bytes.
 
+mod blocks;
 mod cache;
 mod check;
 mod decode;
+mod decode_mla;
+mod decode_mla_entry;
+mod divisor;
 mod gather;
 mod merge;
 mod mla;
+mod prefill;
 mod read_ceiling;
+mod rope;
 
+pub use blocks::{CompactParams, CopyBlocksParams};
 pub use cache::{CacheSide, PerTokenHeadParams, ReshapeAndCacheParams};
 pub use check::{CheckFault, CheckPagedParams, CheckSlotsParams};
 pub use decode::DecodeParams;
+pub use decode_mla::DecodeMlaParams;
+pub use decode_mla_entry::{DecodeMlaEntryParams, EntryList};
+pub use divisor::Divisor;
 pub use gather::GatherParams;
 pub use merge::MergeParams;
 pub use mla::MlaEntryParams;
+pub use prefill::PrefillParams;
 pub use read_ceiling::ReadCeilingParams;
+pub use rope::RopeAndCacheParams;
 
 /// A parameter block that may be sent to a kernel as bytes.
 ///

@@ -9,10 +9,12 @@
 
 mod attend;
 mod query;
+pub mod rows;
 mod stream;
 
 pub use attend::Partial;
-pub use query::{QueryDtype, QueryTile};
+pub(crate) use query::query_bytes;
+pub use query::{QueryDtype, QueryTile, QueryWords};
 pub use stream::{KvStream, KvTile};
 
 use crate::kv::CacheFormat;

@@ -22,45 +22,43 @@ pub enum QueryDtype {
 #[derive(Clone, Copy, Debug)]
 pub struct QueryTile<const K_STEPS: usize, const HEAD_TILES: usize> {
     /// `mma` operands, dims by heads, in the cache format's order of dims.
-    pub(super) fragments: [[[u32; 2]; K_STEPS]; HEAD_TILES],
+    pub(crate) fragments: [[[u32; 2]; K_STEPS]; HEAD_TILES],
     /// Turns a product into a score in powers of two, for heads `2 (lane % 4)` and `+ 1` of each tile.
-    pub(super) scale_log2: [[f32; 2]; HEAD_TILES],
+    pub(crate) scale_log2: [[f32; 2]; HEAD_TILES],
 }
 
-impl<const K_STEPS: usize, const HEAD_TILES: usize> QueryTile<K_STEPS, HEAD_TILES> {
-    /// Loads `num_heads` heads that begin at `query`, `stride_head` elements apart; heads beyond are zero.
-    /// `dtype` is only looked at if the cache is of bytes; else the query has the cache's type.
+/// A query as it lies in memory: loaded as early as possible, turned into a [`QueryTile`] when it is there.
+#[derive(Clone, Copy, Debug)]
+pub struct QueryWords<const K_STEPS: usize, const HEAD_TILES: usize> {
+    words: [[[u32; 2]; K_STEPS]; HEAD_TILES],
+}
+
+impl<const K_STEPS: usize, const HEAD_TILES: usize> QueryWords<K_STEPS, HEAD_TILES> {
+    /// Loads the heads below `num_heads`, whose addresses `address` knows; heads beyond are zero. `dtype` is only
+    /// looked at if the cache is of bytes; else the query has the cache's type.
     ///
     /// # Safety
-    /// Converged. The heads are in bounds and 4-byte aligned.
+    /// The heads are in bounds and 4-byte aligned.
     #[inline(always)]
     pub unsafe fn load<G: Gpu, C: CacheFormat>(
         gpu: G,
-        query: u64,
-        stride_head: i64,
+        address: impl Fn(u32) -> u64,
         num_heads: u32,
         dtype: u32,
-        qk_scale_log2: f32,
     ) -> Self {
         let (row, quad) = (gpu.lane() / 4, gpu.lane() % 4);
         let (first, second) = C::key_dims(quad);
-        let bytes = if C::BYTES == 1 && dtype == QueryDtype::E4m3 as u32 {
-            1
-        } else {
-            2
-        };
-        let mut fragments = [[[0; 2]; K_STEPS]; HEAD_TILES];
-        let mut scale_log2 = [[qk_scale_log2; 2]; HEAD_TILES];
+        let bytes = query_bytes::<C>(dtype);
+        let mut words = [[[0u32; 2]; K_STEPS]; HEAD_TILES];
         unroll!([2] tile in 0..HEAD_TILES {
             let head = tile as u32 * HEADS + row;
-            let mut words = [[0u32; 2]; K_STEPS];
             if head < num_heads {
-                let at = query + bytes * (head as u64 * stride_head as u64);
-                unroll!([16] step in 0..K_STEPS {
+                let at = address(head);
+                unroll!([36] step in 0..K_STEPS {
                     let dims = at + bytes * step as u64 * 16;
                     let (first, second) = (dims + bytes * first as u64, dims + bytes * second as u64);
                     // SAFETY: two pairs of dims of a head that exists.
-                    words[step] = unsafe {
+                    words[tile][step] = unsafe {
                         if bytes == 1 {
                             [gpu.ld_global_b16(first) as u32, gpu.ld_global_b16(second) as u32]
                         } else {
@@ -69,21 +67,48 @@ impl<const K_STEPS: usize, const HEAD_TILES: usize> QueryTile<K_STEPS, HEAD_TILE
                     };
                 });
             }
-            if C::BYTES == 1 {
+        });
+        Self { words }
+    }
+
+    /// Makes operands of the words: what they are multiplied by is taken out of `qk_scale_log2`.
+    ///
+    /// # Safety
+    /// Converged.
+    #[inline(always)]
+    pub unsafe fn into_tile<G: Gpu, C: CacheFormat>(
+        self,
+        gpu: G,
+        dtype: u32,
+        qk_scale_log2: f32,
+    ) -> QueryTile<K_STEPS, HEAD_TILES> {
+        let mut fragments = self.words;
+        let mut scale_log2 = [[qk_scale_log2; 2]; HEAD_TILES];
+        if C::BYTES == 1 {
+            unroll!([2] tile in 0..HEAD_TILES {
                 // SAFETY: converged.
-                let exponent = unsafe { to_f16(gpu, &mut words, dtype) };
+                let exponent = unsafe { to_f16(gpu, &mut fragments[tile], dtype) };
                 unroll!([2] i in 0..2 {
                     // SAFETY: converged; a lane that holds this head.
-                    let unscale = unsafe { gpu.shfl(exponent.to_bits(), (2 * quad + i as u32) * 4) };
+                    let unscale = unsafe { gpu.shfl(exponent.to_bits(), (2 * (gpu.lane() % 4) + i as u32) * 4) };
                     scale_log2[tile][i] = qk_scale_log2 * f32::from_bits(unscale);
                 });
-            }
-            fragments[tile] = words;
-        });
-        Self {
+            });
+        }
+        QueryTile {
             fragments,
             scale_log2,
         }
+    }
+}
+
+/// Bytes per value of a query of type `dtype` over such a cache.
+#[inline(always)]
+pub(crate) fn query_bytes<C: CacheFormat>(dtype: u32) -> u64 {
+    if C::BYTES == 1 && dtype == QueryDtype::E4m3 as u32 {
+        1
+    } else {
+        2
     }
 }
 
@@ -94,7 +119,7 @@ impl<const K_STEPS: usize, const HEAD_TILES: usize> QueryTile<K_STEPS, HEAD_TILE
 /// # Safety
 /// Converged.
 #[inline(always)]
-unsafe fn to_f16<G: Gpu, const K_STEPS: usize>(
+pub(super) unsafe fn to_f16<G: Gpu, const K_STEPS: usize>(
     gpu: G,
     words: &mut [[u32; 2]; K_STEPS],
     dtype: u32,
@@ -103,7 +128,7 @@ unsafe fn to_f16<G: Gpu, const K_STEPS: usize>(
         return 1.0;
     }
     if dtype == QueryDtype::E4m3 as u32 {
-        unroll!([16] step in 0..K_STEPS {
+        unroll!([36] step in 0..K_STEPS {
             unroll!([2] i in 0..2 {
                 words[step][i] = gpu.widen_e4m3x4(words[step][i])[0];
             });
@@ -111,7 +136,7 @@ unsafe fn to_f16<G: Gpu, const K_STEPS: usize>(
         return 1.0;
     }
     let mut largest = 0.0;
-    unroll!([16] step in 0..K_STEPS {
+    unroll!([36] step in 0..K_STEPS {
         unroll!([2] i in 0..2 {
             let word = words[step][i];
             largest = gpu.max(largest, f32::from_bits((word << 16) & 0x7fff_ffff));
@@ -134,7 +159,7 @@ unsafe fn to_f16<G: Gpu, const K_STEPS: usize>(
     } else {
         (1.0, 1.0)
     };
-    unroll!([16] step in 0..K_STEPS {
+    unroll!([36] step in 0..K_STEPS {
         unroll!([2] i in 0..2 {
             let word = words[step][i];
             let low = Bf16::widen(gpu, word as u16) * scale;

@@ -3,15 +3,24 @@
 use std::fmt;
 
 use super::CacheShape;
+use super::ScaleForm;
 use super::decode::{read_check, write_check};
-use super::text::{CaseError, Fields, MAX_HEADS, MAX_TOKENS};
-use crate::ops::CheckMode;
+use super::fill_cache::POSITIONS;
+use super::text::{CaseError, Fields, MAX_HEADS, MAX_TOKENS, check_size, parse};
+use crate::ops::{CheckMode, RopeStyle};
+use crate::tensor::Dtype;
 
 /// Parameters of a cache write.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CacheWriteCase {
-    /// The cache.
+    /// Of keys and values.
+    pub dtype: Dtype,
+    /// The cache: of the same dtype, or of bytes.
     pub cache: CacheShape,
+    /// The scales, if the cache is of bytes.
+    pub scales: ScaleForm,
+    /// How queries and keys are rotated in the same launch, if they are.
+    pub rope: Option<RopeCase>,
     /// Tokens: the length of the slot mapping.
     pub num_tokens: usize,
     /// Rows of `key` and `value` beyond the slot mapping, as a captured graph has.
@@ -24,7 +33,25 @@ pub struct CacheWriteCase {
     pub check: CheckMode,
 }
 
+/// The rotation ahead of a cache write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RopeCase {
+    /// Which values turn together.
+    pub style: RopeStyle,
+    /// Values of a head that turn.
+    pub rotary_dim: usize,
+    /// Query heads; 0 for none.
+    pub num_query_heads: usize,
+    /// Whether queries become fp8_e4m3.
+    pub fp8_query: bool,
+}
+
 impl CacheWriteCase {
+    /// Whether the cache is of bytes.
+    pub fn is_scaled(&self) -> bool {
+        self.cache.dtype != self.dtype
+    }
+
     /// What is read and written: tokens that are not padding, in and out, and the slots.
     pub fn unavoidable_bytes(&self) -> u64 {
         let skipped = match self.skip_every {
@@ -32,27 +59,92 @@ impl CacheWriteCase {
             every => self.num_tokens / every,
         };
         let written = self.num_tokens - skipped;
-        (written * 2 * self.cache.token_bytes() + self.num_tokens * 8) as u64
+        let stored = self.cache.token_bytes();
+        let read = stored / self.cache.dtype.size() * self.dtype.size();
+        let scales = if self.is_scaled() && self.scales == ScaleForm::Token {
+            2 * 4 * self.cache.num_kv_heads
+        } else {
+            0
+        };
+        let rope = self.rope.map_or(0, |rope| {
+            let out = if rope.fp8_query { 1 } else { 2 };
+            let query = rope.num_query_heads * self.cache.head_size * (2 + out);
+            // A position for each token, and the table's rows once.
+            let rows = self.num_tokens.min(POSITIONS);
+            self.num_tokens * (query + 8) + rows * 4 * rope.rotary_dim
+        });
+        (written * (read + stored + scales) + self.num_tokens * 8 + rope) as u64
     }
 
     /// See [`super::Case::peer_name`].
     pub fn peer_name(&self) -> String {
-        format!(
-            "write H={} D={} kv={} n={}",
-            self.cache.num_kv_heads, self.cache.head_size, self.cache.dtype, self.num_tokens
-        )
+        let (heads, d, tokens) = (
+            self.cache.num_kv_heads,
+            self.cache.head_size,
+            self.num_tokens,
+        );
+        let kv = match self.cache.dtype {
+            Dtype::F8E4m3 => "fp8".to_owned(),
+            Dtype::I8 => "int8".to_owned(),
+            other => other.to_string(),
+        };
+        if self.is_scaled() && self.scales == ScaleForm::Token {
+            return format!("write {kv}_per_token_head n={tokens}");
+        }
+        match self.rope {
+            None => format!("write H={heads} D={d} kv={kv} n={tokens}"),
+            Some(rope) => {
+                let queries = rope.num_query_heads;
+                format!("rope+write H={queries}/{heads} D={d} kv={kv} n={tokens}")
+            }
+        }
     }
 
-    pub(super) fn read(fields: &mut Fields<'_>) -> Result<Self, CaseError> {
-        let num_kv_heads = fields.size("heads", MAX_HEADS)?;
-        let cache = CacheShape::read(fields, num_kv_heads)?;
+    pub(super) fn read(fields: &mut Fields<'_>, has_rope: bool) -> Result<Self, CaseError> {
+        let heads: String = fields.required("heads")?;
+        let (query_heads, kv_heads) = match heads.split_once('/') {
+            Some((query, kv)) if has_rope => (parse("heads", query)?, kv),
+            _ => (0, &*heads),
+        };
+        let num_kv_heads = check_size("heads", parse("heads", kv_heads)?, MAX_HEADS)?;
+        let mut cache = CacheShape::read(fields, num_kv_heads)?;
+        let dtype = cache.dtype;
+        cache.dtype = match fields.text("kv") {
+            None => dtype,
+            Some("fp8_e4m3") => Dtype::F8E4m3,
+            Some("fp8_e5m2") => Dtype::F8E5m2,
+            Some("i8") => Dtype::I8,
+            Some(other) => {
+                return Err(CaseError(format!(
+                    "`kv={other}`: given, it is fp8_e4m3, fp8_e5m2 or i8"
+                )));
+            }
+        };
+        let scales = match fields.text("scales") {
+            None => ScaleForm::Tensor,
+            Some("head") => ScaleForm::Head,
+            Some("token") => ScaleForm::Token,
+            Some(other) => {
+                return Err(CaseError(format!(
+                    "`scales={other}`: given, it is head or token"
+                )));
+            }
+        };
+        let rope = if has_rope {
+            Some(RopeCase::read(fields, query_heads)?)
+        } else {
+            None
+        };
         let num_tokens = fields.required("tokens")?;
         let extra_rows = fields.optional("extra_rows")?.unwrap_or(0);
         if num_tokens > MAX_TOKENS || extra_rows > MAX_TOKENS {
             return Err(CaseError(format!("tokens go up to {MAX_TOKENS}")));
         }
         Ok(Self {
+            dtype,
             cache,
+            scales,
+            rope,
             num_tokens,
             extra_rows,
             skip_every: fields.optional("skip")?.unwrap_or(0),
@@ -66,14 +158,69 @@ impl CacheWriteCase {
     }
 }
 
+impl RopeCase {
+    fn read(fields: &mut Fields<'_>, num_query_heads: usize) -> Result<Self, CaseError> {
+        let text: String = fields.required("rope")?;
+        let (style, rotary_dim) = match text.split_once(':') {
+            Some(("neox", size)) => (RopeStyle::Neox, parse("rope", size)?),
+            Some(("gptj", size)) => (RopeStyle::GptJ, parse("rope", size)?),
+            _ => {
+                return Err(CaseError(format!(
+                    "`rope={text}` is not neox:SIZE or gptj:SIZE"
+                )));
+            }
+        };
+        if num_query_heads > MAX_HEADS || rotary_dim > MAX_HEADS {
+            return Err(CaseError(format!("heads and sizes go up to {MAX_HEADS}")));
+        }
+        Ok(Self {
+            style,
+            rotary_dim,
+            num_query_heads,
+            fp8_query: match fields.text("q") {
+                None => false,
+                Some("fp8_e4m3") => true,
+                Some(other) => {
+                    return Err(CaseError(format!("`q={other}`: given, it is fp8_e4m3")));
+                }
+            },
+        })
+    }
+}
+
 impl fmt::Display for CacheWriteCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cache = &self.cache;
-        write!(
-            f,
-            "reshape_and_cache_flash {} heads={}",
-            cache.dtype, cache.num_kv_heads
-        )?;
+        match self.rope {
+            None => write!(
+                f,
+                "reshape_and_cache_flash {} heads={}",
+                self.dtype, cache.num_kv_heads
+            )?,
+            Some(rope) => write!(
+                f,
+                "rope_and_cache {} heads={}/{}",
+                self.dtype, rope.num_query_heads, cache.num_kv_heads
+            )?,
+        }
+        if self.is_scaled() {
+            write!(f, " kv={}", cache.dtype)?;
+        }
+        match self.scales {
+            ScaleForm::Tensor => {}
+            ScaleForm::Head => write!(f, " scales=head")?,
+            ScaleForm::Token => write!(f, " scales=token")?,
+        }
+        if let Some(rope) = self.rope {
+            let style = match rope.style {
+                RopeStyle::Neox => "neox",
+                RopeStyle::GptJ => "gptj",
+            };
+            write!(f, " rope={style}:{}", rope.rotary_dim)?;
+            if rope.fp8_query {
+                write!(f, " q=fp8_e4m3")?;
+            }
+        }
         cache.write(f)?;
         write!(f, " tokens={}", self.num_tokens)?;
         if self.extra_rows > 0 {

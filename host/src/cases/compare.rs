@@ -231,6 +231,8 @@ fn finite_places(
 fn frobenius(out: &HostTensor, seq: usize, rows: &Rows) -> Result<f64, Mismatch> {
     let limit = match out.dtype {
         Dtype::F16 => 5e-4,
+        // Four bits fewer than bf16, and no exponent for what is far smaller than the scale.
+        Dtype::F8E4m3 => 4e-2,
         _ => 4e-3,
     };
     let (mut off, mut norm, mut worst) = (0.0, 0.0, (0.0, Vec::new(), 0.0, 0.0));
@@ -287,6 +289,7 @@ fn elements(out: &HostTensor, seq: usize, head: usize, row: &[f64]) -> Result<f6
 fn ulp(dtype: Dtype, value: f64) -> f64 {
     let (fraction_bits, min_exponent) = match dtype {
         Dtype::F16 => (10, -14.0),
+        Dtype::F8E4m3 => (3, -6.0),
         _ => (7, -126.0),
     };
     let exponent = value.log2().floor().max(min_exponent);

@@ -61,6 +61,8 @@ pub struct DecodeCase {
     pub check: CheckMode,
     /// The bound that the host knows, if any.
     pub max_seq_len: Option<u32>,
+    /// Query tokens per sequence, if the cache is a latent one (MLA): values are the first columns of the keys.
+    pub latent: Option<usize>,
 }
 
 impl DecodeCase {
@@ -101,6 +103,19 @@ impl DecodeCase {
             .collect()
     }
 
+    /// Query tokens per sequence.
+    pub fn query_len(&self) -> usize {
+        self.latent.unwrap_or(1)
+    }
+
+    /// Bytes of a token in the cache.
+    fn token_bytes(&self) -> usize {
+        match self.latent {
+            Some(_) => self.cache.head_size * self.cache.dtype.size(),
+            None => self.cache.token_bytes(),
+        }
+    }
+
     /// Keys and values of all tokens, query, output, lse, lengths and the block-table entries that name
     /// tokens.
     pub fn unavoidable_bytes(&self, seed: u64) -> u64 {
@@ -109,7 +124,7 @@ impl DecodeCase {
             .iter()
             .map(|len| len.div_ceil(self.cache.block_size))
             .sum();
-        let heads = tokens.len() * self.num_query_heads;
+        let heads = tokens.len() * self.query_len() * self.num_query_heads;
         let query_and_out = heads
             * (self.cache.head_size * self.query_dtype.size()
                 + self.cache.head_size_v * self.dtype.size());
@@ -122,7 +137,7 @@ impl DecodeCase {
             ScaleForm::Token if self.is_scaled() => 2 * 4 * self.cache.num_kv_heads,
             _ => 0,
         };
-        let total = tokens.iter().sum::<usize>() * (self.cache.token_bytes() + scales)
+        let total = tokens.iter().sum::<usize>() * (self.token_bytes() + scales)
             + query_and_out
             + lse
             + 4 * (blocks + tokens.len());
@@ -132,8 +147,8 @@ impl DecodeCase {
     /// Two per multiplication and addition of the two products.
     pub fn flops(&self, seed: u64) -> u64 {
         let tokens: usize = self.tokens(seed).iter().sum();
-        let per_token = 2 * self.num_query_heads * (self.cache.head_size + self.cache.head_size_v);
-        (tokens * per_token) as u64
+        let rows = self.query_len() * self.num_query_heads;
+        (tokens * 2 * rows * (self.cache.head_size + self.cache.head_size_v)) as u64
     }
 
     /// See [`super::Case::peer_name`].
@@ -175,10 +190,17 @@ impl DecodeCase {
             Dtype::F8E4m3 => " q=fp8",
             _ => "",
         };
+        match self.latent {
+            Some(1) => return format!("mla h={heads} kv={kv} pg={page} {lens}{query}"),
+            Some(len) => {
+                return format!("mla h={heads} kv={kv} pg={page} {lens} qlen={len}{query}");
+            }
+            None => {}
+        }
         format!("{family}{heads}_{kv_heads}_{sizes} kv={kv} pg={page} {lens}{query}")
     }
 
-    pub(super) fn read(fields: &mut Fields<'_>) -> Result<Self, CaseError> {
+    pub(super) fn read(fields: &mut Fields<'_>, is_latent: bool) -> Result<Self, CaseError> {
         let heads: String = fields.required("heads")?;
         let (query, kv) = heads
             .split_once('/')
@@ -256,6 +278,14 @@ impl DecodeCase {
             },
             check: read_check(fields)?,
             max_seq_len: fields.optional("max_len")?,
+            latent: match is_latent {
+                true => Some(check_size(
+                    "q_len",
+                    fields.optional("q_len")?.unwrap_or(1),
+                    MAX_HEADS,
+                )?),
+                false => None,
+            },
         })
     }
 }
@@ -263,7 +293,12 @@ impl DecodeCase {
 impl fmt::Display for DecodeCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (heads, kv_heads) = (self.num_query_heads, self.cache.num_kv_heads);
-        write!(f, "decode {} heads={heads}/{kv_heads}", self.dtype)?;
+        let operation = if self.latent.is_some() {
+            "decode_mla"
+        } else {
+            "decode"
+        };
+        write!(f, "{operation} {} heads={heads}/{kv_heads}", self.dtype)?;
         if self.cache.dtype != self.dtype {
             write!(f, " kv={}", self.cache.dtype)?;
         }
@@ -297,6 +332,9 @@ impl fmt::Display for DecodeCase {
         write_check(self.check, f)?;
         if let Some(tokens) = self.max_seq_len {
             write!(f, " max_len={tokens}")?;
+        }
+        if let Some(len @ 2..) = self.latent {
+            write!(f, " q_len={len}")?;
         }
         Ok(())
     }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::fill::{CacheWriteTensors, DecodeTensors, HostScales};
+use super::DecodeCase;
+use super::fill::{DecodeTensors, HostScales};
 use crate::error::{RequestError, Result};
-use crate::ops::{
-    CacheScales, CacheWriteRequest, CheckMode, DecodeOptions, DecodeRequest, KvScales,
-};
+use crate::ops::{DecodeMlaRequest, DecodeOptions, DecodePlan, DecodeRequest, KvScales, MlaScales};
+use crate::plan::DeviceInfo;
 use crate::reference::{HostTensor, Storage};
-use crate::runtime::{Buffer, DeviceMemory, Runtime};
+use crate::runtime::{Buffer, DeviceMemory, Launcher, Runtime};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
 /// Storages on a machine, each once however many tensors lie in it.
@@ -131,6 +131,93 @@ impl<'m> DeviceDecode<'m> {
         &self.tensors
     }
 
+    /// The plan for one copy of the batch.
+    ///
+    /// # Errors
+    /// The request was refused.
+    pub fn plan(&mut self, case: &DecodeCase, device: &DeviceInfo) -> Result<DecodePlan> {
+        let (scale, options) = (case.scale(), case.options());
+        match self.tensors.latent {
+            None => self.request(0, scale, options)?.check()?.plan(device),
+            Some(_) => self.mla_request(0, scale, options)?.check()?.plan(device),
+        }
+    }
+
+    /// Enqueues the step of copy `set` of the batch.
+    ///
+    /// # Errors
+    /// The request was refused, or the machine failed.
+    pub fn launch(
+        &mut self,
+        case: &DecodeCase,
+        set: usize,
+        plan: &DecodePlan,
+        workspace: &mut Buffer<'_>,
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        let (scale, options) = (case.scale(), case.options());
+        let workspace = &mut workspace.view_mut();
+        match self.tensors.latent {
+            None => self
+                .request(set, scale, options)?
+                .check()?
+                .launch(plan, workspace, launcher),
+            Some(_) => self
+                .mla_request(set, scale, options)?
+                .check()?
+                .launch(plan, workspace, launcher),
+        }
+    }
+
+    /// The request over copy `set` of a batch with a latent cache.
+    ///
+    /// # Errors
+    /// None: the views fit.
+    pub fn mla_request(
+        &mut self,
+        set: usize,
+        softmax_scale: f32,
+        options: DecodeOptions,
+    ) -> Result<DecodeMlaRequest<'_>, RequestError> {
+        let (tensors, uploads) = (&self.tensors, &self.uploads);
+        let query_len = tensors.latent.unwrap_or(1);
+        let num_seqs = tensors.num_seqs;
+        let part = |tensor: &HostTensor| tensor.slice(set * num_seqs, num_seqs);
+        // A row for each query token: sequences and their tokens as two dimensions.
+        let rows = |tensor: &HostTensor| {
+            let mut rows = tensor.slice(set * num_seqs * query_len, num_seqs * query_len);
+            rows.shape.splice(..1, [num_seqs, query_len]);
+            rows.strides.insert(0, query_len * rows.strides[0]);
+            rows
+        };
+        let mut cache = tensors.key_cache.clone();
+        cache.shape.remove(2);
+        cache.strides.remove(2);
+        let scale = |scale: &HostTensor| uploads.view(scale);
+        Ok(DecodeMlaRequest {
+            query: uploads.view(&rows(&tensors.query))?,
+            cache: uploads.view(&cache)?,
+            block_table: uploads.view(&part(&tensors.block_table))?,
+            seq_lens: uploads.view(&part(&tensors.seq_lens))?,
+            // SAFETY: `self` is borrowed exclusively, and launches of one stream run in order.
+            out: unsafe { uploads.view_mut(&rows(&tensors.out))? },
+            lse: match &tensors.lse {
+                // SAFETY: as above.
+                Some(lse) => Some(unsafe { uploads.view_mut(&rows(lse))? }),
+                None => None,
+            },
+            softmax_scale,
+            scales: match &tensors.scales {
+                Some(scales) => Some(MlaScales {
+                    q_scale: scales.q_scale.as_ref().map(scale).transpose()?,
+                    k_scale: scale(&scales.k_scale)?,
+                }),
+                None => None,
+            },
+            options,
+        })
+    }
+
     /// The request over copy `set` of the batch.
     ///
     /// # Errors
@@ -183,74 +270,6 @@ impl<'m> DeviceDecode<'m> {
         Ok((
             self.uploads.read(&self.tensors.out)?,
             lse.map(|lse| self.uploads.read(lse)).transpose()?,
-        ))
-    }
-}
-
-/// A cache-write case on a machine.
-pub struct DeviceCacheWrite<'m> {
-    tensors: CacheWriteTensors,
-    uploads: Uploads<'m>,
-}
-
-impl<'m> DeviceCacheWrite<'m> {
-    /// Copies the tensors to the machine.
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn new(runtime: &'m dyn Runtime, tensors: CacheWriteTensors) -> Result<Self> {
-        let all = [
-            &tensors.key,
-            &tensors.value,
-            &tensors.key_cache,
-            &tensors.value_cache,
-            &tensors.slot_mapping,
-        ];
-        let uploads = Uploads::new(runtime, all)?;
-        Ok(Self { tensors, uploads })
-    }
-
-    /// The tensors as they were before any launch.
-    pub fn tensors(&self) -> &CacheWriteTensors {
-        &self.tensors
-    }
-
-    /// The request that writes copy `set` of `num_tokens` tokens.
-    ///
-    /// # Errors
-    /// None: the views fit.
-    pub fn request(
-        &mut self,
-        set: usize,
-        num_tokens: usize,
-        check: CheckMode,
-    ) -> Result<CacheWriteRequest<'_>, RequestError> {
-        let (tensors, uploads) = (&self.tensors, &self.uploads);
-        let start = set * num_tokens;
-        let rows = tensors.key.shape[0] - start;
-        Ok(CacheWriteRequest {
-            key: uploads.view(&tensors.key.slice(start, rows))?,
-            value: uploads.view(&tensors.value.slice(start, rows))?,
-            // SAFETY: `self` is borrowed exclusively, and launches of one stream run in order; keys and
-            // values of a packed cache share no element.
-            key_cache: unsafe { uploads.view_mut(&tensors.key_cache)? },
-            // SAFETY: as above.
-            value_cache: unsafe { uploads.view_mut(&tensors.value_cache)? },
-            slot_mapping: uploads.view(&tensors.slot_mapping.slice(start, num_tokens))?,
-            block_size: tensors.key_cache.shape[1],
-            scales: CacheScales::None,
-            check,
-        })
-    }
-
-    /// Waits, and reads both caches.
-    ///
-    /// # Errors
-    /// Something enqueued failed.
-    pub fn results(&self) -> Result<(HostTensor, HostTensor)> {
-        Ok((
-            self.uploads.read(&self.tensors.key_cache)?,
-            self.uploads.read(&self.tensors.value_cache)?,
         ))
     }
 }

@@ -12,8 +12,9 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
+pub use super::fill_cache::{CacheWriteTensors, RopeTensors, cache_write};
 use super::layout::Placement;
-use super::{CacheShape, CacheWriteCase, DecodeCase, LseForm, ScaleForm};
+use super::{CacheShape, DecodeCase, LseForm, ScaleForm};
 use crate::reference::{HostTensor, Storage};
 use crate::tensor::Dtype;
 
@@ -24,7 +25,7 @@ pub const NO_BLOCK: i32 = -1_000_000;
 
 /// Standard deviations of query, key and value. They differ, so that mixing two up shows; scores then
 /// spread enough for a softmax that is neither flat nor a single spike.
-const SPREAD: [f32; 3] = [1.5, 1.25, 0.75];
+pub(super) const SPREAD: [f32; 3] = [1.5, 1.25, 0.75];
 
 /// How much there is to fill.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +49,8 @@ impl Amount {
 pub struct DecodeTensors {
     /// Sequences of one set.
     pub num_seqs: usize,
+    /// Query tokens per sequence, if the cache is latent; query, output and lse have a row for each.
+    pub latent: Option<usize>,
     /// `[sets * num_seqs, num_query_heads, head_size]`
     pub query: HostTensor,
     /// `[num_blocks, block_size, num_kv_heads, head_size]`
@@ -81,21 +84,6 @@ impl HostScales {
     pub(super) fn tensors(&self) -> impl Iterator<Item = &HostTensor> {
         self.q_scale.iter().chain([&self.k_scale, &self.v_scale])
     }
-}
-
-/// Tensors of a cache write.
-#[derive(Clone, Debug)]
-pub struct CacheWriteTensors {
-    /// `[sets * rows, num_kv_heads, head_size]`
-    pub key: HostTensor,
-    /// `[sets * rows, num_kv_heads, head_size_v]`
-    pub value: HostTensor,
-    /// `[num_blocks, block_size, num_kv_heads, head_size]`
-    pub key_cache: HostTensor,
-    /// `[num_blocks, block_size, num_kv_heads, head_size_v]`
-    pub value_cache: HostTensor,
-    /// `[sets * num_tokens]`
-    pub slot_mapping: HostTensor,
 }
 
 /// The tensors of a decode step.
@@ -132,7 +120,13 @@ pub fn decode(case: &DecodeCase, seed: u64, amount: Amount) -> DecodeTensors {
             valid[id] = cache.block_size.min(len - at * cache.block_size);
         }
     }
-    let (key_cache, value_cache) = caches(cache, &valid, seed, amount.pattern_bytes);
+    let (key_cache, mut value_cache) = caches(cache, &valid, seed, amount.pattern_bytes);
+    if case.latent.is_some() {
+        value_cache = HostTensor {
+            shape: value_cache.shape,
+            ..key_cache.clone()
+        };
+    }
 
     let mut block_table = HostTensor::contiguous(
         "block_table",
@@ -144,16 +138,18 @@ pub fn decode(case: &DecodeCase, seed: u64, amount: Amount) -> DecodeTensors {
     let lens_bytes = (0..amount.sets)
         .flat_map(|_| lens.iter().flat_map(|len| len.to_le_bytes()))
         .collect();
+    let query_rows = rows * case.query_len();
     let lse = |strides: [usize; 2]| HostTensor {
-        storage: Storage::new("lse", vec![POISON; rows * heads * 4]),
+        storage: Storage::new("lse", vec![POISON; query_rows * heads * 4]),
         offset: 0,
         dtype: Dtype::F32,
-        shape: vec![rows, heads],
+        shape: vec![query_rows, heads],
         strides: strides.to_vec(),
     };
     DecodeTensors {
         num_seqs,
-        query: query(case, rows, seed),
+        latent: case.latent,
+        query: query(case, query_rows, seed),
         key_cache,
         value_cache,
         block_table,
@@ -162,78 +158,19 @@ pub fn decode(case: &DecodeCase, seed: u64, amount: Amount) -> DecodeTensors {
         out: padded(
             "out",
             case.dtype,
-            [rows, heads, cache.head_size_v],
+            [query_rows, heads, cache.head_size_v],
             case.pad_out,
         ),
         lse: match case.lse {
             LseForm::Off => None,
             LseForm::On => Some(lse([heads, 1])),
-            LseForm::HeadsFirst => Some(lse([1, rows])),
+            LseForm::HeadsFirst => Some(lse([1, query_rows])),
         },
     }
 }
 
-/// The tensors of a cache write.
-pub fn cache_write(case: &CacheWriteCase, seed: u64, amount: Amount) -> CacheWriteTensors {
-    let (cache, heads) = (&case.cache, case.cache.num_kv_heads);
-    let num_tokens = case.num_tokens * amount.sets;
-    let rows = num_tokens + case.extra_rows;
-    let num_blocks = num_tokens.div_ceil(cache.block_size) * 5 / 4 + 2;
-    let slots = shuffled(num_blocks * cache.block_size, seed);
-    let slots = slots[..num_tokens]
-        .iter()
-        .enumerate()
-        .map(|(token, &slot)| {
-            let skipped = case.skip_every > 0 && token % case.skip_every == case.skip_every - 1;
-            let slot = i64::try_from(slot).expect("cases have few slots");
-            if skipped { -1 } else { slot }
-        });
-
-    // A row holds query, key and value side by side, or only one of the latter.
-    let (key_row, value_row) = (heads * cache.head_size, heads * cache.head_size_v);
-    let new = |name, row, offset, size: usize, storage: Option<Arc<Storage>>| HostTensor {
-        storage: storage.unwrap_or_else(|| Storage::new(name, noise(rows * row * 2, seed, name))),
-        offset,
-        dtype: cache.dtype,
-        shape: vec![rows, heads, size],
-        strides: vec![row, size, 1],
-    };
-    let (key, value) = if case.fused {
-        let row = 2 * key_row + value_row;
-        let qkv = Storage::new("qkv", noise(rows * row * 2, seed, "qkv"));
-        (
-            new("key", row, key_row, cache.head_size, Some(qkv.clone())),
-            new("value", row, 2 * key_row, cache.head_size_v, Some(qkv)),
-        )
-    } else {
-        (
-            new("key", key_row, 0, cache.head_size, None),
-            new("value", value_row, 0, cache.head_size_v, None),
-        )
-    };
-    let storage = |name, placement: &Placement| {
-        let block_bytes = placement.strides[0] * cache.dtype.size();
-        let pattern = pattern_blocks(num_blocks, block_bytes, amount.pattern_bytes);
-        let bytes = noise(pattern * block_bytes, seed, name);
-        Storage::repeating(name, bytes, num_blocks * block_bytes)
-    };
-    let (key_cache, value_cache) = place(cache, num_blocks, storage);
-    CacheWriteTensors {
-        key,
-        value,
-        key_cache,
-        value_cache,
-        slot_mapping: HostTensor::contiguous(
-            "slot_mapping",
-            Dtype::I64,
-            &[num_tokens],
-            slots.flat_map(i64::to_le_bytes).collect(),
-        ),
-    }
-}
-
 /// Key and value cache over storages that `storage` makes: two, or one if they are packed.
-fn place(
+pub(super) fn place(
     cache: &CacheShape,
     num_blocks: usize,
     storage: impl Fn(&'static str, &Placement) -> Arc<Storage>,
@@ -291,7 +228,7 @@ fn caches(
 }
 
 /// Blocks to generate: all, or as many as fit.
-fn pattern_blocks(num_blocks: usize, block_bytes: usize, pattern_bytes: usize) -> usize {
+pub(super) fn pattern_blocks(num_blocks: usize, block_bytes: usize, pattern_bytes: usize) -> usize {
     num_blocks.min((pattern_bytes / block_bytes).max(1))
 }
 
@@ -355,7 +292,10 @@ fn scales(case: &DecodeCase, valid: &[usize], seed: u64) -> HostScales {
         HostTensor::contiguous(name, Dtype::F32, &shape, bytes)
     };
     let k_scale = tensor("k_scale", fit * SPREAD[1]);
-    let v_scale = tensor("v_scale", fit * SPREAD[2]);
+    let v_scale = match case.latent {
+        Some(_) => k_scale.clone(),
+        None => tensor("v_scale", fit * SPREAD[2]),
+    };
     let q_scale = (case.query_dtype == Dtype::F8E4m3).then(|| {
         let bytes = scale(SPREAD[0] / 70.0).to_le_bytes().to_vec();
         HostTensor::contiguous("q_scale", Dtype::F32, &[1], bytes)
@@ -367,7 +307,8 @@ fn scales(case: &DecodeCase, valid: &[usize], seed: u64) -> HostScales {
     }
 }
 
-fn query(case: &DecodeCase, rows: usize, seed: u64) -> HostTensor {
+/// `rows` rows of queries.
+pub(super) fn query(case: &DecodeCase, rows: usize, seed: u64) -> HostTensor {
     let shape = [rows, case.num_query_heads, case.cache.head_size];
     let query = padded("query", case.query_dtype, shape, case.pad_query);
     let size = case.query_dtype.size();
@@ -404,7 +345,12 @@ pub(crate) fn random(
 }
 
 /// A poisoned tensor with `pad` elements after each head and each row.
-fn padded(name: &'static str, dtype: Dtype, shape: [usize; 3], pad: usize) -> HostTensor {
+pub(super) fn padded(
+    name: &'static str,
+    dtype: Dtype,
+    shape: [usize; 3],
+    pad: usize,
+) -> HostTensor {
     let [rows, heads, size] = shape;
     let stride = heads * (size + pad) + pad;
     HostTensor {
@@ -417,7 +363,7 @@ fn padded(name: &'static str, dtype: Dtype, shape: [usize; 3], pad: usize) -> Ho
 }
 
 /// Random numbers: of 16 bits with standard deviation `spread`; of bytes all finite ones alike.
-fn fill_row(dtype: Dtype, row: &mut [u8], spread: f32, random: &mut ChaCha8Rng) {
+pub(super) fn fill_row(dtype: Dtype, row: &mut [u8], spread: f32, random: &mut ChaCha8Rng) {
     if dtype.size() == 1 {
         random.fill_bytes(row);
         let largest = match dtype {
@@ -454,7 +400,7 @@ fn bell(random: &mut ChaCha8Rng) -> f32 {
 }
 
 /// Bytes without meaning, different for each `name`: any bit pattern has to be copied as it is.
-fn noise(bytes: usize, seed: u64, name: &str) -> Vec<u8> {
+pub(super) fn noise(bytes: usize, seed: u64, name: &str) -> Vec<u8> {
     let mut noise = vec![0; bytes];
     let label = name
         .bytes()

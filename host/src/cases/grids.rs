@@ -1,7 +1,8 @@
 //! The named lists of cases.
 
 use super::{
-    CacheShape, CacheWriteCase, Case, DecodeCase, Layout, Lens, LseForm, ScaleForm, scaled_grids,
+    CacheShape, CacheWriteCase, Case, DecodeCase, Layout, Lens, LseForm, ScaleForm, cache_grids,
+    entry_grids, mla_grids, scaled_grids, unified_grids,
 };
 use crate::ops::CheckMode;
 use crate::plan::{SplitPolicy, variants};
@@ -74,11 +75,12 @@ pub(super) fn decode(
         split_policy: SplitPolicy::Auto,
         check: CheckMode::Off,
         max_seq_len: None,
+        latent: None,
     }
 }
 
 /// The plainest cache write.
-fn write(
+pub(super) fn write(
     dtype: Dtype,
     heads: usize,
     head_size: usize,
@@ -86,6 +88,9 @@ fn write(
     num_tokens: usize,
 ) -> CacheWriteCase {
     CacheWriteCase {
+        dtype,
+        scales: ScaleForm::Tensor,
+        rope: None,
         cache: CacheShape {
             dtype,
             num_kv_heads: heads,
@@ -235,6 +240,10 @@ fn smoke() -> Vec<Case> {
     unequal.cache.head_size_v = 128;
     cases.push(Case::CacheWrite(unequal));
     cases.extend(scaled_grids::smoke());
+    cases.extend(mla_grids::smoke());
+    cases.extend(entry_grids::smoke());
+    cases.extend(unified_grids::smoke());
+    cases.extend(cache_grids::smoke());
     cases
 }
 
@@ -301,6 +310,9 @@ fn edges() -> Vec<Case> {
     for (heads, d) in [(1, 1), (1, 8), (13, 46), (5, 40), (1, 256), (7, 12)] {
         cases.push(Case::CacheWrite(write(Dtype::F16, heads, d, 16, 17)));
     }
+    cases.extend(mla_grids::edges());
+    cases.extend(entry_grids::edges());
+    cases.extend(unified_grids::edges());
     cases
 }
 
@@ -400,6 +412,10 @@ fn sweep() -> Vec<Case> {
         cases.push(Case::CacheWrite(case));
     }
     cases.extend(scaled_grids::sweep());
+    cases.extend(mla_grids::sweep());
+    cases.extend(entry_grids::sweep());
+    cases.extend(unified_grids::sweep());
+    cases.extend(cache_grids::sweep());
     cases
 }
 
@@ -429,9 +445,13 @@ fn bench() -> Vec<Case> {
         }
     }
     cases.extend(scaled_grids::bench(&cases));
+    cases.extend(mla_grids::bench());
+    cases.extend(entry_grids::bench());
     for tokens in [1, 64, 512, 2048, 16_384, 65_536] {
         cases.push(Case::CacheWrite(write(Dtype::Bf16, 8, 128, 16, tokens)));
     }
+    cases.extend(unified_grids::bench());
+    cases.extend(cache_grids::bench());
     cases
 }
 
@@ -465,6 +485,13 @@ mod tests {
             "oss64_8_64 kv=bf16 pg=16 b=64 ctx=8192",
             "gemma16_8_256 kv=bf16 pg=16 b=1 ctx=8192",
             "write H=8 D=128 kv=bf16 n=65536",
+            "write H=8 D=128 kv=fp8 n=65536",
+            "write fp8_per_token_head n=65536",
+            "mla write ds656 n=65536",
+            "dsv4 insert v4_584 n=65536",
+            "mla gather bf16 req=16 tok=98304",
+            "dsv4 gather v4_584 req=64 len=1024",
+            "dsv4 slot gather n=131072",
         ] {
             assert!(names.iter().any(|other| other == name), "{name}");
         }

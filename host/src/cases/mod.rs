@@ -4,27 +4,53 @@
 //! what was printed. [`grids`] has the named lists; [`fill`] turns a case and a seed into tensors, poisoned
 //! wherever nothing may read; [`run_case`] runs them on a machine and [`compare`] judges what came back.
 
+mod blocks;
+mod cache_grids;
 mod cache_write;
 pub mod compare;
 mod decode;
 mod device;
+mod device_write;
+mod entries;
+mod entries_device;
+mod entries_fill;
+mod entry_grids;
+mod exact;
 pub mod fill;
+mod fill_cache;
+mod gather;
 pub mod grids;
 mod layout;
 mod lens;
+mod mla_form;
+mod mla_grids;
+mod mla_write;
 mod run;
 mod scaled_grids;
 mod text;
+mod unified;
+mod unified_device;
+mod unified_grids;
 
-pub use cache_write::CacheWriteCase;
+pub use blocks::{BlocksCase, BlocksOperation};
+pub use cache_write::{CacheWriteCase, RopeCase};
 pub use compare::{Accuracy, Mismatch};
 pub use decode::{DecodeCase, LseForm, ScaleForm};
+pub use device::DeviceDecode;
 pub(crate) use device::Uploads;
-pub use device::{DeviceCacheWrite, DeviceDecode};
+pub use device_write::DeviceCacheWrite;
+pub use entries::{EntryCase, TopK};
+pub use entries_device::{DeviceEntries, compare_entries, sample_rows};
+pub use entries_fill::{EntryTensors, HostList};
+pub use gather::{GatherBy, GatherCase};
 pub use layout::{CacheShape, Layout};
 pub use lens::Lens;
-pub use run::{Outcome, compare_decode, run_case, sample_seqs};
+pub use mla_form::MlaForm;
+pub use mla_write::MlaWriteCase;
+pub use run::{Outcome, compare_decode, compare_unified, run_case, sample_seqs};
 pub use text::CaseError;
+pub use unified::{QueryLens, UnifiedCase};
+pub use unified_device::{DeviceUnified, UnifiedTensors};
 
 use std::fmt;
 use std::str::FromStr;
@@ -35,8 +61,18 @@ use std::str::FromStr;
 pub enum Case {
     /// Decode attention.
     Decode(DecodeCase),
-    /// A cache write.
+    /// Decode attention over FP8 entries.
+    DecodeEntries(EntryCase),
+    /// A cache write, maybe of rotated keys.
     CacheWrite(CacheWriteCase),
+    /// Unified attention.
+    Unified(UnifiedCase),
+    /// A write into an MLA cache.
+    MlaWrite(MlaWriteCase),
+    /// A gather from an MLA cache.
+    Gather(GatherCase),
+    /// A copy or a compaction of blocks.
+    Blocks(BlocksCase),
 }
 
 impl Case {
@@ -44,7 +80,12 @@ impl Case {
     pub fn peer_name(&self) -> String {
         match self {
             Self::Decode(case) => case.peer_name(),
+            Self::DecodeEntries(case) => case.peer_name(),
             Self::CacheWrite(case) => case.peer_name(),
+            Self::Unified(case) => case.peer_name(),
+            Self::MlaWrite(case) => case.peer_name(),
+            Self::Gather(case) => case.peer_name(),
+            Self::Blocks(case) => case.peer_name(),
         }
     }
 
@@ -52,15 +93,38 @@ impl Case {
     pub fn unavoidable_bytes(&self, seed: u64) -> u64 {
         match self {
             Self::Decode(case) => case.unavoidable_bytes(seed),
+            Self::DecodeEntries(case) => case.unavoidable_bytes(seed),
             Self::CacheWrite(case) => case.unavoidable_bytes(),
+            Self::Unified(case) => case.unavoidable_bytes(seed),
+            Self::MlaWrite(case) => case.unavoidable_bytes(),
+            Self::Gather(case) => case.unavoidable_bytes(),
+            Self::Blocks(case) => case.unavoidable_bytes(),
         }
+    }
+
+    /// The same operation on no more tokens than a reference has done in a moment.
+    #[must_use]
+    pub fn sample(&self) -> Self {
+        const TOKENS: usize = 4096;
+        let mut case = self.clone();
+        match &mut case {
+            Self::Decode(_) | Self::DecodeEntries(_) | Self::Unified(_) | Self::Blocks(_) => {}
+            Self::CacheWrite(case) => case.num_tokens = case.num_tokens.min(TOKENS),
+            Self::MlaWrite(case) => case.num_tokens = case.num_tokens.min(TOKENS),
+            Self::Gather(case) => {
+                case.rows_per_seq = case.rows_per_seq.min((TOKENS / case.num_seqs).max(1));
+            }
+        }
+        case
     }
 
     /// Floating-point operations of the two products.
     pub fn flops(&self, seed: u64) -> u64 {
         match self {
             Self::Decode(case) => case.flops(seed),
-            Self::CacheWrite(_) => 0,
+            Self::DecodeEntries(case) => case.flops(seed),
+            Self::Unified(case) => case.flops(seed),
+            _ => 0,
         }
     }
 }
@@ -69,7 +133,12 @@ impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Decode(case) => case.fmt(f),
+            Self::DecodeEntries(case) => case.fmt(f),
             Self::CacheWrite(case) => case.fmt(f),
+            Self::Unified(case) => case.fmt(f),
+            Self::MlaWrite(case) => case.fmt(f),
+            Self::Gather(case) => case.fmt(f),
+            Self::Blocks(case) => case.fmt(f),
         }
     }
 }
@@ -80,9 +149,20 @@ impl FromStr for Case {
     fn from_str(line: &str) -> Result<Self, CaseError> {
         let (operation, mut fields) = text::Fields::read(line)?;
         let case = match operation {
-            "decode" => Self::Decode(DecodeCase::read(&mut fields)?),
-            "reshape_and_cache_flash" => Self::CacheWrite(CacheWriteCase::read(&mut fields)?),
-            _ => return Err(CaseError(format!("no operation is called `{operation}`"))),
+            "decode" => Self::Decode(DecodeCase::read(&mut fields, false)?),
+            "decode_mla_entry" => Self::DecodeEntries(EntryCase::read(&mut fields)?),
+            "decode_mla" => Self::Decode(DecodeCase::read(&mut fields, true)?),
+            "unified" => Self::Unified(UnifiedCase::read(&mut fields)?),
+            "reshape_and_cache_flash" => {
+                Self::CacheWrite(CacheWriteCase::read(&mut fields, false)?)
+            }
+            "rope_and_cache" => Self::CacheWrite(CacheWriteCase::read(&mut fields, true)?),
+            "concat_and_cache_mla" => Self::MlaWrite(MlaWriteCase::read(&mut fields)?),
+            "gather" => Self::Gather(GatherCase::read(&mut fields)?),
+            other => match BlocksOperation::named(other) {
+                Some(operation) => Self::Blocks(BlocksCase::read(operation, &mut fields)?),
+                None => return Err(CaseError(format!("no operation is called `{other}`"))),
+            },
         };
         fields.finish()?;
         Ok(case)

@@ -2,7 +2,9 @@
 
 use super::fill::{self, Amount, DecodeTensors};
 use super::{
-    Accuracy, CacheWriteCase, Case, DecodeCase, DeviceCacheWrite, DeviceDecode, Mismatch, compare,
+    Accuracy, Case, DecodeCase, DeviceDecode, DeviceEntries, DeviceUnified, EntryCase,
+    EntryTensors, Mismatch, UnifiedCase, UnifiedTensors, compare, compare_entries, exact,
+    sample_rows,
 };
 use crate::error::{RequestError, Result};
 use crate::ops::{CHECK_BYTES, CheckMode, check_result};
@@ -15,7 +17,7 @@ use crate::tensor::Dtype;
 pub struct Outcome {
     /// The plan, on one line.
     pub plan: String,
-    /// How near the output came, or where it is wrong. A cache write is exact or wrong.
+    /// How near the output came, or where it is wrong. Cache writes and gathers are exact or wrong.
     pub verdict: Result<Accuracy, Mismatch>,
     /// Every tensor that was written, with the bytes that lie between its elements.
     pub outputs: Vec<HostTensor>,
@@ -58,9 +60,15 @@ pub fn run_case(case: &Case, runtime: &dyn Runtime, seed: u64) -> Result<Outcome
         .into());
     }
     match case {
-        Case::Decode(case) => run_decode(case, runtime, seed),
-        Case::CacheWrite(case) => run_cache_write(case, runtime, seed),
+        Case::Decode(case) => return run_decode(case, runtime, seed),
+        Case::DecodeEntries(case) => return run_entries(case, runtime, seed),
+        Case::Unified(case) => return run_unified(case, runtime, seed),
+        _ => {}
     }
+    let mut device = case
+        .on(runtime, seed, Amount::WHOLE)?
+        .expect("only attention is not exact");
+    exact::run(device.as_mut(), runtime)
 }
 
 fn run_decode(case: &DecodeCase, runtime: &dyn Runtime, seed: u64) -> Result<Outcome> {
@@ -69,10 +77,9 @@ fn run_decode(case: &DecodeCase, runtime: &dyn Runtime, seed: u64) -> Result<Out
         pattern_bytes: PATTERN_BYTES,
     };
     let mut device = DeviceDecode::new(runtime, fill::decode(case, seed, amount))?;
-    let checked = device.request(0, case.scale(), case.options())?.check()?;
-    let plan = checked.plan(&runtime.device())?;
+    let plan = device.plan(case, &runtime.device())?;
     let mut workspace = workspace(runtime, plan.workspace_bytes())?;
-    checked.launch(&plan, &mut workspace.view_mut(), runtime)?;
+    device.launch(case, 0, &plan, &mut workspace, runtime)?;
     runtime.synchronize()?;
     read_check(&workspace, case.check)?;
     let (out, lse) = device.results()?;
@@ -80,6 +87,26 @@ fn run_decode(case: &DecodeCase, runtime: &dyn Runtime, seed: u64) -> Result<Out
     Ok(Outcome {
         plan: plan.to_string(),
         verdict: compare_decode(case, device.tensors(), &out, lse.as_ref(), &seqs),
+        outputs: [out].into_iter().chain(lse).collect(),
+    })
+}
+
+fn run_entries(case: &EntryCase, runtime: &dyn Runtime, seed: u64) -> Result<Outcome> {
+    let amount = Amount {
+        sets: 1,
+        pattern_bytes: PATTERN_BYTES,
+    };
+    let mut device = DeviceEntries::new(runtime, EntryTensors::new(case, seed, amount))?;
+    let plan = device.plan(case, &runtime.device())?;
+    let mut workspace = workspace(runtime, plan.workspace_bytes())?;
+    device.launch(case, 0, &plan, &mut workspace, runtime)?;
+    runtime.synchronize()?;
+    read_check(&workspace, case.check)?;
+    let (out, lse) = device.results()?;
+    let rows = sample_rows(case, seed, 1, REFERENCE_BUDGET);
+    Ok(Outcome {
+        plan: plan.to_string(),
+        verdict: compare_entries(case, device.tensors(), &out, lse.as_ref(), &rows),
         outputs: [out].into_iter().chain(lse).collect(),
     })
 }
@@ -95,31 +122,76 @@ pub fn compare_decode(
     lse: Option<&HostTensor>,
     seqs: &[usize],
 ) -> Result<Accuracy, Mismatch> {
+    let query_len = case.query_len();
+    let max_seq_len = case.max_seq_len.map(|bound| bound as usize);
+    let (block_table, seq_lens) = by_query_token(tensors, query_len, max_seq_len);
+    let rows: Vec<usize> = seqs
+        .iter()
+        .flat_map(|seq| seq * query_len..(seq + 1) * query_len)
+        .collect();
     let inputs = DecodeInputs {
         query: &tensors.query,
         key_cache: &tensors.key_cache,
         value_cache: &tensors.value_cache,
-        block_table: &tensors.block_table,
-        seq_lens: &tensors.seq_lens,
+        block_table: &block_table,
+        seq_lens: &seq_lens,
         softmax_scale: f64::from(case.scale()),
         scales: tensors.scales.as_ref().map(|scales| reference::Scales {
             q_scale: scales.q_scale.as_ref(),
             k_scale: &scales.k_scale,
             v_scale: &scales.v_scale,
         }),
-        max_seq_len: case.max_seq_len.map(|bound| bound as usize),
+        max_seq_len,
     };
-    let expected = reference::decode(&inputs, seqs);
-    let accuracy = compare::decode(out, lse, seqs, &expected)?;
+    let expected = reference::decode(&inputs, &rows);
+    let accuracy = compare::decode(out, lse, &rows, &expected)?;
     compare::gaps_untouched(&tensors.out, out)?;
     Ok(accuracy)
+}
+
+/// Block table and lengths of a batch in which every query token is a sequence of its own: it sees what comes
+/// before it, and itself.
+fn by_query_token(
+    tensors: &DecodeTensors,
+    query_len: usize,
+    max_seq_len: Option<usize>,
+) -> (HostTensor, HostTensor) {
+    let (table, lens) = (&tensors.block_table, &tensors.seq_lens);
+    if query_len == 1 {
+        return (table.clone(), lens.clone());
+    }
+    let (num_seqs, width) = (table.shape[0], table.shape[1]);
+    let (mut ids, mut lengths) = (Vec::new(), Vec::new());
+    for seq in 0..num_seqs {
+        let len = lens
+            .integer(&[seq])
+            .min(max_seq_len.map_or(i64::MAX, |max| max as i64));
+        for token in 0..query_len {
+            let sees = len - (query_len - 1 - token) as i64;
+            lengths.extend(
+                i32::try_from(sees)
+                    .expect("an i32 less a few")
+                    .to_le_bytes(),
+            );
+            for at in 0..width {
+                let id = table.integer(&[seq, at]);
+                ids.extend(i32::try_from(id).expect("it was an i32").to_le_bytes());
+            }
+        }
+    }
+    let rows = num_seqs * query_len;
+    (
+        HostTensor::contiguous("block_table", Dtype::I32, &[rows, width], ids),
+        HostTensor::contiguous("seq_lens", Dtype::I32, &[rows], lengths),
+    )
 }
 
 /// All sequences if the reference can do them with `budget` multiplications, else as many as it can: the
 /// first, the last, the longest, the shortest, and others spread between.
 pub fn sample_seqs(case: &DecodeCase, seed: u64, budget: u64) -> Vec<usize> {
     let tokens = case.tokens(seed);
-    let per_token = (case.num_query_heads * (case.cache.head_size + case.cache.head_size_v)) as u64;
+    let rows = case.query_len() * case.num_query_heads;
+    let per_token = (rows * (case.cache.head_size + case.cache.head_size_v)) as u64;
     let cost = |seq: usize| tokens[seq] as u64 * per_token;
     let num_seqs = tokens.len();
     if (0..num_seqs).map(cost).sum::<u64>() <= budget {
@@ -143,46 +215,65 @@ pub fn sample_seqs(case: &DecodeCase, seed: u64, budget: u64) -> Vec<usize> {
     seqs
 }
 
-fn run_cache_write(case: &CacheWriteCase, runtime: &dyn Runtime, seed: u64) -> Result<Outcome> {
-    let mut device = DeviceCacheWrite::new(runtime, fill::cache_write(case, seed, Amount::WHOLE))?;
-    let checked = device.request(0, case.num_tokens, case.check)?.check()?;
-    let plan = checked.plan();
+fn run_unified(case: &UnifiedCase, runtime: &dyn Runtime, seed: u64) -> Result<Outcome> {
+    let amount = Amount {
+        sets: 1,
+        pattern_bytes: PATTERN_BYTES,
+    };
+    let tensors = UnifiedTensors::new(case, seed, amount).map_err(|error| RequestError::Value {
+        name: "case",
+        expected: "tensors that can be made".into(),
+        got: error.to_string(),
+    })?;
+    let mut device = DeviceUnified::new(runtime, tensors)?;
+    let checked = device.request(case, seed, 0)?.check()?;
+    let plan = checked.plan(&runtime.device())?;
     let mut workspace = workspace(runtime, plan.workspace_bytes())?;
     checked.launch(&plan, &mut workspace.view_mut(), runtime)?;
     runtime.synchronize()?;
-    read_check(&workspace, case.check)?;
-
-    let (key_cache, value_cache) = device.results()?;
-    let tensors = device.tensors();
-    let slots = &tensors.slot_mapping;
-    let mut keys = tensors.key_cache.storage.bytes.clone();
-    reference::reshape_and_cache_flash(&tensors.key, slots, &tensors.key_cache, &mut keys);
-    let mut values = if case.cache.layout.is_packed() {
-        keys.clone()
-    } else {
-        tensors.value_cache.storage.bytes.clone()
-    };
-    reference::reshape_and_cache_flash(&tensors.value, slots, &tensors.value_cache, &mut values);
-    if case.cache.layout.is_packed() {
-        keys.clone_from(&values);
-    }
-    let verdict = compare::same_bytes(&key_cache, &keys)
-        .and_then(|()| compare::same_bytes(&value_cache, &values))
-        .map(|()| Accuracy::default());
+    read_check(&workspace, case.base.check)?;
+    let (out, lse) = device.results()?;
+    let tokens = case.sample_tokens(seed, REFERENCE_BUDGET);
     Ok(Outcome {
         plan: plan.to_string(),
-        verdict,
-        outputs: vec![key_cache, value_cache],
+        verdict: compare_unified(case, device.tensors(), &out, lse.as_ref(), &tokens),
+        outputs: [out].into_iter().chain(lse).collect(),
     })
 }
 
+/// Compares the query tokens `tokens` of an output's first set with the reference, and looks for writes beside
+/// it.
+///
+/// # Errors
+/// Where it is wrong.
+pub fn compare_unified(
+    case: &UnifiedCase,
+    tensors: &UnifiedTensors,
+    out: &HostTensor,
+    lse: Option<&HostTensor>,
+    tokens: &[usize],
+) -> Result<Accuracy, Mismatch> {
+    let expected = reference::unified(&tensors.inputs(case), tokens);
+    let accuracy = compare::decode(out, lse, tokens, &expected)?;
+    // Query tokens past the last sequence's are not written either.
+    let sets = out.shape[0] / tensors.num_tokens.max(1);
+    if sets == 1 {
+        let written = tensors.num_tokens - case.extra_tokens;
+        compare::gaps_untouched(&tensors.base.out.slice(0, written), out)?;
+        if let (Some(before), Some(after)) = (&tensors.base.lse, lse) {
+            compare::gaps_untouched(&before.slice(0, written), after)?;
+        }
+    }
+    Ok(accuracy)
+}
+
 /// A workspace of at least `bytes` bytes.
-fn workspace(runtime: &dyn Runtime, bytes: usize) -> Result<Buffer<'_>> {
+pub(super) fn workspace(runtime: &dyn Runtime, bytes: usize) -> Result<Buffer<'_>> {
     Buffer::uninit(runtime, "workspace", Dtype::U8, &[bytes.max(256)])
 }
 
 /// What the device-side check found, if there was one.
-fn read_check(workspace: &Buffer<'_>, check: CheckMode) -> Result<()> {
+pub(super) fn read_check(workspace: &Buffer<'_>, check: CheckMode) -> Result<()> {
     if check == CheckMode::Device {
         check_result(&workspace.read()?[..CHECK_BYTES])?;
     }

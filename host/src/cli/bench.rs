@@ -16,11 +16,12 @@ use super::machines::{self, PtxSets};
 use crate::cases::fill::{self, Amount};
 use crate::cases::grids::GRIDS;
 use crate::cases::{
-    Accuracy, CacheWriteCase, Case, DecodeCase, DeviceCacheWrite, DeviceDecode, compare_decode,
-    run_case, sample_seqs,
+    Accuracy, Case, DecodeCase, DeviceDecode, DeviceEntries, DeviceUnified, EntryCase,
+    EntryTensors, UnifiedCase, UnifiedTensors, compare_decode, compare_entries, compare_unified,
+    run_case, sample_rows, sample_seqs,
 };
 use crate::error::Result;
-use crate::ops::{CacheWritePlan, DecodePlan};
+use crate::ops::UnifiedPlan;
 use crate::report::{self, Environment, Measurement, PeerTimes, Record, Report};
 use crate::runtime::{Buffer, Cuda, Graph, Launcher, Runtime};
 use crate::tensor::Dtype;
@@ -199,7 +200,9 @@ impl Bench<'_> {
     fn measure(&self) -> anyhow::Result<Measurement> {
         match self.case {
             Case::Decode(case) => self.measure_decode(case),
-            Case::CacheWrite(case) => self.measure_cache_write(case),
+            Case::DecodeEntries(case) => self.measure_entries(case),
+            Case::Unified(case) => self.measure_unified(case),
+            _ => self.measure_exact(),
         }
     }
 
@@ -211,10 +214,7 @@ impl Bench<'_> {
             pattern_bytes: PATTERN_BYTES,
         };
         let mut device = DeviceDecode::new(cuda, fill::decode(case, self.seed, amount))?;
-        let plan: DecodePlan = {
-            let checked = device.request(0, case.scale(), case.options())?.check()?;
-            checked.plan(&cuda.device())?
-        };
+        let plan = device.plan(case, &cuda.device())?;
         // One workspace per set: the partial results of one launch are no more in the cache than its
         // inputs are, and launches may overlap.
         let bytes = plan.workspace_bytes().next_multiple_of(256).max(256);
@@ -223,7 +223,7 @@ impl Bench<'_> {
             .collect::<Result<Vec<_>>>()?;
 
         for (set, workspace) in workspaces.iter_mut().enumerate() {
-            launch_decode(case, &mut device, &plan, set, workspace, cuda)?;
+            device.launch(case, set, &plan, workspace, cuda)?;
         }
         cuda.synchronize()?;
         let (accuracy, expected_out) = self.verify_decode(case, &device, sets)?;
@@ -234,7 +234,7 @@ impl Bench<'_> {
                 (0..launches).try_for_each(|at| {
                     let set = at % sets;
                     let workspace = &mut workspaces[set];
-                    launch_decode(case, &mut device, &plan, set, workspace, launcher)
+                    device.launch(case, set, &plan, workspace, launcher)
                 })
             })?;
             self.time(&graph, launches)?
@@ -271,9 +271,97 @@ impl Bench<'_> {
         Ok((accuracy, out.storage.bytes.clone()))
     }
 
-    fn measure_cache_write(&self, case: &CacheWriteCase) -> anyhow::Result<Measurement> {
+    fn measure_entries(&self, case: &EntryCase) -> anyhow::Result<Measurement> {
+        let (cuda, sets) = (self.cuda, self.sets());
+        let amount = Amount {
+            sets,
+            pattern_bytes: PATTERN_BYTES,
+        };
+        let tensors = EntryTensors::new(case, self.seed, amount);
+        let mut device = DeviceEntries::new(cuda, tensors)?;
+        let plan = device.plan(case, &cuda.device())?;
+        let bytes = plan.workspace_bytes().next_multiple_of(256).max(256);
+        let mut workspaces = (0..sets)
+            .map(|_| Buffer::uninit(cuda, "workspace", Dtype::U8, &[bytes]))
+            .collect::<Result<Vec<_>>>()?;
+        let mut launch = |device: &mut DeviceEntries<'_>, set: usize, launcher: &dyn Launcher| {
+            device.launch(case, set, &plan, &mut workspaces[set], launcher)
+        };
+        for set in 0..sets {
+            launch(&mut device, set, cuda)?;
+        }
+        let (out, lse) = device.results()?;
+        let rows = sample_rows(case, self.seed, sets, REFERENCE_BUDGET);
+        let accuracy = compare_entries(case, device.tensors(), &out, lse.as_ref(), &rows)
+            .map_err(|mismatch| anyhow::anyhow!("not what the reference says: {mismatch}"))?;
+        let launches = self.launches(sets);
+        let graph = cuda.capture(|launcher| {
+            (0..launches).try_for_each(|at| launch(&mut device, at % sets, launcher))
+        })?;
+        let times_us = self.time(&graph, launches)?;
+        drop(graph);
+        anyhow::ensure!(
+            device.results()?.0.storage.bytes == out.storage.bytes,
+            "the replays' output differs from the one that was compared with the reference"
+        );
+        Ok(Measurement {
+            plan: plan.to_string(),
+            times_us,
+            launches,
+            sets,
+            accuracy,
+        })
+    }
+
+    fn measure_unified(&self, case: &UnifiedCase) -> anyhow::Result<Measurement> {
         let cuda = self.cuda;
-        let outcome = run_case(self.case, cuda, self.seed)?;
+        let sets = self.sets();
+        let amount = Amount {
+            sets,
+            pattern_bytes: PATTERN_BYTES,
+        };
+        let mut device = DeviceUnified::new(cuda, UnifiedTensors::new(case, self.seed, amount)?)?;
+        let plan: UnifiedPlan = {
+            let checked = device.request(case, self.seed, 0)?.check()?;
+            checked.plan(&cuda.device())?
+        };
+        let bytes = plan.workspace_bytes().next_multiple_of(256).max(256);
+        let mut workspaces = (0..sets)
+            .map(|_| Buffer::uninit(cuda, "workspace", Dtype::U8, &[bytes]))
+            .collect::<Result<Vec<_>>>()?;
+        let mut launch = |device: &mut DeviceUnified<'_>, set: usize, launcher: &dyn Launcher| {
+            let checked = device.request(case, self.seed, set)?.check()?;
+            checked.launch(&plan, &mut workspaces[set].view_mut(), launcher)
+        };
+        for set in 0..sets {
+            launch(&mut device, set, cuda)?;
+        }
+        let (out, lse) = device.results()?;
+        let tokens = case.sample_tokens(self.seed, REFERENCE_BUDGET);
+        let accuracy = compare_unified(case, device.tensors(), &out, lse.as_ref(), &tokens)
+            .map_err(|mismatch| anyhow::anyhow!("not what the reference says: {mismatch}"))?;
+        let launches = self.launches(sets);
+        let graph = cuda.capture(|launcher| {
+            (0..launches).try_for_each(|at| launch(&mut device, at % sets, launcher))
+        })?;
+        let times_us = self.time(&graph, launches)?;
+        drop(graph);
+        anyhow::ensure!(
+            device.results()?.0.storage.bytes == out.storage.bytes,
+            "the replays' output differs from the one that was compared with the reference"
+        );
+        Ok(Measurement {
+            plan: plan.to_string(),
+            times_us,
+            launches,
+            sets,
+            accuracy,
+        })
+    }
+
+    fn measure_exact(&self) -> anyhow::Result<Measurement> {
+        let cuda = self.cuda;
+        let outcome = run_case(&self.case.sample(), cuda, self.seed)?;
         let accuracy = match outcome.verdict {
             Ok(accuracy) => accuracy,
             Err(mismatch) => bail!("not what the reference says: {mismatch}"),
@@ -283,28 +371,18 @@ impl Bench<'_> {
             sets,
             pattern_bytes: PATTERN_BYTES,
         };
-        let mut device = DeviceCacheWrite::new(cuda, fill::cache_write(case, self.seed, amount))?;
-        let plan: CacheWritePlan = device
-            .request(0, case.num_tokens, case.check)?
-            .check()?
-            .plan();
-        let mut workspace = Buffer::uninit(
-            cuda,
-            "workspace",
-            Dtype::U8,
-            &[plan.workspace_bytes().max(256)],
-        )?;
-        let mut launch = |set: usize, launcher: &dyn Launcher| {
-            let checked = device.request(set, case.num_tokens, case.check)?.check()?;
-            checked.launch(&plan, &mut workspace.view_mut(), launcher)
-        };
-        launch(0, cuda)?;
+        let mut device = self
+            .case
+            .on(cuda, self.seed, amount)?
+            .context("a case with exact outputs")?;
+        let plan = device.launch(0, cuda)?;
         cuda.synchronize()?;
         let launches = self.launches(sets);
-        let graph =
-            cuda.capture(|launcher| (0..launches).try_for_each(|at| launch(at % sets, launcher)))?;
+        let graph = cuda.capture(|launcher| {
+            (0..launches).try_for_each(|at| device.launch(at % sets, launcher).map(drop))
+        })?;
         Ok(Measurement {
-            plan: plan.to_string(),
+            plan,
             times_us: self.time(&graph, launches)?,
             launches,
             sets,
@@ -329,10 +407,12 @@ impl Bench<'_> {
         enough.next_multiple_of(sets)
     }
 
-    /// A launch's time at 4 TB/s, and never less than a kernel takes.
+    /// A launch's time at 4 TB/s or 300 TFLOP/s, and never less than a kernel takes.
     #[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
     fn expected_us(&self) -> f64 {
-        (self.case.unavoidable_bytes(self.seed) as f64 / 4e6).max(2.0)
+        let bytes_us = self.case.unavoidable_bytes(self.seed) as f64 / 4e6;
+        let flops_us = self.case.flops(self.seed) as f64 / 3e8;
+        bytes_us.max(flops_us).max(2.0)
     }
 
     /// Microseconds per launch of each replay.
@@ -350,17 +430,4 @@ impl Bench<'_> {
             .map(|milliseconds| f64::from(milliseconds) * 1e3 / launches as f64)
             .collect())
     }
-}
-
-/// Enqueues the decode step of one set of inputs.
-fn launch_decode(
-    case: &DecodeCase,
-    device: &mut DeviceDecode<'_>,
-    plan: &DecodePlan,
-    set: usize,
-    workspace: &mut Buffer<'_>,
-    launcher: &dyn Launcher,
-) -> Result<()> {
-    let checked = device.request(set, case.scale(), case.options())?.check()?;
-    checked.launch(plan, &mut workspace.view_mut(), launcher)
 }

@@ -128,11 +128,51 @@ impl Info {
                     cache: "paged, any block size that is a multiple of 8, any strides that are multiples of 8",
                 },
                 Support {
+                    operation: "unified_attention",
+                    dtypes: "bf16, f16, fp8",
+                    head_sizes: pairs.join(", "),
+                    cache: "as decode",
+                },
+                Support {
                     operation: "reshape_and_cache_flash",
                     dtypes: "bf16, f16, f32, fp8",
                     head_sizes: "any (up to 512 with a scale per token and head)".into(),
                     cache: "paged, any block size, any strides; the input's dtype, fp8_e4m3, fp8_e5m2, or \
                             fp8_e4m3 or i8 with a scale per token and head",
+                },
+                Support {
+                    operation: "decode_mla_entry",
+                    dtypes: "bf16",
+                    head_sizes: "576 and 512, values 512".into(),
+                    cache: "656-byte entries, 584-byte pages; all tokens, or top-k indices and a second list over \
+                            a second cache; sinks",
+                },
+                Support {
+                    operation: "rope_and_cache",
+                    dtypes: "bf16, f16",
+                    head_sizes: "any, rotated in NeoX's or GPT-J's style, wholly or in part".into(),
+                    cache: "as reshape_and_cache_flash, but for a scale per token and head; queries in place, \
+                            elsewhere, or as fp8_e4m3",
+                },
+                Support {
+                    operation: "concat_and_cache_mla",
+                    dtypes: "bf16, f16, f32; bf16 for the forms with scales of their own",
+                    head_sizes: "any latent and RoPE sizes; 512 + 64 and 448 + 64 for these forms"
+                        .into(),
+                    cache: "the input's dtype, fp8 with one scale, 656-byte entries, 584-byte pages; many \
+                            layers in one launch",
+                },
+                Support {
+                    operation: "gather",
+                    dtypes: "any, byte for byte; bf16, f16, f32 from fp8; bf16 from the MLA forms",
+                    head_sizes: "any row".into(),
+                    cache: "by block table, by the last tokens of each sequence, by top-k indices, by slots",
+                },
+                Support {
+                    operation: "copy_blocks, compaction",
+                    dtypes: "any",
+                    head_sizes: "any".into(),
+                    cache: "blocks that fill one piece of memory each; copies also in pinned host memory",
                 },
             ],
         }

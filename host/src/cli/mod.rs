@@ -1,6 +1,7 @@
 //! The command line: data on stdout, progress and complaints on stderr.
 
 mod bench;
+mod calibrate;
 mod ceiling;
 mod decode;
 pub mod decode_demo;
@@ -32,6 +33,8 @@ enum Command {
     Decode(decode::DecodeArgs),
     /// Run one operation on the tensors of a safetensors file
     Run(run::RunArgs),
+    /// Print FP8 scales for the tensors of a safetensors file; needs no GPU
+    Calibrate(calibrate::CalibrateArgs),
     /// Show driver, devices, compiled kernels and what is supported; needs no GPU
     Info(info::InfoArgs),
     /// Print a completion script for a shell
@@ -49,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Decode(args) => decode::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Completions { shell } => completions(shell),
     };

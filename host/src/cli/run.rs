@@ -239,13 +239,13 @@ fn poisoned(name: &'static str, dtype: Dtype, shape: &[usize]) -> anyhow::Result
 }
 
 /// A file of tensors.
-struct File<'a> {
+pub(super) struct File<'a> {
     tensors: SafeTensors<'a>,
     metadata: HashMap<String, String>,
 }
 
 impl<'a> File<'a> {
-    fn read(bytes: &'a [u8]) -> anyhow::Result<Self> {
+    pub(super) fn read(bytes: &'a [u8]) -> anyhow::Result<Self> {
         let (_, metadata) = SafeTensors::read_metadata(bytes)?;
         Ok(Self {
             tensors: SafeTensors::deserialize(bytes)?,
@@ -253,7 +253,7 @@ impl<'a> File<'a> {
         })
     }
 
-    fn optional_tensor(&self, name: &'static str) -> anyhow::Result<Option<HostTensor>> {
+    pub(super) fn optional_tensor(&self, name: &'static str) -> anyhow::Result<Option<HostTensor>> {
         let there = self.tensors.names().contains(&name);
         there.then(|| self.tensor(name)).transpose()
     }

@@ -144,6 +144,12 @@ unsafe impl Gpu for Lane<'_> {
         value
     }
     #[track_caller]
+    unsafe fn ld_shared_b64(self, address: u32) -> u64 {
+        here!(self);
+        let [low, high] = self.0.load_shared(address);
+        u64::from(low) | u64::from(high) << 32
+    }
+    #[track_caller]
     unsafe fn ld_shared_b128(self, address: u32) -> [u32; 4] {
         here!(self);
         self.0.load_shared(address)
@@ -152,6 +158,13 @@ unsafe impl Gpu for Lane<'_> {
     unsafe fn st_shared_b32(self, address: u32, value: u32) {
         here!(self);
         self.0.store_shared(address, [value]);
+    }
+    #[track_caller]
+    unsafe fn st_shared_b64(self, address: u32, value: u64) {
+        here!(self);
+        #[allow(clippy::cast_possible_truncation, reason = "each word by itself")]
+        let words = [value as u32, (value >> 32) as u32];
+        self.0.store_shared(address, words);
     }
     #[track_caller]
     unsafe fn st_shared_b128(self, address: u32, value: [u32; 4]) {

@@ -63,9 +63,9 @@ use memory::GlobalMemory;
 use race::RUNS;
 
 /// A machine without a GPU. Launches are done when they return; threads that share one take turns.
-#[derive(Default)]
 pub struct Emulator {
     seed: u64,
+    device: DeviceInfo,
     state: Mutex<State>,
 }
 
@@ -80,15 +80,24 @@ struct State {
 impl Emulator {
     /// An empty machine that runs lanes in their natural order.
     pub fn new() -> Self {
-        Self::default()
+        Self::with_seed(0)
     }
 
     /// A machine that runs lanes and warps in an order drawn from `seed`: what works in one order only, shows.
     pub fn with_seed(seed: u64) -> Self {
         Self {
             seed,
-            ..Self::default()
+            device: DeviceInfo::EMULATED,
+            state: Mutex::default(),
         }
+    }
+
+    /// The same machine with other numbers: kernels that want more shared memory than
+    /// [`DeviceInfo::EMULATED`] has run on it too.
+    #[must_use]
+    pub fn with_device(mut self, device: DeviceInfo) -> Self {
+        self.device = device;
+        self
     }
 
     /// Runs a kernel of your own, called once for each lane, under the name `kernel`.
@@ -113,7 +122,7 @@ impl Emulator {
             first_run: 0,
             seed: self.seed,
         };
-        check_launch(&spec)?;
+        check_launch(&spec, &self.device)?;
         self.run(spec, &body)
     }
 
@@ -173,6 +182,12 @@ impl Emulator {
     }
 }
 
+impl Default for Emulator {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl State {
     /// Number of the first of so many new thread blocks.
     fn number_blocks(&mut self, num_blocks: u64) -> u64 {
@@ -209,7 +224,7 @@ impl Launcher for Emulator {
             first_run: 0,
             seed: self.seed,
         };
-        check_launch(&spec)?;
+        check_launch(&spec, &self.device)?;
         self.run(spec, &|lane| {
             // SAFETY: the block has the length of the kernel's parameters; `Lane` checks the rest itself.
             unsafe { entry::run(launch.kernel, lane, params.as_ptr()) }
@@ -223,7 +238,7 @@ impl Launcher for Emulator {
     }
 
     fn device(&self) -> DeviceInfo {
-        DeviceInfo::EMULATED
+        self.device
     }
 }
 
@@ -259,8 +274,7 @@ impl Runtime for Emulator {
 }
 
 /// Refuses what a driver would refuse.
-fn check_launch(spec: &LaunchSpec<'_>) -> Result<()> {
-    let device = DeviceInfo::EMULATED;
+fn check_launch(spec: &LaunchSpec<'_>, device: &DeviceInfo) -> Result<()> {
     let [x, y, z] = spec.grid;
     let blocks = spec.grid.iter().map(|&n| u64::from(n)).product::<u64>();
     if blocks == 0 || blocks >= RUNS || x > i32::MAX as u32 || y.max(z) > 0xffff {

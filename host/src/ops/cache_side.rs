@@ -1,5 +1,6 @@
 //! One side of a cache write, keys or values: from views to the bytes a kernel steps by.
 
+use gpu_kernels::divider::Divider;
 use gpu_kernels::params::CacheSide;
 
 use crate::tensor::TensorView;
@@ -7,8 +8,10 @@ use crate::tensor::TensorView;
 /// Where rows of `head_size` values are read and written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Side {
-    /// Strides in bytes; `head_units` counts values until [`Side::in_units`].
+    /// Strides in bytes; units are filled in by [`Side::in_units`].
     params: CacheSide,
+    /// Values per head.
+    head_size: u32,
     source_bytes: usize,
     target_bytes: usize,
 }
@@ -20,6 +23,13 @@ impl Side {
         let [token, head] = [0, 1].map(|dim| byte_stride(source, dim));
         let [block, slot, target_head] = [0, 1, 2].map(|dim| byte_stride(target, dim));
         Self::single(source, target, token, block, slot, [head, target_head])
+    }
+
+    /// From `[num_tokens, num_heads, head_size]` to the same shape: token `t` is slot `t` of block 0.
+    pub(super) fn rows(source: &TensorView<'_>, target: &TensorView<'_>) -> Self {
+        let [token, head] = [0, 1].map(|dim| byte_stride(source, dim));
+        let [slot, target_head] = [0, 1].map(|dim| byte_stride(target, dim));
+        Self::single(source, target, token, 0, slot, [head, target_head])
     }
 
     /// From `[num_tokens, size]` (or a layer's part of `[num_layers, num_tokens, size]`) to `size` values of
@@ -51,8 +61,11 @@ impl Side {
                 stride_scale_slot: 0,
                 stride_scale_head: 0,
                 num_heads: 0,
-                head_units: 0,
+                units: 0,
+                head_units: Divider::new(1),
+                reserved: 0,
             },
+            head_size: 0,
             source_bytes: 1,
             target_bytes: 1,
         }
@@ -79,9 +92,9 @@ impl Side {
                 stride_target_slot: slot,
                 stride_target_head: target_head,
                 num_heads: if rank == 3 { count(shape[1]) } else { 1 },
-                head_units: count(shape[rank - 1]),
                 ..none.params
             },
+            head_size: count(shape[rank - 1]),
             source_bytes: source.dtype().size(),
             target_bytes: target.dtype().size(),
         }
@@ -115,17 +128,17 @@ impl Side {
 
     /// As one long head, if all heads lie side by side on both sides and have one scale: fewer divisions.
     pub(super) fn flattened(mut self) -> Self {
-        let params = &mut self.params;
+        let (params, head_size) = (&mut self.params, self.head_size);
         let side_by_side = |stride: i64, value_bytes: usize| {
-            usize::try_from(stride) == Ok(params.head_units as usize * value_bytes)
+            usize::try_from(stride) == Ok(head_size as usize * value_bytes)
         };
         if params.num_heads > 1
             && params.stride_scale_head == 0
             && side_by_side(params.stride_source_head, self.source_bytes)
             && side_by_side(params.stride_target_head, self.target_bytes)
-            && let Some(values) = params.head_units.checked_mul(params.num_heads)
+            && let Some(values) = head_size.checked_mul(params.num_heads)
         {
-            params.head_units = values;
+            self.head_size = values;
             params.num_heads = 1;
         }
         self
@@ -139,7 +152,7 @@ impl Side {
             params.stride_source_layer.cast_unsigned(),
             params.stride_source_token.cast_unsigned(),
             params.stride_source_head.cast_unsigned(),
-            u64::from(params.head_units) * self.source_bytes as u64,
+            u64::from(self.head_size) * self.source_bytes as u64,
         ])
     }
 
@@ -151,41 +164,41 @@ impl Side {
             params.stride_target_block.cast_unsigned(),
             params.stride_target_slot.cast_unsigned(),
             params.stride_target_head.cast_unsigned(),
-            u64::from(params.head_units) * self.target_bytes as u64,
+            u64::from(self.head_size) * self.target_bytes as u64,
         ])
     }
 
     /// Values per head.
     pub(super) fn head_size(&self) -> u32 {
-        self.params.head_units
+        self.head_size
     }
 
     /// Whether there is nothing to write.
     pub(super) fn is_empty(&self) -> bool {
-        self.params.num_heads == 0 || self.params.head_units == 0
+        self.params.num_heads == 0 || self.head_size == 0
     }
 
-    /// The parameters, with units of `bytes` bytes of the source.
-    pub(super) fn in_units(&self, bytes: u32) -> CacheSide {
-        let head_bytes = u64::from(self.params.head_units) * self.source_bytes as u64;
-        CacheSide {
-            head_units: u32::try_from(head_bytes / u64::from(bytes)).expect("checked to fit"),
+    /// The parameters, with units of `bytes` bytes of the source; `None` if they do not fit the kernels'
+    /// 32-bit counters.
+    pub(super) fn in_units(&self, bytes: u32) -> Option<CacheSide> {
+        let head_bytes = u64::from(self.head_size) * self.source_bytes as u64;
+        self.counting(u32::try_from(head_bytes / u64::from(bytes)).ok()?)
+    }
+
+    /// The parameters, with units of `values` values; `None` as above.
+    pub(super) fn in_units_of(&self, values: u32) -> Option<CacheSide> {
+        self.counting(self.head_size / values)
+    }
+
+    /// The parameters, with `units` units per head; `None` as above.
+    pub(super) fn counting(&self, head_units: u32) -> Option<CacheSide> {
+        let units = self.params.num_heads.checked_mul(head_units);
+        Some(CacheSide {
+            units: units.filter(|&units| units <= i32::MAX as u32)?,
+            head_units: Divider::new(head_units),
             ..self.params
-        }
+        })
     }
-
-    /// The parameters, with units of `values` values.
-    pub(super) fn in_units_of(&self, values: u32) -> CacheSide {
-        CacheSide {
-            head_units: self.params.head_units / values,
-            ..self.params
-        }
-    }
-}
-
-/// Units of a token on one side; `None` if they do not fit the kernels' 32-bit counters.
-pub(super) fn units(side: &CacheSide) -> Option<u32> {
-    side.num_heads.checked_mul(side.head_units)
 }
 
 /// Bytes from one index to the next along `dim`; 0 where there is only one index.
@@ -197,7 +210,8 @@ pub(super) fn byte_stride(view: &TensorView<'_>, dim: usize) -> i64 {
     view.strides()[dim].saturating_mul(bytes)
 }
 
-fn alignment(numbers: &[u64]) -> u32 {
+/// The power of two up to 16 that divides all of them.
+pub(super) fn alignment(numbers: &[u64]) -> u32 {
     let all = numbers.iter().fold(16, |all, number| all | number);
     1 << all.trailing_zeros()
 }

@@ -12,7 +12,7 @@ use std::fmt;
 
 use super::cache_side::Side;
 use super::checks::{count, named};
-use super::device_check::{CHECK_BYTES, CheckMode, launch_slot_check, plan_slot_check};
+use super::device_check::{CHECK_BYTES, CheckMode, Slots};
 use super::row_write::{RowWrite, Rows};
 use crate::error::{RequestError, Result};
 use crate::runtime::{Launch, Launcher};
@@ -71,8 +71,7 @@ pub enum CacheScales<'a> {
 pub struct CheckedCacheWrite<'a> {
     request: CacheWriteRequest<'a>,
     write: RowWrite,
-    num_tokens: u32,
-    num_slots: i64,
+    slots: Slots,
 }
 
 /// What was decided: prints as one line.
@@ -89,6 +88,21 @@ impl<'a> CacheWriteRequest<'a> {
     /// [`crate::error::RequestError`] naming the first tensor that does not fit;
     /// [`crate::error::Error::Unsupported`] for heads that are too long for a scale each.
     pub fn check(self) -> Result<CheckedCacheWrite<'a>> {
+        let CheckedRows {
+            rows,
+            dtype,
+            cache_dtype,
+            slots,
+        } = self.check_rows()?;
+        Ok(CheckedCacheWrite {
+            write: self.scales.write(rows, dtype, cache_dtype)?,
+            slots,
+            request: self,
+        })
+    }
+
+    /// The same for whoever writes these rows in another way.
+    pub(super) fn check_rows(&self) -> Result<CheckedRows> {
         let slots = named("slot_mapping", &self.slot_mapping);
         let [num_tokens] = slots.indices(Dtype::I64, "[num_tokens]")?;
 
@@ -161,13 +175,21 @@ impl<'a> CacheWriteRequest<'a> {
             num_tokens: count("num_tokens", num_tokens)?,
             block_size: count("block_size", block_size)?,
         };
-        Ok(CheckedCacheWrite {
-            write: self.scales.write(rows, dtype, cache_dtype)?,
-            num_tokens: rows.num_tokens,
-            num_slots: i64::from(count("num_blocks", num_blocks)?) * i64::from(rows.block_size),
-            request: self,
+        Ok(CheckedRows {
+            rows,
+            dtype,
+            cache_dtype,
+            slots: rows.slots(count("num_blocks", num_blocks)?),
         })
     }
+}
+
+/// Rows that agree with each other.
+pub(super) struct CheckedRows {
+    pub(super) rows: Rows,
+    pub(super) dtype: Dtype,
+    pub(super) cache_dtype: Dtype,
+    pub(super) slots: Slots,
 }
 
 impl CacheScales<'_> {
@@ -236,7 +258,7 @@ impl CheckedCacheWrite<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CacheWritePlan {
         CacheWritePlan {
-            check: plan_slot_check(self.request.check, self.num_tokens),
+            check: self.slots.plan_check(self.request.check),
             write: self.write.launch,
         }
     }
@@ -252,21 +274,9 @@ impl CheckedCacheWrite<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
-        let slots = self.request.slot_mapping.address();
-        let check = plan.check.as_ref();
-        // SAFETY: the view holds `num_tokens` slots and is valid until the launch has finished, as its maker
-        // promised.
-        let check = unsafe {
-            launch_slot_check(
-                check,
-                workspace,
-                launcher,
-                slots,
-                self.num_tokens,
-                self.num_slots,
-            )?
-        };
-        if self.num_tokens == 0 {
+        // SAFETY: the view of the slots is valid until the launch has finished, as its maker promised.
+        let check = unsafe { self.slots.launch_check(plan.check(), workspace, launcher)? };
+        if self.slots.num_tokens == 0 {
             return Ok(());
         }
         // SAFETY: as above, and `check()` made shapes and strides agree.

@@ -15,6 +15,11 @@ pub(super) fn named<'v, 'a>(name: &'static str, view: &'v TensorView<'a>) -> Nam
 }
 
 impl Named<'_, '_> {
+    /// How the request calls it.
+    pub(super) fn name(self) -> &'static str {
+        self.name
+    }
+
     /// The dtype is one of `allowed`.
     pub(super) fn dtype(self, allowed: &[Dtype]) -> Result<Dtype, RequestError> {
         let got = self.view.dtype();
@@ -113,6 +118,31 @@ impl Named<'_, '_> {
         })
     }
 
+    /// Elements fill one piece of memory in dimensions `first..`, in any order of these; strides before are
+    /// not negative.
+    pub(super) fn dense_from(self, first: usize) -> Result<(), RequestError> {
+        let (shape, strides) = (self.view.shape(), self.view.strides());
+        let mut inner: Vec<(i64, usize)> =
+            strides.iter().copied().zip(shape.iter().copied()).collect();
+        let outer: Vec<_> = inner.drain(..first).collect();
+        inner.retain(|&(_, len)| len > 1);
+        inner.sort_unstable();
+        let mut filled = 1usize;
+        let is_dense = inner.iter().all(|&(stride, len)| {
+            let continues = usize::try_from(stride) == Ok(filled);
+            filled = filled.saturating_mul(len);
+            continues
+        });
+        if is_dense && outer.iter().all(|&(stride, len)| len <= 1 || stride >= 0) {
+            return Ok(());
+        }
+        Err(RequestError::Stride {
+            tensor: self.name,
+            expected: format!("dimensions from {first} on that fill one piece of memory"),
+            got: strides.to_vec(),
+        })
+    }
+
     /// The shape of a tensor of plain indices: `N` dimensions that `form` names, the last contiguous, aligned
     /// to its elements.
     pub(super) fn indices<const N: usize>(
@@ -176,5 +206,32 @@ pub(super) fn scale(name: &'static str, value: f32) -> Result<f32, RequestError>
         name,
         expected: "positive and finite".into(),
         got: value.to_string(),
+    })
+}
+
+/// CUDA grids have at most 65,535 thread blocks along y and z.
+pub(super) fn grid_count(name: &'static str, value: usize) -> Result<u32, RequestError> {
+    u32::try_from(value)
+        .ok()
+        .filter(|&count| count <= 65_535)
+        .ok_or_else(|| RequestError::Value {
+            name,
+            expected: "at most 65535".into(),
+            got: value.to_string(),
+        })
+}
+
+/// Within a block the kernel's byte offsets are 32-bit.
+pub(super) fn slot_stride_fits(
+    tensor: &'static str,
+    cache: &TensorView<'_>,
+) -> Result<(), RequestError> {
+    if cache.strides()[1] <= i64::from(i32::MAX) / 32 {
+        return Ok(());
+    }
+    Err(RequestError::Stride {
+        tensor,
+        expected: format!("at most {} elements from slot to slot", i32::MAX / 32),
+        got: cache.strides().to_vec(),
     })
 }

@@ -4,19 +4,18 @@
 //! forms of [`MlaCacheForm`]. Negative slots are padding and write nothing. The number of tokens is
 //! `slot_mapping`'s length; `kv_c` and `k_pe` may be longer.
 
+use gpu_kernels::divider::Divider;
 use gpu_kernels::entry::Variant;
-use gpu_kernels::kernels::concat_and_cache_mla;
 use gpu_kernels::mla_entry::{fp8_ds, v4};
-use gpu_kernels::params::{KernelParams, MlaEntryParams};
+use gpu_kernels::params::MlaEntryParams;
 
 use super::cache_side::{Side, byte_stride};
 use super::cache_write::CacheWritePlan;
 use super::checks::{Named, count, named};
-use super::device_check::{CheckMode, launch_slot_check, plan_slot_check};
+use super::device_check::{CheckMode, Slots};
 use super::row_write::{RowWrite, Rows};
 use crate::error::{RequestError, Result};
-use crate::plan::variants;
-use crate::runtime::{Launch, Launcher};
+use crate::runtime::Launcher;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
 /// What is wanted.
@@ -74,15 +73,8 @@ pub enum ScaleRule {
 #[derive(Debug)]
 pub struct CheckedConcatAndCacheMla<'a> {
     request: ConcatAndCacheMlaRequest<'a>,
-    write: Write,
-    num_tokens: u32,
-    num_slots: i64,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Write {
-    Rows(RowWrite),
-    Entries(Launch, MlaEntryParams),
+    write: RowWrite,
+    slots: Slots,
 }
 
 impl<'a> ConcatAndCacheMlaRequest<'a> {
@@ -105,11 +97,16 @@ impl<'a> ConcatAndCacheMlaRequest<'a> {
             MlaCacheForm::Plain | MlaCacheForm::Fp8 { .. } => self.rows(num_tokens)?,
             MlaCacheForm::Fp8Ds { .. } | MlaCacheForm::V4 => self.entries(num_tokens)?,
         };
+        let num_blocks = count("num_blocks", num_blocks)?;
         Ok(CheckedConcatAndCacheMla {
             write,
-            num_tokens: count("num_tokens", num_tokens)?,
-            num_slots: i64::from(count("num_blocks", num_blocks)?)
-                * i64::from(count("block_size", self.block_size)?),
+            slots: Slots {
+                address: self.slot_mapping.address(),
+                num_layers: 1,
+                num_tokens: count("num_tokens", num_tokens)?,
+                stride_layer: 0,
+                limit: i64::from(num_blocks) * i64::from(count("block_size", self.block_size)?),
+            },
             request: self,
         })
     }
@@ -138,7 +135,7 @@ impl<'a> ConcatAndCacheMlaRequest<'a> {
 
     /// Values without scales of their own: latents are written as one head of keys, RoPE keys as one of
     /// values.
-    fn rows(&self, num_tokens: usize) -> Result<(Write, usize)> {
+    fn rows(&self, num_tokens: usize) -> Result<(RowWrite, usize)> {
         let (dtype, [rank, rope]) =
             self.sources(num_tokens, &[Dtype::Bf16, Dtype::F16, Dtype::F32])?;
         let view = self.kv_cache.view();
@@ -182,11 +179,11 @@ impl<'a> ConcatAndCacheMlaRequest<'a> {
         } else {
             rows.scaled(dtype, cache_dtype)?
         };
-        Ok((Write::Rows(write), num_blocks))
+        Ok((write, num_blocks))
     }
 
     /// Entries with scales of their own.
-    fn entries(&self, num_tokens: usize) -> Result<(Write, usize)> {
+    fn entries(&self, num_tokens: usize) -> Result<(RowWrite, usize)> {
         let is_v4 = matches!(self.form, MlaCacheForm::V4);
         let (_, [rank, rope]) = self.sources(num_tokens, &[Dtype::Bf16])?;
         let (ranks, ropes) = if is_v4 {
@@ -232,7 +229,7 @@ impl<'a> ConcatAndCacheMlaRequest<'a> {
             stride_cache_block: byte_stride(view, 0),
             stride_cache_slot: if is_v4 { 0 } else { byte_stride(view, 1) },
             num_tokens: count("num_tokens", num_tokens)?,
-            block_size: count("block_size", self.block_size)?,
+            block_size: Divider::new(count("block_size", self.block_size)?),
             power_of_two_scales: u32::from(matches!(
                 self.form,
                 MlaCacheForm::Fp8Ds {
@@ -246,13 +243,7 @@ impl<'a> ConcatAndCacheMlaRequest<'a> {
         } else {
             Variant::ConcatAndCacheMlaFp8Ds
         };
-        let launch = Launch {
-            kernel: variants::entry(variant).id,
-            grid: concat_and_cache_mla::grid(params.num_tokens),
-            shared_bytes: 0,
-            overlaps_previous: false,
-        };
-        Ok((Write::Entries(launch, params), num_blocks))
+        Ok((RowWrite::mla_entries(variant, params), num_blocks))
     }
 }
 
@@ -294,11 +285,7 @@ fn rows(view: Named<'_, '_>, form: &str, num_tokens: usize) -> Result<usize, Req
 impl CheckedConcatAndCacheMla<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CacheWritePlan {
-        let launch = match self.write {
-            Write::Rows(write) => write.launch,
-            Write::Entries(launch, _) => launch,
-        };
-        CacheWritePlan::new(plan_slot_check(self.request.check, self.num_tokens), launch)
+        CacheWritePlan::new(self.slots.plan_check(self.request.check), self.write.launch)
     }
 
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.
@@ -311,30 +298,12 @@ impl CheckedConcatAndCacheMla<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
-        let slots = self.request.slot_mapping.address();
-        // SAFETY: the view holds `num_tokens` slots and is valid until the launch has finished, as its maker
-        // promised.
-        let check = unsafe {
-            launch_slot_check(
-                plan.check(),
-                workspace,
-                launcher,
-                slots,
-                self.num_tokens,
-                self.num_slots,
-            )?
-        };
-        if self.num_tokens == 0 {
+        // SAFETY: the view of the slots is valid until the launch has finished, as its maker promised.
+        let check = unsafe { self.slots.launch_check(plan.check(), workspace, launcher)? };
+        if self.slots.num_tokens == 0 {
             return Ok(());
         }
-        match self.write {
-            // SAFETY: as above, and `check()` made shapes and strides agree.
-            Write::Rows(write) => unsafe { write.launch(launcher, check) },
-            Write::Entries(launch, params) => {
-                let params = MlaEntryParams { check, ..params };
-                // SAFETY: as above.
-                unsafe { launcher.launch(&launch, params.as_bytes()) }
-            }
-        }
+        // SAFETY: as above, and `check()` made shapes and strides agree.
+        unsafe { self.write.launch(launcher, check) }
     }
 }

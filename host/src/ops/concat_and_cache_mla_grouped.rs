@@ -3,17 +3,18 @@
 use super::cache_side::{Side, byte_stride};
 use super::cache_write::CacheWritePlan;
 use super::checks::{count, named};
+use super::device_check::{CheckMode, Slots};
 use super::row_write::{RowWrite, Rows};
 use crate::error::{RequestError, Result};
 use crate::runtime::Launcher;
-use crate::tensor::{Dtype, TensorView};
+use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
 /// The caches of several layers, all of one shape, by their addresses in device memory.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheTable<'a> {
-    addresses: TensorView<'a>,
+    pub(super) addresses: TensorView<'a>,
     /// Shape and strides of each; the address is 0.
-    cache: TensorView<'a>,
+    pub(super) cache: TensorView<'a>,
 }
 
 impl<'a> CacheTable<'a> {
@@ -54,14 +55,16 @@ pub struct ConcatAndCacheMlaGroupedRequest<'a> {
     pub block_size: usize,
     /// `[num_layers]`, f32, if the caches are FP8.
     pub scales: Option<TensorView<'a>>,
+    /// Whether slots are checked on the device first.
+    pub check: CheckMode,
 }
 
 /// A request whose tensors agree with each other.
 #[derive(Debug)]
 pub struct CheckedConcatAndCacheMlaGrouped<'a> {
     write: RowWrite,
-    is_empty: bool,
-    _request: ConcatAndCacheMlaGroupedRequest<'a>,
+    slots: Slots,
+    request: ConcatAndCacheMlaGroupedRequest<'a>,
 }
 
 impl<'a> ConcatAndCacheMlaGroupedRequest<'a> {
@@ -71,8 +74,7 @@ impl<'a> ConcatAndCacheMlaGroupedRequest<'a> {
     /// [`crate::error::RequestError`] naming the first tensor that does not fit.
     pub fn check(self) -> Result<CheckedConcatAndCacheMlaGrouped<'a>> {
         let slots = named("slot_mapping", &self.slot_mapping);
-        let [num_layers, num_tokens] =
-            slots.indices(Dtype::I64, "[num_layers, num_tokens]")?;
+        let [num_layers, num_tokens] = slots.indices(Dtype::I64, "[num_layers, num_tokens]")?;
 
         let addresses = named("kv_caches", &self.kv_caches.addresses);
         addresses.dtype(&[Dtype::I64])?;
@@ -149,8 +151,8 @@ impl<'a> ConcatAndCacheMlaGroupedRequest<'a> {
         };
         Ok(CheckedConcatAndCacheMlaGrouped {
             write,
-            is_empty: num_layers == 0 || num_tokens == 0,
-            _request: self,
+            slots: rows.slots(count("num_blocks", num_blocks)?),
+            request: self,
         })
     }
 }
@@ -158,19 +160,27 @@ impl<'a> ConcatAndCacheMlaGroupedRequest<'a> {
 impl CheckedConcatAndCacheMlaGrouped<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CacheWritePlan {
-        CacheWritePlan::new(None, self.write.launch)
+        let check = self.slots.plan_check(self.request.check);
+        CacheWritePlan::new(check, self.write.launch)
     }
 
-    /// Enqueues the one kernel. Allocates nothing and waits for nothing.
+    /// Enqueues the plan's kernels: one for all layers, and one for the check. Allocates nothing and waits for
+    /// nothing. If any layer has a bad slot, no layer is written.
     ///
     /// # Errors
-    /// Whatever the launcher reports.
-    pub fn launch(&self, launcher: &dyn Launcher) -> Result<()> {
-        if self.is_empty {
+    /// As [`super::CheckedCacheWrite::launch`].
+    pub fn launch(
+        &self,
+        plan: &CacheWritePlan,
+        workspace: &mut TensorViewMut<'_>,
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        // SAFETY: the view of the slots is valid until the launch has finished, as its maker promised.
+        let check = unsafe { self.slots.launch_check(plan.check(), workspace, launcher)? };
+        if self.slots.num_tokens == 0 || self.slots.num_layers == 0 {
             return Ok(());
         }
-        // SAFETY: views and caches are valid until the launch has finished, as their makers promised;
-        // `check()` made shapes and strides agree.
-        unsafe { self.write.launch(launcher, 0) }
+        // SAFETY: as above, for the caches too; `check()` made shapes and strides agree.
+        unsafe { self.write.launch(launcher, check) }
     }
 }

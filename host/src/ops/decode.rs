@@ -14,7 +14,7 @@ use gpu_kernels::entry::{Entry, Variant};
 use gpu_kernels::kv::CacheDtype;
 use gpu_kernels::tile::QueryDtype;
 
-use super::checks::{Named, count, named, scale};
+use super::checks::{Named, count, grid_count, named, scale, slot_stride_fits};
 use super::device_check::CheckMode;
 use crate::error::{RequestError, Result};
 use crate::plan::{SplitPolicy, variants};
@@ -220,6 +220,7 @@ impl<'a> DecodeRequest<'a> {
             let lse = named("lse", lse.view());
             lse.dtype(&[Dtype::F32])?;
             lse.shape("[num_seqs, num_query_heads]", &[num_seqs, num_query_heads])?;
+            lse.no_negative_strides()?;
             lse.aligned(4)?;
         }
         scale("softmax_scale", self.softmax_scale)?;
@@ -337,28 +338,4 @@ impl<'a> DecodeRequest<'a> {
         }
         Ok(token_scales)
     }
-}
-
-/// CUDA grids have at most 65,535 thread blocks along y and z.
-fn grid_count(name: &'static str, value: usize) -> Result<u32, RequestError> {
-    u32::try_from(value)
-        .ok()
-        .filter(|&count| count <= 65_535)
-        .ok_or_else(|| RequestError::Value {
-            name,
-            expected: "at most 65535".into(),
-            got: value.to_string(),
-        })
-}
-
-/// Within a block the kernel's byte offsets are 32-bit.
-fn slot_stride_fits(tensor: &'static str, cache: &TensorView<'_>) -> Result<(), RequestError> {
-    if cache.strides()[1] <= i64::from(i32::MAX) / 32 {
-        return Ok(());
-    }
-    Err(RequestError::Stride {
-        tensor,
-        expected: format!("at most {} elements from slot to slot", i32::MAX / 32),
-        got: cache.strides().to_vec(),
-    })
 }

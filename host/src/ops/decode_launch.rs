@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use gpu_kernels::dtype::HalfDtype;
 use gpu_kernels::entry::Variant;
 use gpu_kernels::kernels::merge_splits;
 use gpu_kernels::params::{CheckPagedParams, DecodeParams, KernelParams, MergeParams};
@@ -10,21 +11,24 @@ use gpu_kernels::tile::{QueryDtype, Shape};
 use super::decode::{CheckedDecode, KvScales};
 use super::device_check::{CHECK_BYTES, CheckMode, workspace_base};
 use crate::error::{Error, Result};
-use crate::plan::{DeviceInfo, SplitShape, Splits, variants};
+use crate::plan::{DeviceInfo, SplitShape, Splits, variants, warp_tile_nanoseconds};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{TensorView, TensorViewMut};
 
 /// What was decided for a request: kernels, grids, splits, workspace. Prints as one line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecodePlan {
-    check: Option<Launch>,
+    pub(super) check: Option<Launch>,
     stage1: Launch,
     merge: Option<Launch>,
-    splits: Splits,
+    pub(super) splits: Splits,
+    /// Thread blocks that share out the query heads of a KV head.
     head_tiles: u32,
-    partial_lse_offset: usize,
-    partial_out_offset: usize,
-    workspace_bytes: usize,
+    /// Tiles in a ring, where thread blocks have one.
+    pub(super) stages: u32,
+    pub(super) partial_lse_offset: usize,
+    pub(super) partial_out_offset: usize,
+    pub(super) workspace_bytes: usize,
 }
 
 impl CheckedDecode<'_> {
@@ -55,19 +59,13 @@ impl CheckedDecode<'_> {
                 ctas_per_split: self.num_kv_heads * head_tiles,
                 max_seq_len: self.max_seq_len,
                 token_bytes: self.cache_bytes * (self.head_size + self.head_size_v),
-                head_size: self.head_size.max(self.head_size_v),
+                tile_nanoseconds: warp_tile_nanoseconds(self.head_size.max(self.head_size_v)),
                 tile_len: tile.tokens_per_cta(),
                 shared_bytes: tile.shared_bytes(),
             },
             device,
             self.request.options.split_policy,
         );
-        let check = (self.request.options.check == CheckMode::Device).then(|| Launch {
-            kernel: variants::entry(Variant::CheckPaged).id,
-            grid: [self.num_seqs, 1, 1],
-            shared_bytes: 0,
-            overlaps_previous: false,
-        });
         let stage1 = Launch {
             kernel: self.stage1.id,
             grid: [
@@ -78,31 +76,16 @@ impl CheckedDecode<'_> {
             shared_bytes: tile.shared_bytes(),
             overlaps_previous: false,
         };
-        let merge = (splits.num_kv_splits > 1).then(|| Launch {
-            kernel: variants::entry(Variant::MergeSplits { dtype: self.dtype }).id,
-            grid: [self.num_query_heads, self.num_seqs, 1],
-            shared_bytes: merge_splits::shared_bytes(self.head_size_v),
-            overlaps_previous: true,
-        });
-        let rows = self.num_seqs as usize * self.num_query_heads as usize;
-        let parts = if merge.is_some() {
-            rows * splits.num_kv_splits as usize
-        } else {
-            0
+        let rows = Rows {
+            num_seqs: self.num_seqs,
+            query_len: 1,
+            num_query_heads: self.num_query_heads,
+            head_size_v: self.head_size_v,
+            dtype: self.dtype,
         };
-        let partial_lse_offset = if check.is_some() { CHECK_BYTES } else { 0 };
-        let partial_out_offset = partial_lse_offset + (parts * 4).next_multiple_of(256);
-        let workspace_bytes = partial_out_offset + parts * self.head_size_v as usize * 4;
-        Ok(DecodePlan {
-            check,
-            stage1,
-            merge,
-            splits,
-            head_tiles,
-            partial_lse_offset,
-            partial_out_offset,
-            workspace_bytes,
-        })
+        let check = self.request.options.check;
+        let plan = DecodePlan::around(stage1, splits, rows, check);
+        Ok(DecodePlan { head_tiles, ..plan })
     }
 
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing, so it can be captured into a
@@ -124,38 +107,28 @@ impl CheckedDecode<'_> {
         let check = if plan.check.is_some() { base } else { 0 };
         let request = &self.request;
         let decode = self.decode_params(plan, base, check);
-        if let Some(launch) = &plan.check {
-            let params = CheckPagedParams {
-                block_table: request.block_table.address(),
-                seq_lens: request.seq_lens.address(),
-                check,
-                stride_block_table: request.block_table.strides()[0],
-                num_blocks: self.num_blocks,
-                stride_seq_lens: request.seq_lens.strides()[0],
-                num_seqs: self.num_seqs,
-                block_size: self.block_size,
-                max_seq_len: self.max_seq_len,
-                num_kv_heads: self.num_kv_heads,
-                q_scale: decode.q_scale,
-                // Scales of single tokens are too many to look at before each step.
-                k_scale: if self.token_scales { 0 } else { decode.k_scale },
-                v_scale: if self.token_scales { 0 } else { decode.v_scale },
-                stride_k_scale: decode.stride_k_scale,
-                stride_v_scale: decode.stride_v_scale,
-            };
-            // SAFETY: the record lies in the workspace, whose size was checked.
-            unsafe { launcher.zero(check, CHECK_BYTES)? };
-            // SAFETY: views and workspace are valid until the launch has finished, as their makers promised.
-            unsafe { launcher.launch(launch, params.as_bytes())? };
-        }
-        // SAFETY: as above; `check()` and `plan()` made shapes, strides and grid agree.
-        unsafe { launcher.launch(&plan.stage1, decode.as_bytes())? };
-        if let Some(launch) = &plan.merge {
-            let params = self.merge_params(plan, &decode);
-            // SAFETY: as above.
-            unsafe { launcher.launch(launch, params.as_bytes())? };
-        }
-        Ok(())
+        let checks = CheckPagedParams {
+            block_table: request.block_table.address(),
+            seq_lens: request.seq_lens.address(),
+            check,
+            stride_block_table: request.block_table.strides()[0],
+            num_blocks: self.num_blocks,
+            stride_seq_lens: request.seq_lens.strides()[0],
+            num_seqs: self.num_seqs,
+            block_size: self.block_size,
+            max_seq_len: self.max_seq_len,
+            num_kv_heads: self.num_kv_heads,
+            q_scale: decode.q_scale,
+            // Scales of single tokens are too many to look at before each step.
+            k_scale: if self.token_scales { 0 } else { decode.k_scale },
+            v_scale: if self.token_scales { 0 } else { decode.v_scale },
+            stride_k_scale: decode.stride_k_scale,
+            stride_v_scale: decode.stride_v_scale,
+        };
+        let merge = self.merge_params(plan, &decode);
+        // SAFETY: views and workspace are valid until the launch has finished, as their makers promised;
+        // `check()` and `plan()` made shapes, strides and grid agree.
+        unsafe { plan.enqueue(launcher, &checks, decode.as_bytes(), &merge) }
     }
 
     fn decode_params(&self, plan: &DecodePlan, base: u64, check: u64) -> DecodeParams {
@@ -226,22 +199,102 @@ impl CheckedDecode<'_> {
             out: stage1.out,
             lse: stage1.lse,
             check: stage1.check,
+            sink: 0,
             stride_seq_lens: stage1.stride_seq_lens,
             stride_out_seq: stage1.stride_out_seq,
+            stride_out_token: 0,
             stride_out_head: stage1.stride_out_head,
             stride_lse_seq: stage1.stride_lse_seq,
+            stride_lse_token: 0,
             stride_lse_head: stage1.stride_lse_head,
+            num_rows: self.num_query_heads,
             num_query_heads: self.num_query_heads,
             head_size_v: self.head_size_v,
             max_seq_len: self.max_seq_len,
             split_len: plan.splits.split_len,
             num_kv_splits: plan.splits.num_kv_splits,
-            reserved: 0,
         }
     }
 }
 
+/// Output rows of a decode step.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    pub(super) num_seqs: u32,
+    pub(super) query_len: u32,
+    pub(super) num_query_heads: u32,
+    pub(super) head_size_v: u32,
+    pub(super) dtype: HalfDtype,
+}
+
 impl DecodePlan {
+    /// Adds to stage 1 what comes before and after it, and lays out the workspace: the check record, the splits'
+    /// lse, their outputs.
+    pub(super) fn around(stage1: Launch, splits: Splits, rows: Rows, check: CheckMode) -> Self {
+        let check = (check == CheckMode::Device).then(|| Launch {
+            kernel: variants::entry(Variant::CheckPaged).id,
+            grid: [rows.num_seqs, 1, 1],
+            shared_bytes: 0,
+            overlaps_previous: false,
+        });
+        let merge = (splits.num_kv_splits > 1).then(|| Launch {
+            kernel: variants::entry(Variant::MergeSplits { dtype: rows.dtype }).id,
+            grid: [
+                rows.num_query_heads,
+                rows.num_seqs,
+                rows.query_len * merge_splits::column_tiles(rows.head_size_v),
+            ],
+            shared_bytes: merge_splits::SHARED_BYTES,
+            overlaps_previous: true,
+        });
+        let parts = match merge {
+            Some(_) => {
+                rows.num_seqs as usize
+                    * (rows.query_len * rows.num_query_heads) as usize
+                    * splits.num_kv_splits as usize
+            }
+            None => 0,
+        };
+        let partial_lse_offset = if check.is_some() { CHECK_BYTES } else { 0 };
+        let partial_out_offset = partial_lse_offset + (parts * 4).next_multiple_of(256);
+        Self {
+            check,
+            stage1,
+            merge,
+            splits,
+            head_tiles: 1,
+            stages: 0,
+            partial_lse_offset,
+            partial_out_offset,
+            workspace_bytes: partial_out_offset + parts * rows.head_size_v as usize * 4,
+        }
+    }
+
+    /// Enqueues the kernels of a plan; `check`, `stage1` and `merge` are their parameters.
+    ///
+    /// # Safety
+    /// The parameters name tensors that are valid until the launch has finished, and fit the plan.
+    pub(super) unsafe fn enqueue(
+        &self,
+        launcher: &dyn Launcher,
+        check: &CheckPagedParams,
+        stage1: &[u8],
+        merge: &MergeParams,
+    ) -> Result<()> {
+        // SAFETY: as the caller promises; the record lies in the workspace, whose size was checked.
+        unsafe {
+            if let Some(launch) = &self.check {
+                launcher.zero(check.check, CHECK_BYTES)?;
+                launcher.launch(launch, check.as_bytes())?;
+            }
+            launcher.launch(&self.stage1, stage1)?;
+            if let Some(launch) = &self.merge {
+                launcher.launch(launch, merge.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Bytes of workspace that [`CheckedDecode::launch`] needs.
     pub fn workspace_bytes(&self) -> usize {
         self.workspace_bytes

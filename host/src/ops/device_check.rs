@@ -87,46 +87,61 @@ pub(super) fn workspace_base(
     Ok(workspace.view().address())
 }
 
-/// The launch that looks at `num_slots` entries of a slot mapping, if slots are to be checked.
-pub(super) fn plan_slot_check(mode: CheckMode, num_slots: u32) -> Option<Launch> {
-    (mode == CheckMode::Device).then(|| Launch {
-        kernel: variants::entry(Variant::CheckSlots).id,
-        grid: [num_slots.div_ceil(check::THREADS).clamp(1, 1024), 1, 1],
-        shared_bytes: 0,
-        overlaps_previous: false,
-    })
+/// A slot mapping to look at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slots {
+    /// `[num_layers, num_tokens]`.
+    pub(super) address: u64,
+    pub(super) num_layers: u32,
+    pub(super) num_tokens: u32,
+    /// In bytes.
+    pub(super) stride_layer: i64,
+    /// `num_blocks * block_size`: slots stay below it.
+    pub(super) limit: i64,
 }
 
-/// Enqueues the check that was planned, if any, and returns the address of its record, or 0.
-///
-/// # Safety
-/// `slot_mapping` holds `num_slots` slots, valid until the launch has finished.
-pub(super) unsafe fn launch_slot_check(
-    launch: Option<&Launch>,
-    workspace: &TensorViewMut<'_>,
-    launcher: &dyn Launcher,
-    slot_mapping: u64,
-    num_slots: u32,
-    limit: i64,
-) -> Result<u64> {
-    let Some(launch) = launch else {
-        return Ok(0);
-    };
-    let check = workspace_base(workspace, CHECK_BYTES)?;
-    if num_slots == 0 {
-        return Ok(check);
+impl Slots {
+    /// The launch that looks at them, if slots are to be checked.
+    pub(super) fn plan_check(&self, mode: CheckMode) -> Option<Launch> {
+        let ctas = self.num_tokens.div_ceil(check::THREADS).clamp(1, 1024);
+        (mode == CheckMode::Device).then(|| Launch {
+            kernel: variants::entry(Variant::CheckSlots).id,
+            grid: [ctas, self.num_layers.max(1), 1],
+            shared_bytes: 0,
+            overlaps_previous: false,
+        })
     }
-    let params = CheckSlotsParams {
-        slot_mapping,
-        check,
-        num_slots: limit,
-        num_tokens: num_slots,
-        reserved: 0,
-    };
-    // SAFETY: the record lies in the workspace, whose size was checked.
-    unsafe { launcher.zero(check, CHECK_BYTES)? };
-    // SAFETY: slots and workspace are valid until the launch has finished, as the caller and the makers of
-    // the view promise.
-    unsafe { launcher.launch(launch, params.as_bytes())? };
-    Ok(check)
+
+    /// Enqueues the check that was planned, if any, and returns the address of its record, or 0.
+    ///
+    /// # Safety
+    /// The slots are valid until the launch has finished.
+    pub(super) unsafe fn launch_check(
+        &self,
+        launch: Option<&Launch>,
+        workspace: &TensorViewMut<'_>,
+        launcher: &dyn Launcher,
+    ) -> Result<u64> {
+        let Some(launch) = launch else {
+            return Ok(0);
+        };
+        let check = workspace_base(workspace, CHECK_BYTES)?;
+        if self.num_tokens == 0 || self.num_layers == 0 {
+            return Ok(check);
+        }
+        let params = CheckSlotsParams {
+            slot_mapping: self.address,
+            check,
+            num_slots: self.limit,
+            stride_layer: self.stride_layer,
+            num_tokens: self.num_tokens,
+            reserved: 0,
+        };
+        // SAFETY: the record lies in the workspace, whose size was checked.
+        unsafe { launcher.zero(check, CHECK_BYTES)? };
+        // SAFETY: slots and workspace are valid until the launch has finished, as the caller and the makers
+        // of the view promise.
+        unsafe { launcher.launch(launch, params.as_bytes())? };
+        Ok(check)
+    }
 }

@@ -11,6 +11,7 @@
 
 use std::fmt;
 
+use gpu_kernels::divider::Divider;
 use gpu_kernels::entry::Variant;
 use gpu_kernels::kernels::gather;
 use gpu_kernels::mla_entry::{fp8_ds, v4};
@@ -124,20 +125,18 @@ impl<'a> GatherRequest<'a> {
         params.stride_out_row = byte_stride(out, out.shape().len() - 2);
         params.stride_out_seq = if is_padded { byte_stride(out, 0) } else { 0 };
         let variant = self.variant(&mut params);
-        params.slabs = match self.form {
-            GatherForm::Raw | GatherForm::Fp8 { .. } => {
-                params.row_units.max(1).div_ceil(gather::SLAB)
-            }
+        let units = match self.form {
+            GatherForm::Raw | GatherForm::Fp8 { .. } => params.row_units,
             GatherForm::Fp8Ds | GatherForm::V4 => 1,
         };
-        let grid = gather::grid(params.num_rows, params.slabs)
-            .ok_or_else(|| bad_value("num_rows", "small enough for 2^31 warps", params.num_rows))?;
+        let grid = gather::grid(params.num_rows, units)
+            .ok_or_else(|| bad_value("num_rows", "small enough for one launch", params.num_rows))?;
         Ok(CheckedGather {
             launch: Launch {
                 kernel: variants::entry(variant).id,
                 grid,
                 shared_bytes: 0,
-                overlaps_previous: false,
+                overlaps_previous: true,
             },
             params,
             request: self,
@@ -217,16 +216,14 @@ impl<'a> GatherRequest<'a> {
             stride_block_table: 0,
             num_rows: count("num_rows", shape[..shape.len() - 1].iter().product())?,
             num_seqs: 0,
-            rows_per_seq: 1,
+            rows_per_seq: Divider::new(1),
             mode: 0,
-            block_size: count("block_size", self.block_size)?,
+            block_size: Divider::new(count("block_size", self.block_size)?),
             num_blocks: count("num_blocks", num_blocks)?,
             max_num_blocks_per_seq: 0,
             zero_missing: u32::from(self.zero_missing),
             unit: 0,
             row_units: count("row", row)?,
-            slabs: 1,
-            reserved: 0,
         })
     }
 
@@ -260,7 +257,7 @@ impl<'a> GatherRequest<'a> {
                 }
                 list("seq_lens", seq_lens, "[num_seqs]", num_seqs)?;
                 params.mode = GatherParams::PADDED;
-                params.rows_per_seq = count("rows_per_seq", shape[1])?.max(1);
+                params.rows_per_seq = Divider::new(count("rows_per_seq", shape[1])?);
                 params.seqs = seq_lens.address();
                 if let Some(lens) = lens {
                     list("lens", lens, "[num_seqs]", num_seqs)?;
@@ -283,7 +280,7 @@ impl<'a> GatherRequest<'a> {
                 }
                 params.mode = GatherParams::INDICES;
                 params.rows = indices.address();
-                params.rows_per_seq = count("topk", topk)?.max(1);
+                params.rows_per_seq = Divider::new(count("topk", topk)?);
                 match seqs {
                     Some(seqs) => {
                         list("seqs", seqs, "[num_tokens]", num_tokens)?;

@@ -7,24 +7,45 @@
 mod cache_side;
 mod cache_write;
 mod checks;
+mod compact;
 mod concat_and_cache_mla;
 mod concat_and_cache_mla_grouped;
+mod copy_blocks;
 mod decode;
 mod decode_launch;
+mod decode_mla;
+mod decode_mla_entry;
+mod decode_mla_entry_launch;
 mod device_check;
 mod gather;
 mod gather_launch;
+mod paged;
+mod rope_and_cache;
 mod row_write;
+mod unified;
+mod unified_launch;
 
 pub use cache_write::{CacheScales, CacheWritePlan, CacheWriteRequest, CheckedCacheWrite};
+pub use compact::{CheckedCompact, CompactPlan, CompactReferences, CompactRequest};
 pub use concat_and_cache_mla::{
     CheckedConcatAndCacheMla, ConcatAndCacheMlaRequest, MlaCacheForm, ScaleRule,
 };
 pub use concat_and_cache_mla_grouped::{
     CacheTable, CheckedConcatAndCacheMlaGrouped, ConcatAndCacheMlaGroupedRequest,
 };
+pub use copy_blocks::{BlockCaches, CheckedCopyBlocks, CopyBlocksPlan, CopyBlocksRequest};
 pub use decode::{CheckedDecode, DecodeOptions, DecodeRequest, KvScales};
 pub use decode_launch::DecodePlan;
+pub use decode_mla::{CheckedDecodeMla, DecodeMlaRequest, MlaScales};
+pub use decode_mla_entry::{
+    CheckedDecodeMlaEntry, DecodeMlaEntryRequest, EntryTokens, WindowTokens,
+};
 pub use device_check::{CHECK_BYTES, CheckMode, check_result};
 pub use gather::{CheckedGather, GatherForm, GatherRequest, GatherRows};
 pub use gather_launch::GatherPlan;
+pub use gpu_kernels::mla_entry::EntryForm;
+pub use rope_and_cache::{
+    CheckedRopeAndCache, RopeAndCacheRequest, RopeQuery, RopeStyle, RopeTable,
+};
+pub use unified::{AlibiForm, AlibiSlopes, CheckedUnified, UnifiedOptions, UnifiedRequest};
+pub use unified_launch::UnifiedPlan;

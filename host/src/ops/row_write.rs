@@ -1,12 +1,18 @@
-//! What cache writes have in common: rows of new tokens go to slots of a paged cache, by one of three
+//! What cache writes have in common: rows of new tokens go to slots of a paged cache, by one of a few
 //! kernels.
 
+use gpu_kernels::divider::Divider;
 use gpu_kernels::dtype::ElementDtype;
 use gpu_kernels::entry::Variant;
-use gpu_kernels::kernels::{reshape_and_cache_flash, reshape_and_cache_per_token_head};
-use gpu_kernels::params::{KernelParams, PerTokenHeadParams, ReshapeAndCacheParams};
+use gpu_kernels::kernels::reshape_and_cache_flash::{self, Spread};
+use gpu_kernels::kernels::{concat_and_cache_mla, reshape_and_cache_per_token_head};
+use gpu_kernels::params::{
+    CacheSide, KernelParams, MlaEntryParams, PerTokenHeadParams, ReshapeAndCacheParams,
+    RopeAndCacheParams,
+};
 
-use super::cache_side::{Side, units};
+use super::cache_side::Side;
+use super::device_check::Slots;
 use crate::error::{Error, RequestError, Result};
 use crate::plan::variants;
 use crate::runtime::{Launch, Launcher};
@@ -38,9 +44,27 @@ pub(super) struct RowWrite {
 enum Params {
     Rows(ReshapeAndCacheParams),
     PerTokenHead(PerTokenHeadParams),
+    MlaEntries(MlaEntryParams),
+    Rope(RopeAndCacheParams),
 }
 
 impl RowWrite {
+    /// MLA entries with scales of their own.
+    pub(super) fn mla_entries(variant: Variant, params: MlaEntryParams) -> Self {
+        Self {
+            launch: launch(variant, concat_and_cache_mla::grid(params.num_tokens)),
+            params: Params::MlaEntries(params),
+        }
+    }
+
+    /// Rotated queries and keys, on a grid over items.
+    pub(super) fn rope(variant: Variant, grid: [u32; 3], params: RopeAndCacheParams) -> Self {
+        Self {
+            launch: launch(variant, grid),
+            params: Params::Rope(params),
+        }
+    }
+
     /// Enqueues the kernel.
     ///
     /// # Safety
@@ -57,11 +81,32 @@ impl RowWrite {
                 // SAFETY: as the caller promises.
                 unsafe { launcher.launch(&self.launch, params.as_bytes()) }
             }
+            Params::MlaEntries(params) => {
+                let params = MlaEntryParams { check, ..params };
+                // SAFETY: as the caller promises.
+                unsafe { launcher.launch(&self.launch, params.as_bytes()) }
+            }
+            Params::Rope(params) => {
+                let params = RopeAndCacheParams { check, ..params };
+                // SAFETY: as the caller promises.
+                unsafe { launcher.launch(&self.launch, params.as_bytes()) }
+            }
         }
     }
 }
 
 impl Rows {
+    /// The slots of a cache of `num_blocks` blocks.
+    pub(super) fn slots(&self, num_blocks: u32) -> Slots {
+        Slots {
+            address: self.slot_mapping,
+            num_layers: self.num_layers,
+            num_tokens: self.num_tokens,
+            stride_layer: self.stride_slot_mapping_layer,
+            limit: i64::from(num_blocks) * i64::from(self.block_size),
+        }
+    }
+
     /// Copied byte by byte.
     pub(super) fn copied(self) -> Result<RowWrite> {
         let (key, value) = (self.key.flattened(), self.value.flattened());
@@ -87,22 +132,14 @@ impl Rows {
         self.write(variant, unit, sides)
     }
 
-    fn write(
-        self,
-        variant: Variant,
-        unit: u32,
-        [key, value]: [gpu_kernels::params::CacheSide; 2],
-    ) -> Result<RowWrite> {
-        let units = units(&key)
-            .zip(units(&value))
-            .and_then(|(key, value)| key.checked_add(value))
-            .map(|units| units.max(1));
-        let grid = units.and_then(|units| {
-            reshape_and_cache_flash::grid(self.num_layers, self.num_tokens, units)
-        });
-        let (Some(units), Some(grid)) = (units, grid) else {
+    fn write(self, variant: Variant, unit: u32, sides: [Option<CacheSide>; 2]) -> Result<RowWrite> {
+        let [Some(key), Some(value)] = sides else {
             return Err(self.too_large());
         };
+        let units = key.units.max(value.units);
+        let Spread { grid, lanes_log2 } =
+            reshape_and_cache_flash::spread(self.num_layers, self.num_tokens, units)
+                .ok_or_else(|| self.too_large())?;
         Ok(RowWrite {
             launch: launch(variant, grid),
             params: Params::Rows(ReshapeAndCacheParams {
@@ -113,9 +150,9 @@ impl Rows {
                 check: 0,
                 stride_slot_mapping_layer: self.stride_slot_mapping_layer,
                 num_tokens: self.num_tokens,
-                block_size: self.block_size,
+                block_size: Divider::new(self.block_size),
                 unit,
-                slabs: units.div_ceil(reshape_and_cache_flash::SLAB),
+                lanes_log2,
             }),
         })
     }
@@ -144,7 +181,9 @@ impl Rows {
                 reshape_and_cache_per_token_head::lanes_per_row((largest / 8).max(1)),
             ),
         };
-        let [key, value] = sides.map(|side| side.in_units_of(unit));
+        let [Some(key), Some(value)] = sides.map(|side| side.in_units_of(unit)) else {
+            return Err(self.too_large());
+        };
         let rows =
             u64::from(self.num_tokens) * (u64::from(key.num_heads) + u64::from(value.num_heads));
         let grid = reshape_and_cache_per_token_head::grid(rows, lanes_per_row)
@@ -161,17 +200,19 @@ impl Rows {
                 slot_mapping: self.slot_mapping,
                 check: 0,
                 num_tokens: self.num_tokens,
-                block_size: self.block_size,
+                block_size: Divider::new(self.block_size),
+                rows_per_token: Divider::new(key.num_heads + value.num_heads),
                 store_bytes,
                 lanes_per_row,
+                reserved: 0,
             }),
         })
     }
 
-    fn too_large(&self) -> Error {
+    pub(super) fn too_large(&self) -> Error {
         Error::Request(RequestError::Value {
             name: "num_tokens",
-            expected: "small enough for 2^31 warps, 2 KiB each".into(),
+            expected: "few enough for one launch".into(),
             got: self.num_tokens.to_string(),
         })
     }
@@ -179,7 +220,7 @@ impl Rows {
 
 /// Whether eight values can be loaded and stored at a time: sources aligned to 16 bytes, targets to
 /// `store_bytes`.
-fn eights(sides: &[Side], store_bytes: u32) -> bool {
+pub(super) fn eights(sides: &[Side], store_bytes: u32) -> bool {
     sides.iter().filter(|side| !side.is_empty()).all(|side| {
         side.head_size().is_multiple_of(8)
             && side.source_alignment() == 16
@@ -192,7 +233,7 @@ fn launch(variant: Variant, grid: [u32; 3]) -> Launch {
         kernel: variants::entry(variant).id,
         grid,
         shared_bytes: 0,
-        overlaps_previous: false,
+        overlaps_previous: true,
     }
 }
 

@@ -1,8 +1,10 @@
 //! Decisions: pure functions of shapes and machine numbers, no GPU in sight.
 
 mod device;
+mod row_splits;
 mod splits;
 pub mod variants;
 
 pub use device::DeviceInfo;
-pub use splits::{SplitPolicy, SplitShape, Splits};
+pub use row_splits::RowSplitShape;
+pub use splits::{SplitPolicy, SplitShape, Splits, warp_tile_nanoseconds};

@@ -29,8 +29,8 @@ pub struct SplitShape {
     pub max_seq_len: u32,
     /// Bytes of keys and values per token and KV head.
     pub token_bytes: u32,
-    /// Values per head, the larger of keys' and values'.
-    pub head_size: u32,
+    /// How long a thread block that waits for nothing takes for a tile: see [`warp_tile_nanoseconds`].
+    pub tile_nanoseconds: f64,
     /// Tokens that a thread block takes at a time; splits are multiples of it.
     pub tile_len: u32,
     /// Shared memory of a thread block: how many fit on a multiprocessor.
@@ -51,6 +51,9 @@ const INVARIANT_LEN: u32 = 1024;
 /// Most tokens per split under [`SplitPolicy::Auto`]: one long sequence among short ones must not end up
 /// on a few multiprocessors.
 const LONGEST_SPLIT: u32 = 8192;
+
+/// Splits up to this many tokens are not cut further against stragglers: merging would cost more.
+const LONG_SPLIT: u32 = 2048;
 
 /// A CUDA grid has at most this many thread blocks along y.
 const MOST_SPLITS: u32 = 65_535;
@@ -100,6 +103,11 @@ impl Splits {
     }
 }
 
+/// Nanoseconds that warps which do not share tiles take for one each, of keys and values of up to `head_size`.
+pub fn warp_tile_nanoseconds(head_size: u32) -> f64 {
+    350.0 + 2.0 * f64::from(head_size)
+}
+
 /// An estimate of a decode step's time, for sequences that are all as long as the longest.
 ///
 /// Thread blocks run in waves of as many as fit on the machine. A wave takes as long as its bytes take
@@ -121,12 +129,11 @@ struct Cost {
 impl Cost {
     /// Bytes per nanosecond and multiprocessor, all reading.
     const SM_RATE: f64 = 34.8;
-    /// Nanoseconds of a tile whose heads have no values, and of each value.
-    const TILE_TIME: (f64, f64) = (350.0, 2.0);
     /// Nanoseconds until a wave's first bytes arrive.
     const WAVE_START: f64 = 300.0;
-    /// Nanoseconds of a second kernel.
+    /// Nanoseconds of a second kernel, and of each split beyond the few that its warps take in one go.
     const MERGE: f64 = 2500.0;
+    const MERGE_MANY: f64 = 30.0;
 
     fn of(shape: &SplitShape, device: &DeviceInfo) -> Self {
         let ctas_per_sm = (device.shared_bytes_per_sm / shape.shared_bytes.max(1)).max(1);
@@ -134,8 +141,7 @@ impl Cost {
             slots: device.num_sms * ctas_per_sm,
             ctas_per_split: shape.num_seqs.saturating_mul(shape.ctas_per_split).max(1),
             token_bytes: f64::from(shape.token_bytes),
-            token_time: (Self::TILE_TIME.0 + Self::TILE_TIME.1 * f64::from(shape.head_size))
-                / f64::from(shape.tile_len),
+            token_time: shape.tile_nanoseconds / f64::from(shape.tile_len),
             memory_rate: f64::from(device.num_sms) * Self::SM_RATE,
         }
     }
@@ -143,19 +149,19 @@ impl Cost {
     fn nanoseconds(&self, splits: Splits) -> f64 {
         let ctas = self.ctas_per_split.saturating_mul(splits.num_kv_splits);
         let (waves, rest) = (ctas / self.slots, ctas % self.slots);
-        let merge = if splits.num_kv_splits > 1 {
-            Self::MERGE
-        } else {
-            0.0
+        let merge = match splits.num_kv_splits {
+            ..=1 => 0.0,
+            splits => Self::MERGE + Self::MERGE_MANY * f64::from(splits.saturating_sub(32)),
         };
         f64::from(waves) * self.wave(self.slots, splits) + self.wave(rest, splits) + merge
     }
 
     /// Whether, in a batch of unequal lengths, one thread block could still be busy long after the others:
-    /// it takes more than a sixth of the whole, though the machine is full.
+    /// it is long, and takes more than a sixth of the whole, though the machine is full.
     fn may_straggle(&self, splits: Splits) -> bool {
         let ctas = self.ctas_per_split.saturating_mul(splits.num_kv_splits);
-        ctas >= self.slots
+        splits.split_len > LONG_SPLIT
+            && ctas >= self.slots
             && 6.0 * f64::from(splits.split_len) * self.token_time > self.nanoseconds(splits)
     }
 

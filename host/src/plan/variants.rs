@@ -2,6 +2,8 @@
 
 use gpu_kernels::entry::{ENTRIES, Entry, Variant};
 use gpu_kernels::kv::CacheDtype;
+use gpu_kernels::latent::Cut;
+use gpu_kernels::mla_entry::EntryForm;
 
 use crate::error::{Error, Result};
 
@@ -71,4 +73,112 @@ pub fn decode_support() -> Vec<(u32, u32)> {
     shapes.sort_unstable();
     shapes.dedup();
     shapes
+}
+
+/// The MLA decode kernels for a row size, those for few query heads first.
+///
+/// # Errors
+/// [`Error::Unsupported`] with the list of row sizes.
+pub fn decode_mla_entries(
+    cache: CacheDtype,
+    head_size: u32,
+    head_size_v: u32,
+) -> Result<Vec<(&'static Entry, Cut)>> {
+    let mut rows: Vec<_> = ENTRIES
+        .iter()
+        .filter_map(|entry| match entry.variant {
+            Variant::DecodeMla {
+                cache: c,
+                head_size: k,
+                cut,
+            } if (c, k, cut.head_size_v) == (cache, head_size, head_size_v) => Some((entry, cut)),
+            _ => None,
+        })
+        .collect();
+    rows.sort_by_key(|(_, cut)| cut.heads);
+    if rows.is_empty() {
+        return Err(Error::Unsupported {
+            operation: "decode_mla",
+            what: "row sizes (of keys, of values)",
+            got: format!("({head_size}, {head_size_v})"),
+            supported: decode_mla_support()
+                .iter()
+                .map(|shape| format!("{shape:?}"))
+                .collect::<Vec<_>>()
+                .join(", "),
+        });
+    }
+    Ok(rows)
+}
+
+/// The `(head_size, head_size_v)` pairs that MLA decode was compiled for, each for bf16, f16 and FP8 caches and any
+/// number of query heads.
+pub fn decode_mla_support() -> Vec<(u32, u32)> {
+    let mut shapes: Vec<_> = ENTRIES
+        .iter()
+        .filter_map(|entry| match entry.variant {
+            Variant::DecodeMla { head_size, cut, .. } => Some((head_size, cut.head_size_v)),
+            _ => None,
+        })
+        .collect();
+    shapes.sort_unstable();
+    shapes.dedup();
+    shapes
+}
+
+/// The MLA decode kernels over entries of a form, those for few query heads first.
+pub fn decode_mla_entry_entries(form: EntryForm) -> Vec<(&'static Entry, Cut)> {
+    let mut rows: Vec<_> = ENTRIES
+        .iter()
+        .filter_map(|entry| match entry.variant {
+            Variant::DecodeMlaEntry { form: f, cut } if f == form => Some((entry, cut)),
+            _ => None,
+        })
+        .collect();
+    rows.sort_by_key(|(_, cut)| cut.heads);
+    rows
+}
+
+/// The kernel for any number of query tokens per sequence.
+///
+/// # Errors
+/// [`Error::Unsupported`] with the list of head sizes.
+pub fn prefill_entry(
+    cache: CacheDtype,
+    head_size: u32,
+    head_size_v: u32,
+) -> Result<&'static Entry> {
+    Entry::find(Variant::PrefillGqa {
+        cache,
+        head_size,
+        head_size_v,
+    })
+    .ok_or_else(|| Error::Unsupported {
+        operation: "unified_attention",
+        what: "cache dtype and head sizes (of keys, of values)",
+        got: format!("{cache:?} ({head_size}, {head_size_v})"),
+        supported: prefill_support()
+            .iter()
+            .map(|(cache, head_size, head_size_v)| {
+                format!("{cache:?} ({head_size}, {head_size_v})")
+            })
+            .collect::<Vec<_>>()
+            .join(", "),
+    })
+}
+
+/// The cache dtypes and `(head_size, head_size_v)` pairs that unified attention was compiled for, each for
+/// any number of query heads per KV head.
+pub fn prefill_support() -> Vec<(CacheDtype, u32, u32)> {
+    ENTRIES
+        .iter()
+        .filter_map(|entry| match entry.variant {
+            Variant::PrefillGqa {
+                cache,
+                head_size,
+                head_size_v,
+            } => Some((cache, head_size, head_size_v)),
+            _ => None,
+        })
+        .collect()
 }

@@ -107,7 +107,7 @@ fn decode_group(inputs: &DecodeInputs<'_>, seq: usize, kv_head: usize) -> Rows {
 }
 
 /// `softmax(scale * query · keys) values`, and the logarithm of the softmax's denominator.
-fn attend(
+pub(super) fn attend(
     query: &[f64],
     keys: &[Vec<f64>],
     values: &[Vec<f64>],

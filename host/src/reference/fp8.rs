@@ -1,5 +1,7 @@
 //! FP8 by definition: sign, exponent, mantissa; rounding is a search for the nearest value.
 
+use std::sync::OnceLock;
+
 use crate::tensor::Dtype;
 
 /// Mantissa bits, exponent bias and largest finite code of an FP8 dtype.
@@ -50,14 +52,25 @@ pub fn fp8_nearest(dtype: Dtype, x: f64) -> u8 {
     let sign = if x.is_sign_negative() { 0x80 } else { 0 };
     let magnitude = x.abs().min(fp8_value(dtype, largest));
     // Codes are in the order of their values.
-    let above = (0..largest)
-        .find(|&code| fp8_value(dtype, code) >= magnitude)
-        .unwrap_or(largest);
+    let values = values_of_codes(dtype);
+    let above = values.partition_point(|&value| value < magnitude);
+    let above = u8::try_from(above).unwrap_or(largest).min(largest);
     let below = above.saturating_sub(1);
     let to_above = fp8_value(dtype, above) - magnitude;
     let to_below = magnitude - fp8_value(dtype, below);
     let up = to_above < to_below || (to_above == to_below && above % 2 == 0);
     sign | if up || above == 0 { above } else { below }
+}
+
+/// The values of the codes from 0 to the largest finite one.
+fn values_of_codes(dtype: Dtype) -> &'static [f64] {
+    static E4M3: OnceLock<Vec<f64>> = OnceLock::new();
+    static E5M2: OnceLock<Vec<f64>> = OnceLock::new();
+    let table = if dtype == Dtype::F8E4m3 { &E4M3 } else { &E5M2 };
+    table.get_or_init(|| {
+        let (.., largest) = format(dtype);
+        (0..=largest).map(|code| fp8_value(dtype, code)).collect()
+    })
 }
 
 #[cfg(test)]

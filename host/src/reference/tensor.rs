@@ -34,6 +34,13 @@ impl Storage {
         })
     }
 
+    /// `len` bytes from byte `at`.
+    pub fn bytes_at(&self, at: usize, len: usize) -> Vec<u8> {
+        (at..at + len)
+            .map(|at| self.bytes[at % self.bytes.len()])
+            .collect()
+    }
+
     /// `N` bytes from byte `at`.
     fn get<const N: usize>(&self, at: usize) -> [u8; N] {
         let at = at % self.bytes.len();

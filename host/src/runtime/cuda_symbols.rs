@@ -172,6 +172,9 @@ table! {
         cuLaunchKernelEx(config: *const LaunchConfig, function: Handle, params: *mut *mut c_void, extra: *mut *mut c_void);
         cuMemcpyHtoDAsync_v2(target: u64, source: *const c_void, bytes: usize, stream: Handle);
         cuMemcpyDtoHAsync_v2(target: *mut c_void, source: u64, bytes: usize, stream: Handle);
+        cuMemHostAlloc(host: *mut *mut c_void, bytes: usize, flags: c_uint);
+        cuMemHostGetDevicePointer_v2(address: *mut u64, host: *mut c_void, flags: c_uint);
+        cuMemFreeHost(host: *mut c_void);
         cuMemsetD8Async(address: u64, value: u8, bytes: usize, stream: Handle);
         cuStreamCreate(stream: *mut Handle, flags: c_uint);
         cuStreamDestroy_v2(stream: Handle);

@@ -109,6 +109,9 @@ pub enum DriverError {
         /// Size of the allocation that failed.
         bytes: usize,
     },
+    /// The host's memory has another address on the GPU.
+    #[error("pinned memory has no unified address: the GPU or its driver is too old")]
+    NotUnified,
     /// Another call failed, or reports a failure of earlier work.
     #[error("`{function}` failed with code {code}: {description}")]
     Call {

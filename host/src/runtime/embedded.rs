@@ -3,8 +3,13 @@
 //! A set is everything that one compiler made of the kernels ([`Route`]). There are two, so that each can be
 //! checked against the other; both are embedded, and the first is used unless somebody asks for another.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::io::Read;
 use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+
+use flate2::read::GzDecoder;
 
 use super::driver::DriverError;
 
@@ -42,10 +47,10 @@ pub struct Image {
     pub arch: &'static str,
     /// The lowest compute capability it runs on.
     pub compute_capability: (u32, u32),
-    /// SHA-256 of the file.
+    /// SHA-256 of the text.
     pub sha256: &'static str,
-    /// The file.
-    pub ptx: &'static str,
+    /// The text, compressed.
+    pub gz: &'static [u8],
 }
 
 /// What this library carries, the default first. Empty if it was built without PTX.
@@ -142,17 +147,41 @@ impl Embedded {
 }
 
 impl Image {
-    /// A PTX module with the kernel `name` alone, to be compiled without waiting for the others.
+    /// The text. It is unpacked once for all.
     ///
-    /// The builder keeps files in a form that makes this a matter of cutting: what all kernels share comes
-    /// first, and each entry ends with a `}` in the first column.
-    pub fn entry_ptx(&self, name: &str) -> Option<String> {
-        const MARK: &str = "\n.visible .entry ";
-        let preamble = &self.ptx[..=self.ptx.find(MARK)?];
-        let start = self.ptx.find(&format!("{MARK}{name}("))? + 1;
-        let length = self.ptx[start..].find("\n}\n")? + 3;
-        Some([preamble, &self.ptx[start..start + length]].concat())
+    /// # Panics
+    /// If the file that was embedded is no compressed text, which the build script has checked.
+    pub fn text(&self) -> Arc<str> {
+        static TEXTS: Mutex<BTreeMap<usize, Arc<str>>> = Mutex::new(BTreeMap::new());
+        let mut texts = TEXTS.lock().expect("nobody panics while holding it");
+        let unpack = || {
+            let mut text = String::new();
+            let read = GzDecoder::new(self.gz).read_to_string(&mut text);
+            read.expect("the build script has read it");
+            text.into()
+        };
+        texts
+            .entry(self.gz.as_ptr() as usize)
+            .or_insert_with(unpack)
+            .clone()
     }
+
+    /// A PTX module with the kernel `name` alone, to be compiled without waiting for the others.
+    pub fn entry_ptx(&self, name: &str) -> Option<String> {
+        cut(&self.text(), name)
+    }
+}
+
+/// The module with the kernel `name` alone, out of a text.
+///
+/// The builder keeps files in a form that makes this a matter of cutting: what all kernels share comes first, and
+/// each entry ends with a `}` in the first column.
+fn cut(text: &str, name: &str) -> Option<String> {
+    const MARK: &str = "\n.visible .entry ";
+    let preamble = &text[..=text.find(MARK)?];
+    let start = text.find(&format!("{MARK}{name}("))? + 1;
+    let length = text[start..].find("\n}\n")? + 3;
+    Some([preamble, &text[start..start + length]].concat())
 }
 
 #[cfg(test)]
@@ -164,13 +193,13 @@ mod tests {
             arch: "sm_80",
             compute_capability: (8, 0),
             sha256: "",
-            ptx: ".version 7.8\n.visible .entry a(\n)\n{\nret;\n}\n.visible .entry ab(\n)\n{\ntrap;\n}\n",
+            gz: &[],
         },
         Image {
             arch: "sm_90",
             compute_capability: (9, 0),
             sha256: "",
-            ptx: "",
+            gz: &[],
         },
     ];
 
@@ -222,7 +251,8 @@ mod tests {
 
     #[test]
     fn one_kernel_is_cut_out() {
-        let cut = |name| IMAGES[0].entry_ptx(name);
+        let text = ".version 7.8\n.visible .entry a(\n)\n{\nret;\n}\n.visible .entry ab(\n)\n{\ntrap;\n}\n";
+        let cut = |name| super::cut(text, name);
         assert_eq!(
             cut("a").unwrap(),
             ".version 7.8\n.visible .entry a(\n)\n{\nret;\n}\n"

@@ -15,6 +15,7 @@ pub mod driver;
 pub mod embedded;
 pub mod graph;
 pub mod module;
+mod pinned;
 mod queue;
 pub mod stream;
 
@@ -24,6 +25,7 @@ pub use driver::DriverError;
 pub use embedded::Route;
 pub use graph::Graph;
 pub use module::Kernels;
+pub use pinned::Pinned;
 pub use stream::StreamLauncher;
 
 use gpu_kernels::entry::EntryId;

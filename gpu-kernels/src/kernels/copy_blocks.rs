@@ -1,0 +1,147 @@
+//! Copies whole blocks, from a cache to itself or to another one, of many layers at once.
+//!
+//! Grid: x = slab of 1,024 units, y = pair of blocks, z = cache. A thread block copies one slab, and a thread
+//! has its four loads in flight before the first store:
+//!
+//! ```text
+//! from, to = pairs[pair]; done if one is negative or outside its cache
+//! for i in 0..4:  data[i] = source[from, unit i]
+//! for i in 0..4:  target[to, unit i] = data[i]
+//! ```
+//!
+//! Either cache may be pinned host memory: the GPU reaches it by its address.
+
+use super::check::report;
+use super::reshape_and_cache_flash::{load, store};
+use crate::gpu::Gpu;
+use crate::params::{CheckFault, CopyBlocksParams};
+use crate::unroll::unroll;
+
+/// Threads per thread block.
+pub const THREADS: u32 = 256;
+/// Units of a thread.
+const UNITS: usize = 4;
+/// Units of a thread block.
+pub const SLAB: u32 = UNITS as u32 * THREADS;
+
+/// Thread blocks for `num_pairs` pairs of blocks of `units` units in each of `num_caches` caches; `None` if
+/// they are too many for a grid.
+pub fn grid(units: u32, num_pairs: u32, num_caches: u32) -> Option<[u32; 3]> {
+    (num_pairs <= 0xffff && num_caches <= 0xffff && units <= i32::MAX as u32)
+        .then(|| [units.div_ceil(SLAB), num_pairs, num_caches].map(|n| n.max(1)))
+}
+
+/// The kernel.
+///
+/// # Safety
+/// Launched on [`grid`] with [`THREADS`] threads; `params` names tensors of the shapes it documents; no
+/// target is another pair's source or target.
+#[inline(always)]
+pub unsafe fn copy_blocks<G: Gpu>(gpu: G, params: &CopyBlocksParams) {
+    gpu.wait_for_previous_kernels();
+    gpu.let_next_kernel_start();
+    // SAFETY: as the caller promises.
+    let Some([source, target]) = (unsafe { blocks(gpu, params) }) else {
+        return;
+    };
+    // No `match`: it would become a table of jumps.
+    // SAFETY: as the caller promises; the unit is the alignment.
+    unsafe {
+        if params.unit >= 16 {
+            copy::<G, 16>(gpu, params, source, target);
+        } else if params.unit >= 8 {
+            copy::<G, 8>(gpu, params, source, target);
+        } else if params.unit >= 4 {
+            copy::<G, 4>(gpu, params, source, target);
+        } else if params.unit >= 2 {
+            copy::<G, 2>(gpu, params, source, target);
+        } else {
+            copy::<G, 1>(gpu, params, source, target);
+        }
+    }
+}
+
+/// Where this thread block's blocks are.
+#[inline(always)]
+unsafe fn blocks<G: Gpu>(gpu: G, params: &CopyBlocksParams) -> Option<[u64; 2]> {
+    let pair = gpu.cta_idx_y();
+    let cache = 8 * gpu.cta_idx_z() as u64;
+    let at = params.pairs + pair as u64 * params.stride_pairs as u64;
+    // SAFETY: two ids a pair, and an address a cache, if there is a table.
+    let (from, to, source, target) = unsafe {
+        (
+            gpu.ld_global_b64(at),
+            gpu.ld_global_b64(at + 8),
+            if params.source_table == 0 {
+                params.source
+            } else {
+                gpu.ld_global_b64(params.source_table + cache)
+            },
+            if params.target_table == 0 {
+                params.target
+            } else {
+                gpu.ld_global_b64(params.target_table + cache)
+            },
+        )
+    };
+    if (from as i64) < 0 || (to as i64) < 0 {
+        return None;
+    }
+    let limits = [
+        params.num_blocks_source as u64,
+        params.num_blocks_target as u64,
+    ];
+    if from >= limits[0] || to >= limits[1] {
+        let side = (from < limits[0]) as u32;
+        let (found, limit) = if side == 0 {
+            (from, limits[0])
+        } else {
+            (to, limits[1])
+        };
+        if params.check != 0 && gpu.thread_idx() == 0 {
+            let kind = CheckFault::BLOCK_ID;
+            // SAFETY: a valid record.
+            unsafe {
+                report(
+                    gpu,
+                    params.check,
+                    kind,
+                    pair,
+                    side,
+                    found as i64,
+                    limit as i64,
+                );
+            }
+        }
+        return None;
+    }
+    Some([
+        source + from * params.stride_source as u64,
+        target + to * params.stride_target as u64,
+    ])
+}
+
+#[inline(always)]
+unsafe fn copy<G: Gpu, const BYTES: u32>(
+    gpu: G,
+    params: &CopyBlocksParams,
+    source: u64,
+    target: u64,
+) {
+    let first = gpu.cta_idx_x() * SLAB + gpu.thread_idx();
+    let mut data = [[0u32; 4]; UNITS];
+    unroll!([4] i in 0..UNITS {
+        let unit = first + i as u32 * THREADS;
+        if unit < params.units {
+            // SAFETY: a unit of the source's block, aligned as the host found.
+            data[i] = unsafe { load::<G, BYTES>(gpu, source + unit as u64 * BYTES as u64) };
+        }
+    });
+    unroll!([4] i in 0..UNITS {
+        let unit = first + i as u32 * THREADS;
+        if unit < params.units {
+            // SAFETY: the unit's place in the target's block, which is this thread's.
+            unsafe { store::<G, BYTES>(gpu, target + unit as u64 * BYTES as u64, data[i]) };
+        }
+    });
+}

@@ -1,0 +1,335 @@
+//! Stage 1 of split-KV decode attention over a latent (MLA) cache: one KV split, some query heads.
+//!
+//! Grid: x = tile of rows (fastest, because all rows of a sequence want the same tokens), y = split,
+//! z = sequence. A row is a query head of a query token. A thread block owns the tokens
+//! `split_idx * split_len .. + split_len` of one sequence and up to `8 * HEAD_TILES` rows:
+//!
+//! ```text
+//! for each tile of 32 or 64 tokens, one or more ahead in flight:      barrier: it is there, the last one is free
+//!     scores = keys · queryᵀ       warps share out tokens, rows, maybe columns (then a barrier); tensor cores
+//!     maxima of all token warps    barrier
+//!     acc rescaled; probabilities  barrier
+//!     acc   += valuesᵀ · probs     warps share out columns, tensor cores
+//! a sequence of one split is finished: out, lse; else partial_out, partial_lse
+//! ```
+
+use super::decode_gqa::{pack_out, seq_len};
+use crate::gpu::{Gpu, WARP, div};
+use crate::kv::{CacheFormat, CacheHead};
+use crate::latent::{Cut, LatentQuery, LatentStream, Running};
+use crate::params::DecodeMlaParams;
+use crate::tile::query_bytes;
+
+/// The kernel. `K_STEPS = head_size / 16`, `V_STEPS = head_size_v / 16`; a thread block takes `HEAD_TILES` tiles
+/// of 8 rows; a warp takes `WARP_HEAD_TILES` of them and `WARP_TOKEN_TILES` tiles of 16 tokens of the scores, and
+/// `WARP_DIM_TILES` tiles of 16 columns of the output.
+///
+/// # Safety
+/// Launched on the grid above with [`Cut::threads`] threads and [`Cut::shared_bytes`] shared memory for
+/// `params.stages`; `params` names tensors of the shapes it documents, valid for the launch.
+#[inline(always)]
+pub unsafe fn decode_mla<
+    G: Gpu,
+    C: CacheFormat,
+    const K_STEPS: usize,
+    const V_STEPS: usize,
+    const HEAD_TILES: usize,
+    const WARP_HEAD_TILES: usize,
+    const WARP_TOKEN_TILES: usize,
+    const WARP_DIM_TILES: usize,
+    const WARP_GROUPS: usize,
+>(
+    gpu: G,
+    params: &DecodeMlaParams,
+) {
+    // SAFETY: a valid check record, or none.
+    if unsafe { super::check::found_fault(gpu, params.check) } {
+        return;
+    }
+    let cut = const {
+        let cut = Cut::of_kernel::<
+            C,
+            K_STEPS,
+            HEAD_TILES,
+            WARP_HEAD_TILES,
+            WARP_TOKEN_TILES,
+            WARP_DIM_TILES,
+        >(V_STEPS as u32 * 16);
+        assert!(cut.tile_len == cut.warps * WARP_GROUPS as u32 * 8);
+        assert!(cut.tile_len.is_multiple_of(32) && cut.tile_len <= 64);
+        cut
+    };
+    let cta = Cta::new(gpu, cut, params);
+    // SAFETY: one length per sequence of the grid.
+    let seq_len = unsafe {
+        seq_len(
+            gpu,
+            params.seq_lens,
+            params.stride_seq_lens,
+            cta.seq,
+            params.max_seq_len,
+        )
+    };
+    let split_start = cta.split * params.split_len;
+    if split_start >= seq_len {
+        if cta.split == 0 {
+            // SAFETY: rows of this thread block.
+            unsafe { cta.store_empty(gpu, cut, params) };
+        }
+        return;
+    }
+    let split_end = seq_len.min(split_start + params.split_len);
+
+    let cache = CacheHead::new::<C>(
+        params.cache,
+        0,
+        params.stride_cache_block,
+        params.stride_cache_slot,
+        0,
+    );
+    // SAFETY: every warp comes here; the ring is as long as the launch promises; the block table names every
+    // token below `seq_len`.
+    let mut stream = unsafe {
+        LatentStream::<C, K_STEPS, WARP_GROUPS>::start(
+            gpu,
+            cache,
+            params.block_table + 4 * (cta.seq as u64 * params.stride_block_table as u64),
+            params.block_size,
+            split_start,
+            split_end,
+            cut,
+            gpu.shared_base() + cut.ring(),
+            params.stages,
+        )
+    };
+    // SAFETY: the scales of an FP8 cache are readable.
+    let (q_scale, k_scale) = unsafe { scales::<G, C>(gpu, params) };
+    let mut running = Running::<C, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::EMPTY;
+    // SAFETY: every thread comes here; the rows exist.
+    let query = unsafe {
+        LatentQuery::<K_STEPS, WARP_HEAD_TILES>::load::<G, C>(
+            gpu,
+            cut,
+            Running::<C, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::first_tile(gpu, cut),
+            |row| cta.query_row::<C>(params, row),
+            cta.num_rows,
+            params.query_dtype,
+            params.qk_scale_log2 * q_scale * k_scale,
+        )
+    };
+    // What a row sees ends with its own token: `query_len - 1` before the end for the first one.
+    let all_see = (seq_len + 1)
+        .saturating_sub(params.query_len)
+        .min(split_end);
+    let mut token = split_start;
+    while token < split_end {
+        // SAFETY: every thread comes here; there is a tile for each step of this loop.
+        let tile = unsafe { stream.next(gpu) };
+        let len_of = |row: u32| {
+            let query_token = cta.token_of(params, row);
+            (seq_len + 1 + query_token)
+                .saturating_sub(params.query_len)
+                .min(split_end)
+                .saturating_sub(token)
+        };
+        // SAFETY: every thread comes here; the tile was just handed out.
+        unsafe {
+            running.attend::<G, K_STEPS, WARP_TOKEN_TILES>(
+                gpu,
+                cut,
+                &query,
+                tile,
+                token + cut.tile_len <= all_see,
+                len_of,
+                || stream.load_late(gpu),
+            )
+        };
+        token += cut.tile_len;
+    }
+    gpu.let_next_kernel_start();
+    let is_whole = seq_len <= params.split_len;
+    // SAFETY: every thread comes here, after the last tile; each row's lse is stored once.
+    unsafe {
+        let rows = running.finish(gpu, cut, k_scale, |row, lse_log2| {
+            cta.store_lse(gpu, params, row, lse_log2, is_whole);
+        });
+        cta.store_out::<G, C>(gpu, cut, params, rows, is_whole, |_| 1.0);
+    }
+}
+
+/// The scales of query and cache.
+///
+/// # Safety
+/// Those of an FP8 cache are readable.
+#[inline(always)]
+unsafe fn scales<G: Gpu, C: CacheFormat>(gpu: G, params: &DecodeMlaParams) -> (f32, f32) {
+    if C::BYTES == 2 {
+        return (1.0, 1.0);
+    }
+    // SAFETY: as the caller promises.
+    unsafe {
+        let q_scale = if params.q_scale != 0 {
+            f32::from_bits(gpu.ld_global_b32(params.q_scale))
+        } else {
+            1.0
+        };
+        (q_scale, f32::from_bits(gpu.ld_global_b32(params.k_scale)))
+    }
+}
+
+/// What a thread block owns.
+#[derive(Clone, Copy)]
+pub(super) struct Cta {
+    pub(super) split: u32,
+    pub(super) seq: u32,
+    /// First row, and how many.
+    pub(super) first_row: u32,
+    pub(super) num_rows: u32,
+}
+
+impl Cta {
+    #[inline(always)]
+    fn new<G: Gpu>(gpu: G, cut: Cut, params: &DecodeMlaParams) -> Self {
+        let first_row = gpu.cta_idx_x() * cut.heads;
+        Self {
+            split: gpu.cta_idx_y(),
+            seq: gpu.cta_idx_z(),
+            first_row,
+            num_rows: cut
+                .heads
+                .min(params.query_len * params.num_query_heads - first_row),
+        }
+    }
+
+    /// The query token of a row of this thread block.
+    #[inline(always)]
+    pub(super) fn token_of(self, params: &DecodeMlaParams, row: u32) -> u32 {
+        // SAFETY: the host refuses queries without heads.
+        unsafe { div(self.first_row + row, params.num_query_heads) }
+    }
+
+    /// Elements from a tensor's first element to a row of this thread block.
+    #[inline(always)]
+    fn offset(self, params: &DecodeMlaParams, row: u32, [seq, token, head]: [i64; 3]) -> u64 {
+        let token_idx = self.token_of(params, row);
+        let head_idx = self.first_row + row - token_idx * params.num_query_heads;
+        self.seq as u64 * seq as u64
+            + token_idx as u64 * token as u64
+            + head_idx as u64 * head as u64
+    }
+
+    #[inline(always)]
+    pub(super) fn query_row<C: CacheFormat>(self, params: &DecodeMlaParams, row: u32) -> u64 {
+        let strides = [
+            params.stride_query_seq,
+            params.stride_query_token,
+            params.stride_query_head,
+        ];
+        params.query + query_bytes::<C>(params.query_dtype) * self.offset(params, row, strides)
+    }
+
+    #[inline(always)]
+    fn out_row(self, params: &DecodeMlaParams, row: u32) -> u64 {
+        let strides = [
+            params.stride_out_seq,
+            params.stride_out_token,
+            params.stride_out_head,
+        ];
+        params.out + 2 * self.offset(params, row, strides)
+    }
+
+    /// Index of this split's part of a row.
+    #[inline(always)]
+    fn part(self, params: &DecodeMlaParams, row: u32) -> u64 {
+        let rows = params.query_len * params.num_query_heads;
+        let row = self.seq as u64 * rows as u64 + (self.first_row + row) as u64;
+        row * params.num_kv_splits as u64 + self.split as u64
+    }
+
+    /// Stores the lse of a row, if there is such a row.
+    #[inline(always)]
+    pub(super) fn store_lse<G: Gpu>(
+        self,
+        gpu: G,
+        params: &DecodeMlaParams,
+        row: u32,
+        lse_log2: f32,
+        is_whole: bool,
+    ) {
+        if row >= self.num_rows {
+            return;
+        }
+        if !is_whole {
+            let at = params.partial_lse + 4 * self.part(params, row);
+            // SAFETY: this split's element of the workspace.
+            unsafe { gpu.st_global_b32(at, lse_log2.to_bits()) };
+        } else if params.lse != 0 {
+            let strides = [
+                params.stride_lse_seq,
+                params.stride_lse_token,
+                params.stride_lse_head,
+            ];
+            let at = params.lse + 4 * self.offset(params, row, strides);
+            // SAFETY: this row's element.
+            unsafe { gpu.st_global_b32(at, (lse_log2 * core::f32::consts::LN_2).to_bits()) };
+        }
+    }
+
+    /// Stores the output rows that lie in shared memory at `rows`, four columns at a time; those of a whole
+    /// sequence times their `factor`.
+    ///
+    /// # Safety
+    /// Every thread comes here, after the barrier that followed the writes of the rows.
+    #[inline(always)]
+    pub(super) unsafe fn store_out<G: Gpu, C: CacheFormat>(
+        self,
+        gpu: G,
+        cut: Cut,
+        params: &DecodeMlaParams,
+        rows: u32,
+        is_whole: bool,
+        factor: impl Fn(u32) -> f32,
+    ) {
+        let quads_per_row = cut.head_size_v / 4;
+        let mut quad = gpu.thread_idx();
+        while quad < self.num_rows * quads_per_row {
+            let (row, dim) = (quad / quads_per_row, quad % quads_per_row * 4);
+            // SAFETY: written before the barrier.
+            let words = unsafe { gpu.ld_shared_b128(rows + row * cut.out_row_bytes() + dim * 4) };
+            if is_whole {
+                let factor = factor(row);
+                let values = words.map(|word| f32::from_bits(word) * factor);
+                let packed = pack_out::<G, C>(gpu, values, params.out_dtype);
+                // SAFETY: this row's columns; 8-byte aligned because strides are multiples of 4.
+                unsafe { gpu.st_global_b64(self.out_row(params, row) + 2 * dim as u64, packed) };
+            } else {
+                let at = params.partial_out
+                    + 4 * (self.part(params, row) * cut.head_size_v as u64 + dim as u64);
+                // SAFETY: this split's part of the workspace, which is aligned.
+                unsafe { gpu.st_global_b128(at, words) };
+            }
+            quad += cut.threads();
+        }
+    }
+
+    /// The output of a sequence without tokens: zero, and minus infinity.
+    ///
+    /// # Safety
+    /// As the kernel.
+    #[inline(always)]
+    pub(super) unsafe fn store_empty<G: Gpu>(self, gpu: G, cut: Cut, params: &DecodeMlaParams) {
+        let mut row = gpu.warp();
+        while row < self.num_rows {
+            let mut dim = gpu.lane() * 4;
+            while dim < cut.head_size_v {
+                // SAFETY: four columns of this warp's row.
+                unsafe { gpu.st_global_b64(self.out_row(params, row) + 2 * dim as u64, 0) };
+                dim += WARP * 4;
+            }
+            if gpu.lane() == 0 {
+                self.store_lse(gpu, params, row, f32::NEG_INFINITY, true);
+            }
+            row += cut.warps;
+        }
+    }
+}

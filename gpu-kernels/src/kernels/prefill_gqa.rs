@@ -1,0 +1,300 @@
+//! Attention of any number of query tokens per sequence over a paged cache: prefills, chunks, decodes.
+//!
+//! Grid: x = tile and KV head (KV heads fastest, because those of a token lie side by side in an NHD cache), y
+//! = part of the tile's keys. A thread block owns `RowShape::rows` rows of one sequence and KV head, as
+//! `row_work` says, and of their keys the ones in one split.
+//!
+//! ```text
+//! find the sequence and the first row; done if the sequence has fewer rows, or they fewer splits
+//! for each KV tile of the split from the first to the last that a row sees, the next one in flight:
+//!     scores  = queries · keysᵀ               rows x tokens, tensor cores
+//!     softcap, ALiBi; masked only in tiles that some row sees a part of
+//!     max raised and acc rescaled, seldom      online softmax, base 2
+//!     acc    += probs · values                 rows x head_size_v, tensor cores
+//! rows of one split are finished: out = acc / (sum + sink), lse; else partial_out, partial_lse
+//! ```
+
+use super::row_work::{RowWork, out_scale, sink_log2, store_lse};
+use crate::dtype::{Bf16, F16, Half};
+use crate::gpu::Gpu;
+use crate::kv::CacheFormat;
+use crate::params::PrefillParams;
+use crate::tile::QueryDtype;
+use crate::tile::rows::{RowPartial, RowQueries, RowShape, ScoreRule, SharedStream};
+use crate::unroll::unroll;
+
+/// Threads per thread block for a kernel's generics.
+pub const fn threads<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>() -> u32 {
+    RowShape::of_kernel::<C, K_STEPS, V_STEPS>().threads()
+}
+
+/// The kernel. `K_STEPS = head_size / 16`, `V_STEPS = head_size_v / 16`; `ROW_TILES` and `16 * PAIRS` are
+/// those of [`RowShape`].
+///
+/// # Safety
+/// Launched on the grid above with [`threads`] threads and `RowShape::shared_bytes` shared memory; `params`
+/// names tensors of the shapes it documents, valid for the launch.
+#[inline(always)]
+pub unsafe fn prefill_gqa<
+    G: Gpu,
+    C: CacheFormat,
+    const K_STEPS: usize,
+    const V_STEPS: usize,
+    const ROW_TILES: usize,
+    const PAIRS: usize,
+>(
+    gpu: G,
+    params: &PrefillParams,
+) {
+    // SAFETY: a valid check record, or none.
+    if unsafe { super::check::found_fault(gpu, params.check) } {
+        return;
+    }
+    let shape = const { RowShape::of_kernel::<C, K_STEPS, V_STEPS>() };
+    let warp_rows = const { ROW_TILES as u32 * 16 };
+    // SAFETY: converged; the start of every sequence is readable.
+    let work = unsafe { RowWork::find(gpu, params, shape.rows()) };
+    if work.first_row >= work.num_rows {
+        return;
+    }
+    // SAFETY: one length per sequence.
+    let visible = unsafe { work.visible(gpu, params) };
+    let keys = work.keys(params, visible, shape.rows(), shape.tile_kv);
+    let part = gpu.cta_idx_y();
+    if part >= keys.num_splits {
+        return;
+    }
+    let (first_token, end) = keys.part(part, params.split_len);
+
+    let mut partial = RowPartial::<V_STEPS, ROW_TILES>::EMPTY;
+    let mut v_scale = 1.0;
+    if first_token < end {
+        // SAFETY: all come here; the ring lies behind the queries; the block table names every token below
+        // `seq_len`, which `end` does not exceed.
+        let mut stream = unsafe {
+            SharedStream::<C, K_STEPS, V_STEPS>::start(
+                gpu,
+                params,
+                work.seq,
+                work.kv_head,
+                first_token,
+                (keys.begin, end),
+                gpu.shared_base() + shape.query_bytes,
+            )
+        };
+        let k_scale;
+        // SAFETY: this head's scales.
+        (k_scale, v_scale) = unsafe { kv_scales::<G, C>(gpu, params, work.kv_head) };
+        // SAFETY: converged; rows of this sequence; the memory is this warp's.
+        let query = unsafe {
+            RowQueries::<K_STEPS, ROW_TILES>::load::<G, C>(
+                gpu,
+                params,
+                work.warp_rows(gpu, params, warp_rows),
+                work.query_start,
+                work.first_head(params),
+                gpu.shared_base(),
+                params.qk_scale_log2 * k_scale,
+            )
+        };
+        // SAFETY: every thread comes here, done with the tile before.
+        while let Some(tile) = unsafe { stream.next(gpu) } {
+            let rows = work.warp_rows(gpu, params, warp_rows);
+            // A warp without rows only helps to load.
+            if rows.first < rows.end {
+                let first_head = work.first_head(params);
+                let rule = ScoreRule::new(params, rows, ROW_TILES as u32, visible, first_head);
+                // SAFETY: converged; the tile was just handed out.
+                unsafe { partial.attend::<G, C, K_STEPS, PAIRS>(gpu, &query, tile, &rule) };
+            }
+        }
+    }
+    // SAFETY: converged.
+    unsafe { partial.reduce(gpu) };
+    let part = if keys.num_splits == 1 {
+        None
+    } else {
+        Some(part)
+    };
+    let rows = work.warp_rows(gpu, params, warp_rows);
+    unroll!([2] tile in 0..ROW_TILES {
+        unroll!([2] half in 0..2 {
+            let row = rows.of_lane(gpu.lane(), tile, half);
+            if row < rows.end {
+                let row = Row {
+                    token: work.query_start + rows.token(row),
+                    head: work.first_head(params) + rows.head(row),
+                };
+                // SAFETY: a row of this warp, its own part of it.
+                unsafe { row.store::<G, C, V_STEPS, ROW_TILES>(gpu, params, &partial, (tile, half), v_scale, part) };
+            }
+        });
+    });
+}
+
+/// What products with keys, and sums of values, have to be multiplied by.
+///
+/// # Safety
+/// The scales of a cache of bytes are readable.
+#[inline(always)]
+unsafe fn kv_scales<G: Gpu, C: CacheFormat>(
+    gpu: G,
+    params: &PrefillParams,
+    kv_head: u32,
+) -> (f32, f32) {
+    if C::BYTES == 2 {
+        return (1.0, 1.0);
+    }
+    let load = |scales: u64, stride: i64| {
+        let at = scales + 4 * (kv_head as u64 * stride as u64);
+        // SAFETY: one value for all heads or one for each, as the caller promises.
+        f32::from_bits(unsafe { gpu.ld_global_b32(at) })
+    };
+    let q_scale = if params.q_scale != 0 {
+        load(params.q_scale, 0)
+    } else {
+        1.0
+    };
+    if C::TOKEN_SCALES {
+        return (q_scale, 1.0);
+    }
+    let k_scale = load(params.k_scale, params.stride_k_scale);
+    (
+        q_scale * k_scale,
+        load(params.v_scale, params.stride_v_scale),
+    )
+}
+
+/// A row of the output.
+#[derive(Clone, Copy)]
+struct Row {
+    token: u32,
+    head: u32,
+}
+
+impl Row {
+    /// Stores what a warp has of the row, which is `(tile, half)` of a lane: finished, or as a part.
+    ///
+    /// # Safety
+    /// The row and the part are this warp's; the sums are complete.
+    #[inline(always)]
+    unsafe fn store<G: Gpu, C: CacheFormat, const V_STEPS: usize, const ROW_TILES: usize>(
+        self,
+        gpu: G,
+        params: &PrefillParams,
+        partial: &RowPartial<V_STEPS, ROW_TILES>,
+        (tile, half): (usize, usize),
+        v_scale: f32,
+        part: Option<u32>,
+    ) {
+        let shift = RowPartial::<V_STEPS, ROW_TILES>::shift::<C>();
+        // Sinks and the output's scale are for whoever finishes the row.
+        let (mut sink, mut out) = (f32::NEG_INFINITY, 1.0);
+        if part.is_none() {
+            // SAFETY: one for each head, if there are any; a scale, if the output is of bytes.
+            (sink, out) = unsafe { (sink_log2(gpu, params, self.head), out_scale(gpu, params)) };
+        }
+        let max = gpu.max(partial.max[tile][half], sink);
+        // A row that saw nothing, and has no sink: 0 and -inf.
+        let is_empty = max == f32::NEG_INFINITY;
+        let max = if is_empty { 0.0 } else { max };
+        let share = gpu.exp2(partial.max[tile][half] - max);
+        let sum = gpu.fma(partial.sum[tile][half], share, gpu.exp2(sink - max + shift));
+        let (mut scale, mut lse_log2) = (0.0, f32::NEG_INFINITY);
+        if !is_empty {
+            scale = share * gpu.recip(sum) * v_scale * out;
+            lse_log2 = max - shift + gpu.log2(sum);
+        }
+        if C::TOKEN_SCALES {
+            scale *= partial.value_unit;
+        }
+        let element = match part {
+            None => {
+                self.token as u64 * params.stride_out_token as u64
+                    + self.head as u64 * params.stride_out_head as u64
+            }
+            Some(part) => self.part(params, part) * (V_STEPS as u64 * 16),
+        };
+        unroll!([16] step in 0..V_STEPS {
+            let [low, high] = partial.acc[tile][step];
+            let values = [low[2 * half], low[2 * half + 1], high[2 * half], high[2 * half + 1]];
+            let values = values.map(|value| value * scale);
+            let element = element + step as u64 * 16;
+            // SAFETY: this lane's dims of the row.
+            unsafe { store_dims::<G, C>(gpu, params, element, values, part.is_some()) };
+        });
+        if gpu.lane().is_multiple_of(4) {
+            // SAFETY: one lane of the row.
+            unsafe {
+                match part {
+                    None => store_lse(gpu, params, self.token, self.head, lse_log2),
+                    Some(part) => {
+                        let at = params.partial_lse + 4 * self.part(params, part);
+                        gpu.st_global_b32(at, lse_log2.to_bits());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Index of a part of the row.
+    #[inline(always)]
+    fn part(self, params: &PrefillParams, part: u32) -> u64 {
+        let num_heads = params.num_kv_heads * params.num_queries_per_kv;
+        let row = self.token as u64 * num_heads as u64 + self.head as u64;
+        row * params.num_kv_splits as u64 + part as u64
+    }
+}
+
+/// Stores a lane's four dims of a step of 16 that begins at `element` of the output, or of the parts.
+///
+/// # Safety
+/// The step is in bounds, aligned to four values, and no other lane writes this lane's dims.
+#[inline(always)]
+unsafe fn store_dims<G: Gpu, C: CacheFormat>(
+    gpu: G,
+    params: &PrefillParams,
+    element: u64,
+    [a, b, c, d]: [f32; 4],
+    is_part: bool,
+) {
+    // The first accumulator holds dims of the format's first half, the second of its second: either two and
+    // two side by side, or four of which every second one is the second's.
+    let column = gpu.lane() % 4 * 2;
+    let (first, second) = C::value_dims(column);
+    let ([a, b, c, d], second) = if C::BYTES == 1 {
+        ([a, c, b, d], first + 2)
+    } else {
+        ([a, b, c, d], second)
+    };
+    let (first, second) = (element + first as u64, element + second as u64);
+    if is_part {
+        let pair = |low: f32, high: f32| low.to_bits() as u64 | (high.to_bits() as u64) << 32;
+        // SAFETY: as the caller promises.
+        unsafe {
+            gpu.st_global_b64(params.partial_out + 4 * first, pair(a, b));
+            gpu.st_global_b64(params.partial_out + 4 * second, pair(c, d));
+        }
+        return;
+    }
+    if params.out_dtype == QueryDtype::E4m3 as u32 {
+        let [low, high] = [gpu.pack_e4m3(a, b), gpu.pack_e4m3(c, d)];
+        // SAFETY: as the caller promises.
+        unsafe {
+            gpu.st_global_b16(params.out + first, low);
+            gpu.st_global_b16(params.out + second, high);
+        }
+        return;
+    }
+    let pack = |low, high| match (C::BYTES, params.out_dtype == QueryDtype::F16 as u32) {
+        (2, _) => C::Math::pack(gpu, low, high),
+        (_, true) => F16::pack(gpu, low, high),
+        (_, false) => Bf16::pack(gpu, low, high),
+    };
+    let [low, high] = [pack(a, b), pack(c, d)];
+    // SAFETY: as the caller promises.
+    unsafe {
+        gpu.st_global_b32(params.out + 2 * first, low);
+        gpu.st_global_b32(params.out + 2 * second, high);
+    }
+}

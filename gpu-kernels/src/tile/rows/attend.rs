@@ -1,0 +1,366 @@
+//! Scores, softmax and output of one warp's rows: a running [`RowPartial`] that takes one KV tile at a time.
+//!
+//! Everything is in powers of two. The maximum that is subtracted from scores is not the largest score seen,
+//! only near it: it is raised when a score exceeds it by more than `2^RISE`, which after the first tiles
+//! hardly happens, and until then nothing has to be rescaled. Each row decides for itself, so its bits do not
+//! depend on the rows beside it.
+//!
+//! The formats of the cache name operands by the order of a left factor, of which the right factors here are
+//! the halves. The four matrices of an `ldmatrix` are read in the order that puts each half into neighbouring
+//! registers, which the tensor cores want, and renamed.
+
+use super::rule::Scores;
+use super::{RowQueries, RowShape, ScoreRule, SharedTile, unit_address};
+use crate::dtype::Half;
+use crate::gpu::{Gpu, WARP};
+use crate::kv::CacheFormat;
+use crate::tile::{row_bytes, swizzle};
+use crate::unroll::unroll;
+
+/// How far, in powers of two, a score may exceed the running maximum.
+const RISE: f32 = 4.0;
+
+/// What a warp's rows have seen so far. A lane holds rows `lane / 4` and `+ 8` of each row tile.
+#[derive(Clone, Copy, Debug)]
+pub struct RowPartial<const V_STEPS: usize, const ROW_TILES: usize> {
+    /// What is subtracted from scores, base 2, the same in all lanes of a row.
+    pub max: [[f32; 2]; ROW_TILES],
+    /// Sum of `2^(score - max + shift)`: this lane's tokens until [`RowPartial::reduce`], then all.
+    pub sum: [[f32; 2]; ROW_TILES],
+    /// `[row, value dim]`, multiplied as `sum` is, in the accumulator layout of `mma`: of each step twice 8
+    /// dims, named by `CacheFormat::value_dims`.
+    pub acc: [[[[f32; 4]; 2]; V_STEPS]; ROW_TILES],
+    /// What `acc` has to be multiplied by: a power of two above all value scales seen, if every token has
+    /// one. Probabilities are multiplied by their token's share of it, so that they stay within an f16.
+    pub value_unit: f32,
+}
+
+impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES> {
+    /// No token seen.
+    pub const EMPTY: Self = Self {
+        max: [[f32::NEG_INFINITY; 2]; ROW_TILES],
+        sum: [[0.0; 2]; ROW_TILES],
+        acc: [[[[0.0; 4]; 2]; V_STEPS]; ROW_TILES],
+        value_unit: f32::MIN_POSITIVE,
+    };
+
+    /// Probabilities are multiplied by two to this power: what an f16 has room for.
+    #[inline(always)]
+    pub fn shift<C: CacheFormat>() -> f32 {
+        C::Math::PROB_SHIFT - RISE
+    }
+
+    /// Takes one tile.
+    ///
+    /// # Safety
+    /// Converged; the tile is visible to the warp.
+    #[inline(always)]
+    pub unsafe fn attend<G: Gpu, C: CacheFormat, const K_STEPS: usize, const PAIRS: usize>(
+        &mut self,
+        gpu: G,
+        query: &RowQueries<K_STEPS, ROW_TILES>,
+        tile: SharedTile,
+        rule: &ScoreRule<'_>,
+    ) {
+        const {
+            assert!(PAIRS as u32 * 16 == RowShape::of_kernel::<C, K_STEPS, V_STEPS>().tile_kv);
+            assert!(ROW_TILES as u32 == RowShape::of_kernel::<C, K_STEPS, V_STEPS>().row_tiles);
+        }
+        // SAFETY: as the caller promises.
+        let mut scores = unsafe { scores::<G, C, K_STEPS, PAIRS, ROW_TILES>(gpu, tile.keys) };
+        if C::TOKEN_SCALES {
+            // SAFETY: the tile is visible.
+            unsafe {
+                scale_keys(gpu, &mut scores, tile.scales);
+                self.grow_unit(gpu, tile.scales + PAIRS as u32 * 64, PAIRS as u32 * 16);
+            }
+        }
+        let mut scale_log2 = query.scale_log2;
+        if rule.bends() {
+            // SAFETY: as `ScoreRule` was made.
+            unsafe { rule.bend(gpu, &mut scores, &scale_log2, tile.token) };
+            scale_log2 = [[1.0; 2]; ROW_TILES];
+        }
+        if rule.masks(tile.token, PAIRS as u32 * 16) {
+            rule.mask(gpu, &mut scores, tile.token);
+        }
+        // SAFETY: converged.
+        unsafe { self.raise_max(gpu, &scores, &scale_log2) };
+        // SAFETY: as the caller promises.
+        unsafe { self.add_values::<G, C, PAIRS>(gpu, &scores, &scale_log2, tile) };
+    }
+
+    /// Raises the maximum of rows that have a score far above it, and rescales what they have accumulated.
+    #[inline(always)]
+    unsafe fn raise_max<G: Gpu, const PAIRS: usize>(
+        &mut self,
+        gpu: G,
+        scores: &Scores<PAIRS, ROW_TILES>,
+        scale_log2: &[[f32; 2]; ROW_TILES],
+    ) {
+        let mut rescale = [[1.0f32; 2]; ROW_TILES];
+        let mut raised = false;
+        unroll!([2] tile in 0..ROW_TILES {
+            let mut largest = [f32::NEG_INFINITY; 2];
+            unroll!([4] pair in 0..PAIRS {
+                unroll!([2] i in 0..2 {
+                    let [s0, s1, s2, s3] = scores[tile][pair][i];
+                    largest[0] = gpu.max(largest[0], gpu.max(s0, s1));
+                    largest[1] = gpu.max(largest[1], gpu.max(s2, s3));
+                });
+            });
+            unroll!([2] half in 0..2 {
+                unroll!([2] i in 0..2 {
+                    // SAFETY: converged.
+                    let other = unsafe { gpu.shfl_xor(largest[half].to_bits(), 1 << i) };
+                    largest[half] = gpu.max(largest[half], f32::from_bits(other));
+                });
+                let largest = largest[half] * scale_log2[tile][half];
+                let max = self.max[tile][half];
+                if largest > max + RISE {
+                    rescale[tile][half] = gpu.exp2(max - largest);
+                    self.max[tile][half] = largest;
+                    raised = true;
+                }
+            });
+        });
+        // SAFETY: converged.
+        if unsafe { gpu.any(raised) } {
+            unroll!([2] tile in 0..ROW_TILES {
+                let [r0, r1] = rescale[tile];
+                self.sum[tile][0] *= r0;
+                self.sum[tile][1] *= r1;
+                unroll!([16] step in 0..V_STEPS {
+                    unroll!([2] i in 0..2 {
+                        let [a0, a1, a2, a3] = self.acc[tile][step][i];
+                        self.acc[tile][step][i] = [a0 * r0, a1 * r0, a2 * r1, a3 * r1];
+                    });
+                });
+            });
+        }
+    }
+
+    /// `acc += probs values`, 16 tokens after the other.
+    #[inline(always)]
+    unsafe fn add_values<G: Gpu, C: CacheFormat, const PAIRS: usize>(
+        &mut self,
+        gpu: G,
+        scores: &Scores<PAIRS, ROW_TILES>,
+        scale_log2: &[[f32; 2]; ROW_TILES],
+        tile: SharedTile,
+    ) {
+        let bytes = row_bytes::<C, V_STEPS>();
+        let chunks = bytes / 16;
+        let lane = gpu.opaque(gpu.lane());
+        let row = lane % 16;
+        let first = tile.values + row * bytes + swizzle(row, lane / 16, chunks) * 16;
+        // A row that has seen nothing has a maximum of -inf, and probabilities of 2^-inf.
+        let mut top = [[0.0; 2]; ROW_TILES];
+        unroll!([2] tile in 0..ROW_TILES {
+            unroll!([2] half in 0..2 {
+                let max = self.max[tile][half];
+                top[tile][half] = Self::shift::<C>() - if max == f32::NEG_INFINITY { 0.0 } else { max };
+            });
+        });
+        unroll!([4] pair in 0..PAIRS {
+            let mut shares = [[1.0f32; 2]; 2];
+            if C::TOKEN_SCALES {
+                // SAFETY: the tile is visible.
+                shares = unsafe { token_scales(gpu, tile.scales + PAIRS as u32 * 64, pair) };
+                let per_unit = inverse_of_power(self.value_unit);
+                shares = shares.map(|pair| pair.map(|scale| scale * per_unit));
+            }
+            let mut probs = [[0u32; 4]; ROW_TILES];
+            unroll!([2] tile in 0..ROW_TILES {
+                let ([scale0, scale1], [top0, top1]) = (scale_log2[tile], top[tile]);
+                unroll!([2] i in 0..2 {
+                    let [s0, s1, s2, s3] = scores[tile][pair][i];
+                    let mut p0 = gpu.exp2(gpu.fma(s0, scale0, top0));
+                    let mut p1 = gpu.exp2(gpu.fma(s1, scale0, top0));
+                    let mut p2 = gpu.exp2(gpu.fma(s2, scale1, top1));
+                    let mut p3 = gpu.exp2(gpu.fma(s3, scale1, top1));
+                    self.sum[tile][0] += p0 + p1;
+                    self.sum[tile][1] += p2 + p3;
+                    if C::TOKEN_SCALES {
+                        (p0, p1) = (p0 * shares[i][0], p1 * shares[i][1]);
+                        (p2, p3) = (p2 * shares[i][0], p3 * shares[i][1]);
+                    }
+                    // What a lane holds of the first product is what the second wants of its left factor.
+                    probs[tile][2 * i] = C::Math::pack(gpu, p0, p1);
+                    probs[tile][2 * i + 1] = C::Math::pack(gpu, p2, p3);
+                });
+            });
+            unroll!([16] unit in 0..V_STEPS {
+                if unit * C::STEPS < V_STEPS {
+                    let at = unit_address(first, unit, chunks) + pair as u32 * 16 * bytes;
+                    // SAFETY: converged; a row of the tile.
+                    let [a, b, c, d] = unsafe { gpu.ldmatrix_x4_trans(at) };
+                    let operands = C::values(gpu, [a, c, b, d]);
+                    unroll!([2] half in 0..2 {
+                        let step = unit * C::STEPS + half;
+                        if half < C::STEPS && step < V_STEPS {
+                            let [v0, v1, v2, v3] = operands[half];
+                            unroll!([2] tile in 0..ROW_TILES {
+                                let acc = self.acc[tile][step];
+                                // SAFETY: converged.
+                                self.acc[tile][step] = unsafe {
+                                    [
+                                        C::Math::mma(gpu, acc[0], probs[tile], [v0, v2]),
+                                        C::Math::mma(gpu, acc[1], probs[tile], [v1, v3]),
+                                    ]
+                                };
+                            });
+                        }
+                    });
+                }
+            });
+        });
+    }
+
+    /// Makes the unit larger than this tile's value scales; what was accumulated shrinks by a power of two.
+    #[inline(always)]
+    unsafe fn grow_unit<G: Gpu>(&mut self, gpu: G, scales: u32, tile_kv: u32) {
+        let mut largest = 0.0f32;
+        unroll!([2] i in 0..2 {
+            let token = gpu.lane() + i as u32 * WARP;
+            if token < tile_kv {
+                // SAFETY: scales of the tile, visible as the caller promises.
+                let scale = f32::from_bits(unsafe { gpu.ld_shared_b32(scales + token * 4) });
+                largest = gpu.max(largest, scale);
+            }
+        });
+        unroll!([8] i in 0..5 {
+            // SAFETY: converged.
+            let other = unsafe { gpu.shfl_xor(largest.to_bits(), 1 << i) };
+            largest = gpu.max(largest, f32::from_bits(other));
+        });
+        if largest >= self.value_unit {
+            // The next power of two; scales are far from the ends of the range.
+            let unit = f32::from_bits((largest.to_bits() & 0x7f80_0000) + 0x80_0000);
+            let shrinks = self.value_unit * inverse_of_power(unit);
+            self.value_unit = unit;
+            unroll!([2] tile in 0..ROW_TILES {
+                unroll!([16] step in 0..V_STEPS {
+                    unroll!([2] i in 0..2 {
+                        let [a0, a1, a2, a3] = self.acc[tile][step][i];
+                        self.acc[tile][step][i] =
+                            [a0 * shrinks, a1 * shrinks, a2 * shrinks, a3 * shrinks];
+                    });
+                });
+            });
+        }
+    }
+
+    /// Adds up the lanes' sums.
+    ///
+    /// # Safety
+    /// Converged; called once, after the last tile.
+    #[inline(always)]
+    pub unsafe fn reduce<G: Gpu>(&mut self, gpu: G) {
+        unroll!([2] tile in 0..ROW_TILES {
+            unroll!([2] half in 0..2 {
+                unroll!([2] i in 0..2 {
+                    // SAFETY: converged.
+                    let other = unsafe { gpu.shfl_xor(self.sum[tile][half].to_bits(), 1 << i) };
+                    self.sum[tile][half] += f32::from_bits(other);
+                });
+            });
+        });
+    }
+}
+
+/// `query keysᵀ`, unscaled.
+#[inline(always)]
+unsafe fn scores<
+    G: Gpu,
+    C: CacheFormat,
+    const K_STEPS: usize,
+    const PAIRS: usize,
+    const ROW_TILES: usize,
+>(
+    gpu: G,
+    keys: u32,
+) -> Scores<PAIRS, ROW_TILES> {
+    let bytes = row_bytes::<C, K_STEPS>();
+    let chunks = bytes / 16;
+    let thread = gpu.opaque(gpu.thread_idx());
+    let lane = thread % WARP;
+    let words = RowQueries::<K_STEPS, ROW_TILES>::words(thread, gpu.shared_base());
+    let row = lane % 8 + lane / 16 * 8;
+    let first = keys + row * bytes + swizzle(row, lane / 8 % 2, chunks) * 16;
+    let mut scores = [[[[0.0; 4]; 2]; PAIRS]; ROW_TILES];
+    unroll!([16] unit in 0..K_STEPS {
+        if unit * C::STEPS < K_STEPS {
+            let mut queries = [[[0u32; 4]; ROW_TILES]; 2];
+            unroll!([2] half in 0..2 {
+                if half < C::STEPS {
+                    unroll!([2] tile in 0..ROW_TILES {
+                        queries[half][tile] = RowQueries::<K_STEPS, ROW_TILES>::operand(gpu, words, tile, unit * C::STEPS + half);
+                    });
+                }
+            });
+            unroll!([4] pair in 0..PAIRS {
+                let at = unit_address(first, unit, chunks) + pair as u32 * 16 * bytes;
+                // SAFETY: converged; a row of the tile.
+                let [a, b, c, d] = unsafe { gpu.ldmatrix_x4(at) };
+                let operands = C::keys(gpu, [a, c, b, d]);
+                unroll!([2] half in 0..2 {
+                    if half < C::STEPS {
+                        let [k0, k1, k2, k3] = operands[half];
+                        unroll!([2] tile in 0..ROW_TILES {
+                            let acc = scores[tile][pair];
+                            // SAFETY: converged.
+                            scores[tile][pair] = unsafe {
+                                [
+                                    C::Math::mma(gpu, acc[0], queries[half][tile], [k0, k2]),
+                                    C::Math::mma(gpu, acc[1], queries[half][tile], [k1, k3]),
+                                ]
+                            };
+                        });
+                    }
+                });
+            });
+        }
+    });
+    scores
+}
+
+/// `1 / power`, exactly.
+#[inline(always)]
+fn inverse_of_power(power: f32) -> f32 {
+    f32::from_bits((254 << 23) - power.to_bits())
+}
+
+/// Multiplies scores by their token's key scale.
+#[inline(always)]
+unsafe fn scale_keys<G: Gpu, const PAIRS: usize, const ROW_TILES: usize>(
+    gpu: G,
+    scores: &mut Scores<PAIRS, ROW_TILES>,
+    scales: u32,
+) {
+    unroll!([4] pair in 0..PAIRS {
+        // SAFETY: as the caller promises.
+        let scales = unsafe { token_scales(gpu, scales, pair) };
+        unroll!([2] tile in 0..ROW_TILES {
+            unroll!([2] i in 0..2 {
+                let [s0, s1, s2, s3] = scores[tile][pair][i];
+                let [k0, k1] = scales[i];
+                scores[tile][pair][i] = [s0 * k0, s1 * k1, s2 * k0, s3 * k1];
+            });
+        });
+    });
+}
+
+/// The scales of the tokens that a lane holds of a pair of 8: those of its two columns, twice.
+#[inline(always)]
+unsafe fn token_scales<G: Gpu>(gpu: G, scales: u32, pair: usize) -> [[f32; 2]; 2] {
+    let at = scales + pair as u32 * 64 + gpu.lane() % 4 * 8;
+    // SAFETY: scales of the tile, visible as the caller promises.
+    unsafe {
+        [
+            [gpu.ld_shared_b32(at), gpu.ld_shared_b32(at + 4)],
+            [gpu.ld_shared_b32(at + 32), gpu.ld_shared_b32(at + 36)],
+        ]
+    }
+    .map(|pair| pair.map(f32::from_bits))
+}

@@ -1,0 +1,98 @@
+//! What one warp of a thread block that shares its KV tiles computes: 16 or 32 rows against every tile.
+//!
+//! A row is a query token and one of the query heads of a KV head: row `r` of a sequence is head
+//! `r % num_queries_per_kv` of token `r / num_queries_per_kv`, so any group size fills the tiles. Rows are
+//! the 16 rows of the tensor-core tile, tokens (and value dims) its 8 columns; what the first product leaves
+//! in a lane's registers is what the second wants as its left factor.
+
+mod attend;
+mod query;
+mod rule;
+mod stream;
+mod visible;
+
+pub use attend::RowPartial;
+pub use query::RowQueries;
+pub use rule::ScoreRule;
+pub use stream::{SharedStream, SharedTile};
+pub use visible::{Alibi, Visible, WarpRows};
+
+use crate::kv::CacheFormat;
+
+/// Warps of a thread block.
+pub const WARPS: u32 = 4;
+/// KV tiles in shared memory: one that is worked on, one that is on its way.
+const STAGES: u32 = 2;
+
+/// How a thread block is cut for a pair of head sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowShape {
+    /// Tensor-core tiles of 16 rows per warp: as many as the accumulators leave registers for.
+    pub row_tiles: u32,
+    /// Tokens of a KV tile.
+    pub tile_kv: u32,
+    /// Bytes of the queries.
+    pub query_bytes: u32,
+    /// Bytes of one KV tile.
+    pub tile_bytes: u32,
+}
+
+impl RowShape {
+    /// The cut for heads of `head_size` and `head_size_v` values of `value_bytes` bytes in the cache, with or
+    /// without scales of their own. Two thread blocks fit on a multiprocessor of an A100, H100 or H200, and
+    /// one on the smallest supported (compute capability 8.6 and 8.9).
+    pub const fn of(
+        head_size: u32,
+        head_size_v: u32,
+        value_bytes: u32,
+        token_scales: bool,
+    ) -> Self {
+        let row_tiles = if head_size_v > 128 { 1 } else { 2 };
+        let tile_kv = if head_size > 128 { 32 } else { 64 };
+        let scales = if token_scales { 2 * 4 } else { 0 };
+        Self {
+            row_tiles,
+            tile_kv,
+            query_bytes: WARPS * row_tiles * 16 * head_size * 2,
+            tile_bytes: tile_kv * ((head_size + head_size_v) * value_bytes + scales),
+        }
+    }
+    /// The cut for a kernel's generics.
+    pub(crate) const fn of_kernel<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>()
+    -> Self {
+        Self::of(
+            K_STEPS as u32 * 16,
+            V_STEPS as u32 * 16,
+            C::BYTES,
+            C::TOKEN_SCALES,
+        )
+    }
+    /// Threads per thread block.
+    pub const fn threads(self) -> u32 {
+        WARPS * 32
+    }
+    /// Rows that a thread block owns.
+    pub const fn rows(self) -> u32 {
+        WARPS * self.row_tiles * 16
+    }
+    /// Dynamic shared memory of a thread block.
+    pub const fn shared_bytes(self) -> u32 {
+        self.query_bytes + STAGES * self.tile_bytes
+    }
+}
+
+/// Address of the first of two 16-byte chunks that make up `mma` step `unit` of a row of `chunks` chunks;
+/// `first` is the address for step 0, swizzled. Rows begin at multiples of the swizzle's period, so the step
+/// flips bits of the address, which costs one instruction and no register per step.
+#[inline(always)]
+const fn unit_address(first: u32, unit: usize, chunks: u32) -> u32 {
+    let period = if chunks.is_multiple_of(8) {
+        8
+    } else if chunks.is_multiple_of(4) {
+        4
+    } else {
+        2
+    };
+    let chunk = 2 * unit as u32;
+    (first ^ (chunk % period * 16)) + chunk / period * period * 16
+}

@@ -1,0 +1,103 @@
+//! The queries of a warp's rows, as operands of the tensor cores, kept in shared memory.
+
+use super::WarpRows;
+use crate::gpu::{Gpu, WARP};
+use crate::kv::CacheFormat;
+use crate::params::PrefillParams;
+use crate::tile::QueryDtype;
+use crate::tile::query::to_f16;
+use crate::unroll::unroll;
+
+/// `ROW_TILES` tiles of 16 rows. Their operands are too many for registers; each lane keeps its own words in
+/// shared memory, where no other lane looks, so nobody waits for them.
+#[derive(Clone, Copy, Debug)]
+pub struct RowQueries<const K_STEPS: usize, const ROW_TILES: usize> {
+    /// Turns a product into a score in powers of two, for rows `lane / 4` and `+ 8` of each tile.
+    pub(super) scale_log2: [[f32; 2]; ROW_TILES],
+}
+
+impl<const K_STEPS: usize, const ROW_TILES: usize> RowQueries<K_STEPS, ROW_TILES> {
+    /// Loads the queries of `rows`, whose sequence begins at query token `first_token`, and whose KV head at
+    /// query head `first_head`. Rows past the end are zero. `shared` is the thread block's memory for them.
+    ///
+    /// # Safety
+    /// Converged. The queries are in bounds and aligned to two values.
+    #[inline(always)]
+    pub unsafe fn load<G: Gpu, C: CacheFormat>(
+        gpu: G,
+        params: &PrefillParams,
+        rows: WarpRows,
+        first_token: u32,
+        first_head: u32,
+        shared: u32,
+        qk_scale_log2: f32,
+    ) -> Self {
+        let (first, second) = C::key_dims(gpu.lane() % 4);
+        let bytes = if C::BYTES == 1 && params.query_dtype == QueryDtype::E4m3 as u32 {
+            1
+        } else {
+            2
+        };
+        let words = Self::words(gpu.thread_idx(), shared);
+        let mut scale_log2 = [[qk_scale_log2; 2]; ROW_TILES];
+        unroll!([2] tile in 0..ROW_TILES {
+            let mut halves = [[[0u32; 2]; K_STEPS]; 2];
+            unroll!([2] half in 0..2 {
+                let row = rows.of_lane(gpu.lane(), tile, half);
+                if row < rows.end {
+                    let token = first_token as u64 + rows.token(row) as u64;
+                    let head = first_head as u64 + rows.head(row) as u64;
+                    let at = params.query
+                        + bytes
+                            * (token * params.stride_query_token as u64
+                                + head * params.stride_query_head as u64);
+                    unroll!([16] step in 0..K_STEPS {
+                        let dims = at + bytes * step as u64 * 16;
+                        let (first, second) =
+                            (dims + bytes * first as u64, dims + bytes * second as u64);
+                        // SAFETY: two pairs of dims of a row that exists.
+                        halves[half][step] = unsafe {
+                            if bytes == 1 {
+                                [gpu.ld_global_b16(first) as u32, gpu.ld_global_b16(second) as u32]
+                            } else {
+                                [gpu.ld_global_b32(first), gpu.ld_global_b32(second)]
+                            }
+                        };
+                    });
+                }
+                if C::BYTES == 1 {
+                    // SAFETY: converged.
+                    let unscale = unsafe { to_f16(gpu, &mut halves[half], params.query_dtype) };
+                    scale_log2[tile][half] = qk_scale_log2 * unscale;
+                }
+            });
+            unroll!([16] step in 0..K_STEPS {
+                let [a, c] = halves[0][step];
+                let [b, d] = halves[1][step];
+                // SAFETY: this lane's words.
+                unsafe { gpu.st_shared_b128(words + Self::offset(tile, step), [a, b, c, d]) };
+            });
+        });
+        Self { scale_log2 }
+    }
+
+    /// Address of a thread's first 16 bytes.
+    #[inline(always)]
+    pub(super) fn words(thread: u32, shared: u32) -> u32 {
+        let warp_bytes = const { (ROW_TILES * K_STEPS) as u32 * 512 };
+        shared + thread / WARP * warp_bytes + thread % WARP * 16
+    }
+
+    /// From there to its 16 bytes of a step.
+    #[inline(always)]
+    fn offset(tile: usize, step: usize) -> u32 {
+        (tile * K_STEPS + step) as u32 * 512
+    }
+
+    /// The left operand of one step: 16 rows by 16 dims, in the cache format's order of dims.
+    #[inline(always)]
+    pub(super) fn operand<G: Gpu>(gpu: G, words: u32, tile: usize, step: usize) -> [u32; 4] {
+        // SAFETY: this lane's words, which it wrote.
+        unsafe { gpu.ld_shared_b128(words + Self::offset(tile, step)) }
+    }
+}

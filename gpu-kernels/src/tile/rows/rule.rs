@@ -1,0 +1,131 @@
+//! What becomes of products before the softmax: softcap, ALiBi, masks.
+
+use super::{Alibi, Visible, WarpRows};
+use crate::gpu::Gpu;
+use crate::params::PrefillParams;
+use crate::unroll::unroll;
+
+/// Scores of 16 rows by 16 tokens, twice 8 tokens in the accumulator layout of `mma`; of a tile, `PAIRS`
+/// such for each of `ROW_TILES`.
+pub(super) type Scores<const PAIRS: usize, const ROW_TILES: usize> =
+    [[[[f32; 4]; 2]; PAIRS]; ROW_TILES];
+
+/// What becomes of products before the softmax: bent, biased, masked.
+#[derive(Clone, Copy, Debug)]
+pub struct ScoreRule<'p> {
+    params: &'p PrefillParams,
+    rows: WarpRows,
+    visible: Visible,
+    /// Query head of the KV head's first.
+    first_head: u32,
+    /// Every row sees the keys of this range.
+    common: (u32, u32),
+}
+
+impl<'p> ScoreRule<'p> {
+    /// The rule for a warp's rows.
+    #[inline(always)]
+    pub fn new(
+        params: &'p PrefillParams,
+        rows: WarpRows,
+        row_tiles: u32,
+        visible: Visible,
+        first_head: u32,
+    ) -> Self {
+        let first = visible.position(rows.token(rows.first));
+        let last = visible.position(rows.token(rows.first + row_tiles * 16 - 1));
+        Self {
+            params,
+            rows,
+            visible,
+            first_head,
+            common: (visible.first(last), visible.end(first)),
+        }
+    }
+
+    /// Whether scores are more than products times a scale: then they are in powers of two after
+    /// [`ScoreRule::bend`].
+    #[inline(always)]
+    pub(super) fn bends(&self) -> bool {
+        self.params.softcap_log2 != 0.0 || self.params.alibi_slopes != 0
+    }
+
+    /// Softcap and ALiBi.
+    ///
+    /// # Safety
+    /// The parameters' slopes, if there are any, are one for each head.
+    #[inline(always)]
+    pub(super) unsafe fn bend<G: Gpu, const PAIRS: usize, const ROW_TILES: usize>(
+        &self,
+        gpu: G,
+        scores: &mut Scores<PAIRS, ROW_TILES>,
+        scale_log2: &[[f32; 2]; ROW_TILES],
+        tile_token: u32,
+    ) {
+        let cap_log2 = self.params.softcap_log2;
+        let lane = gpu.opaque(gpu.lane());
+        let key = tile_token + lane % 4 * 2;
+        unroll!([2] tile in 0..ROW_TILES {
+            unroll!([2] half in 0..2 {
+                let row = self.rows.of_lane(lane, tile, half);
+                let position = self.visible.position(self.rows.token(row));
+                let head = self.first_head + self.rows.head(row);
+                unroll!([4] pair in 0..PAIRS {
+                    unroll!([4] i in 0..4 {
+                        let mut score = scores[tile][pair][i / 2][2 * half + i % 2];
+                        score *= scale_log2[tile][half];
+                        if cap_log2 != 0.0 {
+                            // tanh(x) = 1 - 2 / (e^2x + 1), with e^2x = 2^score: no infinity minus infinity.
+                            score = cap_log2 * gpu.fma(-2.0, gpu.recip(gpu.exp2(score) + 1.0), 1.0);
+                        }
+                        scores[tile][pair][i / 2][2 * half + i % 2] = score;
+                    });
+                });
+                if self.params.alibi_slopes != 0 {
+                    // SAFETY: slopes are given, one for each head.
+                    let alibi = unsafe { Alibi::of_head(gpu, self.params, head) };
+                    unroll!([4] pair in 0..PAIRS {
+                        unroll!([4] i in 0..4 {
+                            let key = key + (pair * 16 + i / 2 * 8 + i % 2) as u32;
+                            scores[tile][pair][i / 2][2 * half + i % 2] +=
+                                alibi.bias_log2(gpu, key, position, self.visible.context_len);
+                        });
+                    });
+                }
+            });
+        });
+    }
+
+    /// Whether some row does not see all keys of the tile at `tile_token`.
+    #[inline(always)]
+    pub(super) fn masks(&self, tile_token: u32, tile_kv: u32) -> bool {
+        tile_token < self.common.0 || tile_token + tile_kv > self.common.1
+    }
+
+    /// Minus infinity for keys that a row does not see.
+    #[inline(always)]
+    pub(super) fn mask<G: Gpu, const PAIRS: usize, const ROW_TILES: usize>(
+        &self,
+        gpu: G,
+        scores: &mut Scores<PAIRS, ROW_TILES>,
+        tile_token: u32,
+    ) {
+        let lane = gpu.opaque(gpu.lane());
+        let key = tile_token + lane % 4 * 2;
+        unroll!([2] tile in 0..ROW_TILES {
+            unroll!([2] half in 0..2 {
+                let row = self.rows.of_lane(lane, tile, half);
+                let position = self.visible.position(self.rows.token(row));
+                let (first, end) = (self.visible.first(position), self.visible.end(position));
+                unroll!([4] pair in 0..PAIRS {
+                    unroll!([4] i in 0..4 {
+                        let key = key + (pair * 16 + i / 2 * 8 + i % 2) as u32;
+                        if key < first || key >= end {
+                            scores[tile][pair][i / 2][2 * half + i % 2] = f32::NEG_INFINITY;
+                        }
+                    });
+                });
+            });
+        });
+    }
+}

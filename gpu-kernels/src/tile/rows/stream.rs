@@ -1,0 +1,281 @@
+//! Global to shared memory: KV tiles that all warps of a thread block fill together and read together.
+//!
+//! The loop around it has hardly a register to spare. So whatever can be computed from the parameters and the
+//! lane is computed where it is needed, and little is kept: two addresses, the blocks of the next tile, a
+//! position.
+
+use core::marker::PhantomData;
+
+use super::{RowShape, STAGES, WARPS};
+use crate::gpu::{Gpu, WARP};
+use crate::kv::{CacheFormat, TokenScales};
+use crate::params::PrefillParams;
+use crate::tile::{row_bytes, swizzle};
+use crate::unroll::unroll;
+
+/// A tile in shared memory, ready to be read by every warp.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedTile {
+    /// Position of its first token.
+    pub token: u32,
+    /// `[tile_kv, head_size]`, swizzled.
+    pub keys: u32,
+    /// `[tile_kv, head_size_v]`, swizzled.
+    pub values: u32,
+    /// Scales of the keys, then of the values: `[2, tile_kv]` f32, if the format has them.
+    pub scales: u32,
+}
+
+/// The tiles of a thread block, in order, from one that begins at a multiple of `tile_kv`.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedStream<'p, C, const K_STEPS: usize, const V_STEPS: usize> {
+    params: &'p PrefillParams,
+    kv_head: u32,
+    /// Addresses of the KV head in slot 0 of block 0.
+    keys: u64,
+    values: u64,
+    /// This sequence's row of the block table.
+    block_row: u64,
+    /// Blocks of this warp's groups of the next tile to load.
+    blocks: [u32; 2],
+    /// First token of the next tile to load, one tile ahead of the one that is handed out.
+    load_token: u32,
+    end: u32,
+    ring: u32,
+    format: PhantomData<C>,
+}
+
+impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
+    SharedStream<'p, C, K_STEPS, V_STEPS>
+{
+    const SHAPE: RowShape = RowShape::of_kernel::<C, K_STEPS, V_STEPS>();
+    /// Groups of 8 tokens that a warp copies of each tile: one or two.
+    const GROUPS: usize = (Self::SHAPE.tile_kv / 8 / WARPS) as usize;
+    /// Bytes of a stage before its values, and before its scales.
+    const VALUES: u32 = Self::SHAPE.tile_kv * row_bytes::<C, K_STEPS>();
+    const SCALES: u32 = Self::VALUES + Self::SHAPE.tile_kv * row_bytes::<C, V_STEPS>();
+
+    /// Starts streaming tokens `begin .. end` of sequence `seq` from the tile at `first_token` on, which `begin`
+    /// lies in or before: the first tile is on its way when this returns.
+    ///
+    /// # Safety
+    /// Converged. `ring` is the thread block's own, two tiles long. The block table and the caches hold every
+    /// token of the sequence from `begin` up to `end`; `first_token` is a multiple of the tile.
+    #[inline(always)]
+    pub unsafe fn start<G: Gpu>(
+        gpu: G,
+        params: &'p PrefillParams,
+        seq: u32,
+        kv_head: u32,
+        first_token: u32,
+        (begin, end): (u32, u32),
+        ring: u32,
+    ) -> Self {
+        let mut stream = Self {
+            params,
+            kv_head,
+            keys: params.key_cache + kv_head as u64 * params.stride_key_head_bytes as u64,
+            values: params.value_cache + kv_head as u64 * params.stride_value_head_bytes as u64,
+            block_row: params.block_table + 4 * (seq as u64 * params.stride_block_table as u64),
+            blocks: [0; 2],
+            load_token: first_token,
+            end,
+            ring,
+            format: PhantomData,
+        };
+        // SAFETY: the row covers `end`; the ring is empty.
+        unsafe {
+            stream.look_up(gpu, begin);
+            stream.load(gpu, begin);
+        }
+        stream
+    }
+
+    /// Waits for the next tile and starts loading the one after it. `None` after the last.
+    ///
+    /// # Safety
+    /// Every thread of the thread block calls it, done with the tile handed out before.
+    #[inline(always)]
+    pub unsafe fn next<G: Gpu>(&mut self, gpu: G) -> Option<SharedTile> {
+        let token = self.load_token - Self::SHAPE.tile_kv;
+        if token >= self.end {
+            return None;
+        }
+        gpu.cp_async_wait::<0>();
+        // SAFETY: all come here. It shows this tile to all warps, and means that all are done with the last.
+        unsafe { gpu.sync_cta() };
+        // SAFETY: so the other stage is free.
+        unsafe { self.load(gpu, 0) };
+        let stage = self.stage(token);
+        Some(SharedTile {
+            token,
+            keys: stage,
+            values: stage + Self::VALUES,
+            scales: stage + Self::SCALES,
+        })
+    }
+
+    /// Where the tile that begins at `token` lies: tiles take turns.
+    #[inline(always)]
+    fn stage(&self, token: u32) -> u32 {
+        const { assert!(STAGES == 2) };
+        let odd = token / Self::SHAPE.tile_kv % STAGES;
+        self.ring + odd * Self::SHAPE.tile_bytes
+    }
+
+    /// First token of this warp's group `i` of the next tile.
+    #[inline(always)]
+    fn group_token(&self, warp: u32, i: usize) -> u32 {
+        self.load_token + (warp * Self::GROUPS as u32 + i as u32) * 8
+    }
+
+    /// Finds the blocks of this warp's groups of the next tile, of which tokens before `begin` do not exist.
+    #[inline(always)]
+    unsafe fn look_up<G: Gpu>(&mut self, gpu: G, begin: u32) {
+        unroll!([2] i in 0..2 {
+            if i < Self::GROUPS {
+                let token = self.group_token(gpu.warp(), i);
+                if token < self.end && token + 8 > begin {
+                    let block_idx = self.params.by_block_size.divide(token);
+                    // SAFETY: the block holds a token of the range, so the row has an entry for it.
+                    self.blocks[i] =
+                        unsafe { gpu.ld_global_b32(self.block_row + 4 * block_idx as u64) };
+                }
+            }
+        });
+    }
+
+    /// Starts copying this warp's part of the next tile, of which tokens before `begin` do not exist, and looks
+    /// up the one after it.
+    #[inline(always)]
+    unsafe fn load<G: Gpu>(&mut self, gpu: G, begin: u32) {
+        if self.load_token < self.end {
+            let thread = gpu.opaque(gpu.thread_idx());
+            let (warp, lane) = (thread / WARP, thread % WARP);
+            let stage = self.stage(self.load_token);
+            let params = self.params;
+            unroll!([2] i in 0..2 {
+                if i < Self::GROUPS {
+                    let token = self.group_token(warp, i);
+                    // Past the end nothing is read, and the slot means nothing.
+                    let slot = token - params.by_block_size.divide(token) * params.block_size;
+                    let group = Group {
+                        tile_row: token - self.load_token,
+                        begin: begin.max(token) - token,
+                        end: self.end.max(token) - token,
+                    };
+                    let block = self.blocks[i] as u64;
+                    let keys = self.keys
+                        + block * params.stride_key_block_bytes as u64
+                        + slot as u64 * params.stride_key_slot_bytes as u64;
+                    let values = self.values
+                        + block * params.stride_value_block_bytes as u64
+                        + slot as u64 * params.stride_value_slot_bytes as u64;
+                    // SAFETY: the group lies in one block; rows past the end are not read.
+                    unsafe {
+                        let stride = params.stride_key_slot_bytes as u32;
+                        group.copy::<G, C, K_STEPS>(gpu, lane, keys, stride, stage);
+                        let stride = params.stride_value_slot_bytes as u32;
+                        group.copy::<G, C, V_STEPS>(gpu, lane, values, stride, stage + Self::VALUES);
+                    }
+                    if C::TOKEN_SCALES {
+                        // SAFETY: as above.
+                        unsafe { self.copy_scales(gpu, lane, self.blocks[i], slot, stage + Self::SCALES, group) };
+                    }
+                }
+            });
+        }
+        self.load_token += Self::SHAPE.tile_kv;
+        // SAFETY: the row covers `end`.
+        unsafe { self.look_up(gpu, 0) };
+        gpu.cp_async_commit();
+    }
+
+    /// Copies the scales of 8 tokens: a lane each, first those of keys, then those of values.
+    #[inline(always)]
+    unsafe fn copy_scales<G: Gpu>(
+        &self,
+        gpu: G,
+        lane: u32,
+        block: u32,
+        slot: u32,
+        scales: u32,
+        group: Group,
+    ) {
+        let (side, token) = (lane / 8, lane % 8);
+        let params = self.params;
+        let key = TokenScales::new(
+            params.k_scale,
+            self.kv_head,
+            params.stride_k_scale_block,
+            params.stride_k_scale_slot,
+            params.stride_k_scale,
+        );
+        let value = TokenScales::new(
+            params.v_scale,
+            self.kv_head,
+            params.stride_v_scale_block,
+            params.stride_v_scale_slot,
+            params.stride_v_scale,
+        );
+        let (key, value) = (
+            key.slot(block, slot + token),
+            value.slot(block, slot + token),
+        );
+        let source = if side == 0 { key } else { value };
+        if side < 2 {
+            let target = scales + (side * Self::SHAPE.tile_kv + group.tile_row + token) * 4;
+            // SAFETY: the token's scale, read only if it exists; the target is this lane's word.
+            unsafe { gpu.cp_async_b32(target, source, group.has(token)) };
+        }
+    }
+}
+
+/// Eight tokens that lie side by side in a block.
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    /// The first one's row in the tile, a multiple of 8.
+    tile_row: u32,
+    /// Those from `begin` to `end` exist.
+    begin: u32,
+    end: u32,
+}
+
+impl Group {
+    #[inline(always)]
+    fn has(self, row: u32) -> bool {
+        self.begin <= row && row < self.end
+    }
+
+    /// Copies 8 rows of `STEPS * 16` values, 16 bytes a lane; rows that do not exist become zero.
+    ///
+    /// # Safety
+    /// The rows at `source` are readable as far as they exist; the tile at `tile` is free.
+    #[inline(always)]
+    unsafe fn copy<G: Gpu, C: CacheFormat, const STEPS: usize>(
+        self,
+        gpu: G,
+        lane: u32,
+        source: u64,
+        stride_bytes: u32,
+        tile: u32,
+    ) {
+        let bytes = row_bytes::<C, STEPS>();
+        let chunks = bytes / 16;
+        // The rest of the line is the next head's row, which another thread block reads at about this time.
+        let half_lines = bytes < 128 && 128 % bytes == 0;
+        let tile = tile + self.tile_row * bytes;
+        unroll!([8] part in 0..8 {
+            let item = part as u32 * WARP + lane;
+            // Both are the same for all lanes but in the last part of rows like 6 chunks.
+            if part as u32 * WARP < 8 * chunks && item < 8 * chunks {
+                let (row, chunk) = (item / chunks, item % chunks);
+                let target = tile + row * bytes + swizzle(row, chunk, chunks) * 16;
+                let offset = row * stride_bytes + chunk * 16;
+                // SAFETY: the row is a slot of the block and only read if it holds a token; the target is a
+                // chunk of the free tile.
+                unsafe { gpu.cp_async_b128(target, source + offset as u64, self.has(row), half_lines) };
+            }
+        });
+    }
+}

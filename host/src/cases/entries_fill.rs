@@ -1,0 +1,375 @@
+//! From a case over FP8 entries and a seed to tensors. Tokens past a sequence's end, blocks that nobody owns, gaps and
+//! outputs are poison.
+
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use super::entries::TopK;
+use super::fill::{Amount, NO_BLOCK, POISON, SPREAD, fill_row, padded, pattern_blocks, shuffled};
+use super::{EntryCase, LseForm};
+use crate::ops::EntryForm;
+use crate::reference::{EntryCache, HostTensor, Storage};
+use crate::tensor::Dtype;
+
+/// Tensors of a decode step over FP8 entries.
+#[derive(Clone, Debug)]
+pub struct EntryTensors {
+    /// Sequences of one set.
+    pub num_seqs: usize,
+    /// `[sets * num_seqs * query_len, num_query_heads, head_size]`
+    pub query: HostTensor,
+    /// The cache.
+    pub cache: HostTensor,
+    /// `[sets * num_seqs, max_num_blocks_per_seq]`
+    pub block_table: HostTensor,
+    /// `[sets * num_seqs]`
+    pub seq_lens: HostTensor,
+    /// The list over `cache`, if the case has one.
+    pub topk: Option<HostList>,
+    /// The second cache, and the list over it.
+    pub window: Option<(HostTensor, HostList)>,
+    /// `[num_query_heads]`
+    pub sinks: Option<HostTensor>,
+    /// `[sets * num_seqs * query_len, num_query_heads, 512]`
+    pub out: HostTensor,
+    /// `[sets * num_seqs * query_len, num_query_heads]`
+    pub lse: Option<HostTensor>,
+}
+
+/// An index list.
+#[derive(Clone, Debug)]
+pub struct HostList {
+    /// `[sets * num_seqs * query_len, topk]`
+    pub indices: HostTensor,
+    /// `[sets * num_seqs * query_len]`
+    pub lengths: Option<HostTensor>,
+}
+
+impl EntryTensors {
+    /// The tensors of a case.
+    pub fn new(case: &EntryCase, seed: u64, amount: Amount) -> Self {
+        let num_seqs = case.tokens(seed).len();
+        let rows = num_seqs * amount.sets * case.query_len;
+        let (heads, d) = (case.num_query_heads, case.head_size());
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(1);
+        let query = padded("query", Dtype::Bf16, [rows, heads, d], case.pad);
+        let mut bytes = query.storage.bytes.clone();
+        for row in 0..rows * heads {
+            let start = 2 * query.row_position(row);
+            let row = &mut bytes[start..start + 2 * d];
+            fill_row(Dtype::Bf16, row, SPREAD[0], &mut random);
+        }
+        let paged = Paged::new(case, seed, 0, amount);
+        let topk = case.topk.map(|topk| {
+            let by_table = topk.by_table;
+            paged.list(
+                case,
+                &topk,
+                topk.topk,
+                by_table,
+                "topk_indices",
+                &mut random,
+            )
+        });
+        let window = case.topk.filter(|topk| topk.window > 0).map(|topk| {
+            let paged = Paged::new(case, seed, 1, amount);
+            let list = paged.list(
+                case,
+                &topk,
+                topk.window,
+                false,
+                "window.indices",
+                &mut random,
+            );
+            (paged.cache, list)
+        });
+        let lse = |strides: [usize; 2]| HostTensor {
+            storage: Storage::new("lse", vec![POISON; rows * heads * 4]),
+            offset: 0,
+            dtype: Dtype::F32,
+            shape: vec![rows, heads],
+            strides: strides.to_vec(),
+        };
+        Self {
+            num_seqs,
+            query: query.with_bytes(bytes),
+            cache: paged.cache,
+            block_table: paged.block_table,
+            seq_lens: paged.seq_lens,
+            topk,
+            window,
+            sinks: case.sinks.then(|| {
+                let sinks = (0..heads).flat_map(|_| (6.0 * random.random::<f32>()).to_le_bytes());
+                HostTensor::contiguous("sinks", Dtype::F32, &[heads], sinks.collect())
+            }),
+            out: padded("out", Dtype::Bf16, [rows, heads, 512], case.pad),
+            lse: match case.lse {
+                LseForm::Off => None,
+                LseForm::On => Some(lse([heads, 1])),
+                LseForm::HeadsFirst => Some(lse([1, rows])),
+            },
+        }
+    }
+
+    /// All tensors.
+    pub(super) fn all(&self) -> impl Iterator<Item = &HostTensor> {
+        let lists = self
+            .topk
+            .iter()
+            .chain(self.window.iter().map(|(_, list)| list));
+        [
+            &self.query,
+            &self.cache,
+            &self.block_table,
+            &self.seq_lens,
+            &self.out,
+        ]
+        .into_iter()
+        .chain(self.window.iter().map(|(cache, _)| cache))
+        .chain(lists.flat_map(|list| [&list.indices].into_iter().chain(&list.lengths)))
+        .chain(&self.sinks)
+        .chain(&self.lse)
+    }
+
+    /// What query row `row` attends to.
+    pub(super) fn tokens_of(&self, case: &EntryCase, row: usize) -> Vec<Vec<f64>> {
+        let cache = |pages| EntryCache {
+            pages,
+            block_size: case.block_size,
+            form: case.form,
+        };
+        let (seq, token) = (row / case.query_len, row % case.query_len);
+        let slot_of = |index: i64| {
+            let at = usize::try_from(index).unwrap_or(usize::MAX);
+            let column = at / case.block_size;
+            if column >= self.block_table.shape[1] {
+                return -1;
+            }
+            let block = self.block_table.integer(&[seq, column]);
+            block * case.block_size as i64 + (at % case.block_size) as i64
+        };
+        let Some(topk) = &self.topk else {
+            let hidden = (case.query_len - 1 - token) as i64;
+            let len = self.seq_lens.integer(&[seq]) - hidden;
+            let rows = (0..len).map(|at| cache(&self.cache).row(slot_of(at)));
+            return rows
+                .map(|row| row.expect("a token of the sequence"))
+                .collect();
+        };
+        let by_table = case.topk.is_some_and(|topk| topk.by_table);
+        let slots = topk.named(row).into_iter();
+        let slots = slots.map(|index| if by_table { slot_of(index) } else { index });
+        let mut rows: Vec<_> = slots
+            .filter_map(|slot| cache(&self.cache).row(slot))
+            .collect();
+        if let Some((pages, list)) = &self.window {
+            let named = list.named(row).into_iter();
+            rows.extend(named.filter_map(|slot| cache(pages).row(slot)));
+        }
+        rows
+    }
+}
+
+impl HostList {
+    /// The indices of a row that count.
+    fn named(&self, row: usize) -> Vec<i64> {
+        let all = self.indices.shape[1];
+        let len = self.lengths.as_ref().map_or(all, |lengths| {
+            usize::try_from(lengths.integer(&[row]))
+                .unwrap_or(0)
+                .min(all)
+        });
+        (0..len)
+            .map(|at| self.indices.integer(&[row, at]))
+            .collect()
+    }
+}
+
+/// A cache of entries, and where the sequences' tokens are in it.
+struct Paged {
+    cache: HostTensor,
+    block_table: HostTensor,
+    seq_lens: HostTensor,
+    /// Lengths that count.
+    tokens: Vec<usize>,
+}
+
+impl Paged {
+    /// Cache `which` of two, with sequences of the same lengths.
+    fn new(case: &EntryCase, seed: u64, which: usize, amount: Amount) -> Self {
+        let (tokens, lens) = (case.tokens(seed), case.lens.draw(seed));
+        let (name, seed) = [("cache", seed), ("window.cache", !seed)][which];
+        let rows = tokens.len() * amount.sets;
+        let blocks = |len: &usize| len.div_ceil(case.block_size);
+        let used = tokens.iter().map(blocks).sum::<usize>() * amount.sets;
+        let num_blocks = used + used / 8 + 2;
+        // Past the last block there is always one entry that must not be read.
+        let width = tokens.iter().map(blocks).max().unwrap_or(0) + 1;
+        let mut table = vec![NO_BLOCK; rows * width];
+        let mut valid = vec![0; num_blocks];
+        let mut ids = shuffled(num_blocks, seed).into_iter();
+        for (row, len) in (0..rows).zip(tokens.iter().cycle()) {
+            for at in 0..blocks(len) {
+                let id = ids.next().expect("as many blocks as were counted");
+                table[row * width + at] = i32::try_from(id).expect("cases have few blocks");
+                valid[id] = case.block_size.min(len - at * case.block_size);
+            }
+        }
+        let table = table.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let lens = (0..amount.sets).flat_map(|_| lens.iter().flat_map(|len| len.to_le_bytes()));
+        Self {
+            cache: pages(case, &valid, seed, amount.pattern_bytes, name),
+            block_table: HostTensor::contiguous("block_table", Dtype::I32, &[rows, width], table),
+            seq_lens: HostTensor::contiguous("seq_lens", Dtype::I32, &[rows], lens.collect()),
+            tokens,
+        }
+    }
+
+    /// Distinct tokens of each query token's sequence, as tokens or slots.
+    fn list(
+        &self,
+        case: &EntryCase,
+        topk: &TopK,
+        len: usize,
+        by_table: bool,
+        name: &'static str,
+        random: &mut ChaCha8Rng,
+    ) -> HostList {
+        let num_seqs = self.seq_lens.shape[0];
+        let mut indices = Vec::new();
+        let mut lengths = Vec::new();
+        for seq in 0..num_seqs {
+            let mut tokens: Vec<usize> = (0..self.tokens[seq % self.tokens.len()]).collect();
+            for token in 0..case.query_len {
+                let (chosen, _) = tokens.partial_shuffle(random, len);
+                for at in 0..len {
+                    let skipped = topk.skip_every > 0 && at % topk.skip_every == 0;
+                    let index = match chosen.get(at) {
+                        Some(_) if skipped => {
+                            [-1, i32::MAX, i32::MIN, -7][at / topk.skip_every % 4]
+                        }
+                        Some(&token) if by_table => small(token),
+                        Some(&token) => self.slot(case, seq, token),
+                        None => -1,
+                    };
+                    indices.extend(index.to_le_bytes());
+                }
+                // None, some, all, more than there are.
+                let length = [len / 2, 0, len, len + 5, 1][(seq * case.query_len + token) % 5];
+                lengths.extend(small(length).to_le_bytes());
+            }
+        }
+        let rows = num_seqs * case.query_len;
+        HostList {
+            indices: HostTensor::contiguous(name, Dtype::I32, &[rows, len], indices),
+            lengths: topk.has_lengths.then(|| {
+                let name = if name == "topk_indices" {
+                    "topk_length"
+                } else {
+                    "window.length"
+                };
+                HostTensor::contiguous(name, Dtype::I32, &[rows], lengths)
+            }),
+        }
+    }
+
+    fn slot(&self, case: &EntryCase, seq: usize, token: usize) -> i32 {
+        let block = self.block_table.integer(&[seq, token / case.block_size]);
+        let block = usize::try_from(block).expect("a block");
+        small(block * case.block_size + token % case.block_size)
+    }
+}
+
+fn small(number: usize) -> i32 {
+    i32::try_from(number).expect("cases have few slots")
+}
+
+/// Pages whose block `id` holds `valid[id]` tokens, the rest poison; or a repeated pattern of full ones.
+fn pages(
+    case: &EntryCase,
+    valid: &[usize],
+    seed: u64,
+    pattern_bytes: usize,
+    name: &'static str,
+) -> HostTensor {
+    let slots = case.block_size;
+    let page = slots * case.entry_bytes();
+    // V4's pages are padded to a multiple of 576 bytes.
+    let stride = match case.form {
+        EntryForm::Fp8Ds => page,
+        EntryForm::V4 => page.next_multiple_of(576),
+    };
+    let pattern = pattern_blocks(valid.len(), stride, pattern_bytes);
+    let mut bytes = vec![POISON; pattern * stride];
+    bytes
+        .par_chunks_mut(stride)
+        .enumerate()
+        .for_each(|(id, block)| {
+            let tokens = if pattern == valid.len() {
+                valid[id]
+            } else {
+                slots
+            };
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            random.set_stream(2 + id as u64);
+            for slot in 0..tokens {
+                fill_entry(case, block, slot, &mut random);
+            }
+        });
+    let shape = match case.form {
+        EntryForm::Fp8Ds => vec![valid.len(), slots, 656],
+        EntryForm::V4 => vec![valid.len(), page],
+    };
+    HostTensor {
+        storage: Storage::repeating(name, bytes, valid.len() * stride),
+        offset: 0,
+        dtype: Dtype::U8,
+        strides: match case.form {
+            EntryForm::Fp8Ds => vec![stride, 656, 1],
+            EntryForm::V4 => vec![stride, 1],
+        },
+        shape,
+    }
+}
+
+/// A random entry whose values spread as keys do; no two neighbouring groups have the same scale.
+fn fill_entry(case: &EntryCase, block: &mut [u8], slot: usize, random: &mut ChaCha8Rng) {
+    let at = match case.form {
+        EntryForm::Fp8Ds => slot * 656,
+        EntryForm::V4 => slot * 576,
+    };
+    let (values, rope) = match case.form {
+        EntryForm::Fp8Ds => (512, 528),
+        EntryForm::V4 => (448, 448),
+    };
+    fill_row(Dtype::F8E4m3, &mut block[at..at + values], 1.0, random);
+    fill_row(
+        Dtype::Bf16,
+        &mut block[at + rope..at + rope + 128],
+        SPREAD[1],
+        random,
+    );
+    match case.form {
+        EntryForm::Fp8Ds => {
+            for group in 0..4 {
+                let scale = if case.round_scales {
+                    2f32.powi(-7 + random.random_range(0..3))
+                } else {
+                    (0.6 + 0.8 * random.random::<f32>()) / 60.0
+                };
+                let at = at + 512 + 4 * group;
+                block[at..at + 4].copy_from_slice(&scale.to_le_bytes());
+            }
+        }
+        EntryForm::V4 => {
+            let at = case.block_size * 576 + slot * 8;
+            for group in 0..7 {
+                block[at + group] = 127 - 7 + random.random_range(0..3u8);
+            }
+            block[at + 7] = 0;
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Compaction: the blocks that block tables or indices refer to, and no others, in a cache of their own, and
+//! the references by their new names.
+//!
+//! Five launches at most, whatever the references say: nothing waits for the host, the workspace is bounded by
+//! the pool (eight bytes a block), and all of it can be captured. New ids follow the order of the old ones,
+//! so equal references give equal bytes. If more blocks are wanted than the compact cache has, those with the
+//! largest ids have no place, and what refers to them becomes −1; `num_wanted` says how many there were.
+//!
+//! **When.** Compaction pays where a pool as a whole is too large to be touched: to send the blocks of some
+//! sequences elsewhere (host, another device), or to dequantise once what many layers' or steps' readers
+//! share. It moves whole blocks: for chosen tokens (`topk` of them, scattered) [`super::GatherRows::TopK`]
+//! moves only those and needs one launch; and [`super::DecodeRequest`] reads pools as they are, of every
+//! dtype, with no copy at all.
+
+use std::fmt;
+
+use gpu_kernels::divider::Divider;
+use gpu_kernels::entry::Variant;
+use gpu_kernels::kernels::{compact, gather};
+use gpu_kernels::params::{CompactParams, GatherParams, KernelParams};
+
+use super::cache_side::{alignment, byte_stride};
+use super::checks::{count, named};
+use super::copy_blocks::check_blocks;
+use super::device_check::workspace_base;
+use crate::error::{RequestError, Result};
+use crate::plan::variants;
+use crate::runtime::{Launch, Launcher};
+use crate::tensor::{Dtype, TensorView, TensorViewMut};
+
+/// What is wanted.
+#[derive(Debug)]
+pub struct CompactRequest<'a> {
+    /// Pools and their compact caches, `[num_blocks, ..]` and `[num_compact_blocks, ..]`: keys and values,
+    /// say, or several layers, of any forms as long as all have the same numbers of blocks. Of each, a block
+    /// fills one piece of memory, ordered alike on both sides. Blocks past `num_wanted` stay as they are.
+    pub caches: Vec<(TensorView<'a>, TensorViewMut<'a>)>,
+    /// Tokens per block.
+    pub block_size: usize,
+    /// What refers to blocks, and where the new names go.
+    pub references: CompactReferences<'a>,
+    /// `[1]`, i32: how many blocks are referred to.
+    pub num_wanted: TensorViewMut<'a>,
+}
+
+/// What refers to blocks.
+#[derive(Debug)]
+pub enum CompactReferences<'a> {
+    /// Whole sequences.
+    Tables {
+        /// `[num_seqs, max_num_blocks_per_seq]`, i32; entries past a sequence's tokens are not read.
+        block_table: TensorView<'a>,
+        /// `[num_seqs]`, i32, contiguous.
+        seq_lens: TensorView<'a>,
+        /// As `block_table`, with the new ids; entries past a sequence's tokens stay as they are.
+        renamed: TensorViewMut<'a>,
+    },
+    /// Chosen tokens.
+    Slots {
+        /// `[n]` or `[num_tokens, topk]`, contiguous i32: `block * block_size + offset`; negative ones, and
+        /// those outside the cache, become −1.
+        slots: TensorView<'a>,
+        /// As `slots`, in the compact cache.
+        renamed: TensorViewMut<'a>,
+    },
+}
+
+/// A request whose tensors agree with each other.
+#[derive(Debug)]
+pub struct CheckedCompact<'a> {
+    /// Without the workspace's addresses.
+    params: CompactParams,
+    /// One for each pair of caches; likewise.
+    gathers: Vec<BlockGather>,
+    _request: CompactRequest<'a>,
+}
+
+/// How the blocks of one pool are copied.
+#[derive(Clone, Copy, Debug)]
+struct BlockGather {
+    launch: Launch,
+    params: GatherParams,
+}
+
+/// What was decided: prints as one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompactPlan {
+    launches: Vec<Launch>,
+    num_blocks: u32,
+    num_compact_blocks: u32,
+}
+
+impl<'a> CompactRequest<'a> {
+    /// Checks every tensor against the others.
+    ///
+    /// # Errors
+    /// [`crate::error::RequestError`] naming the first tensor that does not fit.
+    pub fn check(self) -> Result<CheckedCompact<'a>> {
+        let num_wanted = named("num_wanted", self.num_wanted.view());
+        num_wanted.indices::<1>(Dtype::I32, "[1]")?;
+        num_wanted.shape("[1]", &[1])?;
+        let block_size = count("block_size", self.block_size)?;
+        let ([num_blocks, num_compact_blocks], gathers) = self.gathers()?;
+        if block_size == 0 || i64::from(block_size) * i64::from(num_compact_blocks) > 1 << 31 {
+            return Err(RequestError::Value {
+                name: "block_size",
+                expected: "at least 1, with compact slots that fit an i32".into(),
+                got: block_size.to_string(),
+            }
+            .into());
+        }
+        let mut params = CompactParams {
+            references: 0,
+            seq_lens: 0,
+            renamed: 0,
+            marks: 0,
+            new_ids: 0,
+            old_ids: 0,
+            num_wanted: self.num_wanted.view().address(),
+            stride_references: 0,
+            stride_renamed: 0,
+            num_rows: 0,
+            max_num_blocks_per_seq: 0,
+            block_size: Divider::new(block_size),
+            num_blocks,
+            num_compact_blocks,
+            reserved: 0,
+        };
+        self.references(&mut params)?;
+        Ok(CheckedCompact {
+            params,
+            gathers,
+            _request: self,
+        })
+    }
+
+    /// How many blocks there are, before and after; and how they are copied: each new id is a row of a
+    /// gather, whose token is the old one.
+    fn gathers(&self) -> Result<([u32; 2], Vec<BlockGather>), RequestError> {
+        let mut blocks = None;
+        let mut gathers = Vec::new();
+        for (pool, compact) in &self.caches {
+            let block_bytes = check_blocks(pool, compact.view())?;
+            let these = [pool.shape()[0], compact.view().shape()[0]];
+            if *blocks.get_or_insert(these) != these {
+                let expected =
+                    format!("{blocks:?} blocks, as the first pool and its compact cache");
+                return Err(named("source", pool).wrong_shape(expected));
+            }
+            let [num_blocks, num_rows] = these;
+            let (stride_cache_block, stride_out_row) =
+                (byte_stride(pool, 0), byte_stride(compact.view(), 0));
+            let unit = alignment(&[
+                pool.address(),
+                compact.view().address(),
+                stride_cache_block.cast_unsigned(),
+                stride_out_row.cast_unsigned(),
+                block_bytes,
+            ]);
+            let row_units = usize::try_from(block_bytes / u64::from(unit)).unwrap_or(usize::MAX);
+            let params = GatherParams {
+                cache: pool.address(),
+                out: compact.view().address(),
+                scale: 0,
+                block_table: 0,
+                rows: 0,
+                seqs: 0,
+                check: 0,
+                stride_cache_block,
+                stride_cache_slot: 0,
+                stride_out_row,
+                stride_out_seq: 0,
+                stride_block_table: 0,
+                num_rows: count("num_compact_blocks", num_rows)?,
+                num_seqs: 0,
+                rows_per_seq: Divider::new(1),
+                mode: GatherParams::INDICES,
+                block_size: Divider::new(1),
+                num_blocks: count("num_blocks", num_blocks)?,
+                max_num_blocks_per_seq: 0,
+                zero_missing: 0,
+                unit,
+                row_units: count("bytes of a block", row_units)?,
+            };
+            let grid = gather::grid(params.num_rows, params.row_units).ok_or_else(|| {
+                named("source", pool).wrong_shape("blocks of less than 2^27 bytes".into())
+            })?;
+            let launch = launch(Variant::GatherCopy, grid, 0);
+            gathers.push(BlockGather { launch, params });
+        }
+        let [num_blocks, num_compact_blocks] = blocks.unwrap_or([0; 2]);
+        let blocks = [
+            count("num_blocks", num_blocks)?,
+            count("num_compact_blocks", num_compact_blocks)?,
+        ];
+        Ok((blocks, gathers))
+    }
+
+    fn references(&self, params: &mut CompactParams) -> Result<(), RequestError> {
+        match &self.references {
+            CompactReferences::Tables {
+                block_table,
+                seq_lens,
+                renamed,
+            } => {
+                let form = "[num_seqs, max_num_blocks_per_seq]";
+                let [num_seqs, width] =
+                    named("block_table", block_table).indices(Dtype::I32, form)?;
+                let lens = named("seq_lens", seq_lens);
+                lens.indices::<1>(Dtype::I32, "[num_seqs]")?;
+                lens.shape("[num_seqs]", &[num_seqs])?;
+                let names = named("renamed", renamed.view());
+                names.indices::<2>(Dtype::I32, form)?;
+                names.shape(form, &[num_seqs, width])?;
+                params.references = block_table.address();
+                params.seq_lens = seq_lens.address();
+                params.renamed = renamed.view().address();
+                params.stride_references = byte_stride(block_table, 0) / 4;
+                params.stride_renamed = byte_stride(renamed.view(), 0) / 4;
+                params.num_rows = count("num_seqs", num_seqs)?;
+                params.max_num_blocks_per_seq = count("max_num_blocks_per_seq", width)?;
+            }
+            CompactReferences::Slots { slots, renamed } => {
+                for (name, view) in [("slots", slots), ("renamed", renamed.view())] {
+                    let slots = named(name, view);
+                    slots.dtype(&[Dtype::I32])?;
+                    slots.contiguous_from(0)?;
+                    slots.aligned(4)?;
+                }
+                named("renamed", renamed.view()).shape("as `slots`", slots.shape())?;
+                params.references = slots.address();
+                params.renamed = renamed.view().address();
+                params.num_rows = count("slots", slots.shape().iter().product())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn launch(variant: Variant, grid: [u32; 3], shared_bytes: u32) -> Launch {
+    Launch {
+        kernel: variants::entry(variant).id,
+        grid,
+        shared_bytes,
+        overlaps_previous: false,
+    }
+}
+
+impl CheckedCompact<'_> {
+    /// What will be launched: a pure function of shapes.
+    pub fn plan(&self) -> CompactPlan {
+        let params = &self.params;
+        let walk = compact::walk_grid(params.num_rows, params.seq_lens == 0);
+        let number = compact::number_grid(params.num_blocks);
+        let names = [
+            launch(Variant::CompactMark, walk, 0),
+            launch(Variant::CompactNumber, number, compact::SHARED_BYTES),
+            launch(Variant::CompactRename, walk, 0),
+        ];
+        let gathers = self.gathers.iter().map(|gather| gather.launch);
+        CompactPlan {
+            launches: names.into_iter().chain(gathers).collect(),
+            num_blocks: params.num_blocks,
+            num_compact_blocks: params.num_compact_blocks,
+        }
+    }
+
+    /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.
+    ///
+    /// # Errors
+    /// [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the
+    /// plan's [`CompactPlan::workspace_bytes`]; whatever the launcher reports.
+    pub fn launch(
+        &self,
+        plan: &CompactPlan,
+        workspace: &mut TensorViewMut<'_>,
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        let base = workspace_base(workspace, plan.workspace_bytes())?;
+        let [marks, new_ids, old_ids] = plan.parts().map(|at| base + at as u64);
+        let params = CompactParams {
+            marks,
+            new_ids,
+            old_ids,
+            ..self.params
+        };
+        let (names, gathers) = plan.launches.split_at(3);
+        // SAFETY: the marks lie in the workspace, whose size was checked.
+        unsafe { launcher.zero(marks, 4 * plan.num_blocks as usize)? };
+        for (launch, is_walk) in names.iter().zip([true, false, true]) {
+            if is_walk && params.num_rows == 0 {
+                continue;
+            }
+            // SAFETY: views and workspace are valid until the launch has finished, as their makers promised;
+            // `check()` made shapes and strides agree.
+            unsafe { launcher.launch(launch, params.as_bytes())? };
+        }
+        for (launch, gather) in gathers.iter().zip(&self.gathers) {
+            let params = GatherParams {
+                rows: old_ids,
+                ..gather.params
+            };
+            if params.num_rows > 0 {
+                // SAFETY: as above; the ids are those of blocks of the pool.
+                unsafe { launcher.launch(launch, params.as_bytes())? };
+            }
+        }
+        Ok(())
+    }
+}
+
+impl CompactPlan {
+    /// Where marks, new ids and old ids begin in the workspace.
+    fn parts(&self) -> [usize; 3] {
+        let ids = (4 * self.num_blocks as usize).next_multiple_of(256);
+        [0, ids, 2 * ids]
+    }
+    /// Bytes of workspace that [`CheckedCompact::launch`] needs.
+    pub fn workspace_bytes(&self) -> usize {
+        self.parts()[2] + 4 * self.num_compact_blocks as usize
+    }
+    /// The launches, in order: what to prepare before a graph is captured.
+    pub fn launches(&self) -> impl Iterator<Item = &Launch> {
+        self.launches.iter()
+    }
+}
+
+impl fmt::Display for CompactPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self
+            .launches()
+            .map(|launch| launch.kernel.entry().name)
+            .collect();
+        write!(
+            f,
+            "{}, {} bytes of workspace",
+            names.join(", "),
+            self.workspace_bytes()
+        )
+    }
+}

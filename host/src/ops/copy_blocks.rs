@@ -1,0 +1,257 @@
+//! `copy_blocks` and `swap_blocks`: whole blocks of a cache to other places of the same one (prefix sharing,
+//! copy on write), or of another one: also to and from pinned host memory, which a GPU reads and writes by
+//! its address ([`crate::runtime::Pinned`]).
+//!
+//! Which blocks, is in device memory, and the launch depends on the number of pairs alone: it can be captured,
+//! and pairs that are not needed this time are −1. One launch copies the blocks of all layers' keys and
+//! values, if their addresses are in a table.
+
+use std::fmt;
+
+use gpu_kernels::entry::Variant;
+use gpu_kernels::kernels::copy_blocks;
+use gpu_kernels::params::{CopyBlocksParams, KernelParams};
+
+use super::cache_side::{alignment, byte_stride};
+use super::checks::{count, named};
+use super::concat_and_cache_mla_grouped::CacheTable;
+use super::device_check::{CHECK_BYTES, CheckMode, workspace_base};
+use crate::error::{RequestError, Result};
+use crate::plan::variants;
+use crate::runtime::{Launch, Launcher};
+use crate::tensor::{Dtype, TensorView, TensorViewMut};
+
+/// What is wanted.
+#[derive(Debug)]
+pub struct CopyBlocksRequest<'a> {
+    /// From where to where.
+    pub caches: BlockCaches<'a>,
+    /// `[num_pairs, 2]`, i64: source block, target block. Pairs with a negative number, and blocks outside
+    /// the caches, are skipped. No target may be another pair's source or target.
+    pub pairs: TensorView<'a>,
+    /// Whether blocks outside the caches are reported, in the workspace's check record; `seq` is then the
+    /// pair, and `position` 0 for its source, 1 for its target. The other pairs are copied all the same.
+    pub check: CheckMode,
+}
+
+/// Caches between which blocks are copied. Of each, a block (`[block, ..]`) fills one piece of memory, in any
+/// order of its dimensions, which is the same in source and target; any dtype.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one is made for each launch")]
+pub enum BlockCaches<'a> {
+    /// Within one cache, `[num_blocks, ..]`.
+    Within(TensorViewMut<'a>),
+    /// From one to another, `[num_blocks, ..]` each.
+    Between {
+        /// Read.
+        source: TensorView<'a>,
+        /// Written.
+        target: TensorViewMut<'a>,
+    },
+    /// From each cache of a table to the one at the same place of another (or the same) table.
+    Tables {
+        /// Read.
+        source: CacheTable<'a>,
+        /// Written.
+        target: CacheTable<'a>,
+    },
+}
+
+/// A request whose tensors agree with each other.
+#[derive(Debug)]
+pub struct CheckedCopyBlocks<'a> {
+    request: CopyBlocksRequest<'a>,
+    launch: Launch,
+    params: CopyBlocksParams,
+    is_empty: bool,
+}
+
+/// What was decided: prints as one line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyBlocksPlan {
+    launch: Launch,
+    check: CheckMode,
+}
+
+impl<'a> CopyBlocksRequest<'a> {
+    /// Checks every tensor against the others.
+    ///
+    /// # Errors
+    /// [`crate::error::RequestError`] naming the first tensor that does not fit.
+    pub fn check(self) -> Result<CheckedCopyBlocks<'a>> {
+        let pairs = named("pairs", &self.pairs);
+        let [num_pairs, two] = pairs.indices(Dtype::I64, "[num_pairs, 2]")?;
+        if two != 2 {
+            return Err(pairs.wrong_shape("[num_pairs, 2]".into()).into());
+        }
+        let (source, target) = match &self.caches {
+            BlockCaches::Within(cache) => (cache.view(), cache.view()),
+            BlockCaches::Between { source, target } => (source, target.view()),
+            BlockCaches::Tables { source, target } => (&source.cache, &target.cache),
+        };
+        let block_bytes = check_blocks(source, target)?;
+        let (tables, num_caches) = match &self.caches {
+            BlockCaches::Tables { source, target } => check_tables(source, target)?,
+            _ => ([0; 2], 1),
+        };
+        let strides = [source, target].map(|view| byte_stride(view, 0));
+        let unit = alignment(&[
+            source.address(),
+            target.address(),
+            strides[0].cast_unsigned(),
+            strides[1].cast_unsigned(),
+            block_bytes,
+        ]);
+        let units = block_bytes / u64::from(unit);
+        let units = count(
+            "bytes of a block",
+            usize::try_from(units).unwrap_or(usize::MAX),
+        )?;
+        let grid = copy_blocks::grid(units, count("num_pairs", num_pairs)?, num_caches)
+            .ok_or_else(|| RequestError::Value {
+                name: "num_pairs",
+                expected: "at most 65535, of at most 65535 caches".into(),
+                got: format!("{num_pairs} of {num_caches}"),
+            })?;
+        let params = CopyBlocksParams {
+            source_table: tables[0],
+            target_table: tables[1],
+            source: source.address(),
+            target: target.address(),
+            pairs: self.pairs.address(),
+            check: 0,
+            stride_source: strides[0],
+            stride_target: strides[1],
+            stride_pairs: byte_stride(&self.pairs, 0),
+            num_blocks_source: count("num_blocks", source.shape()[0])?,
+            num_blocks_target: count("num_blocks", target.shape()[0])?,
+            unit,
+            units,
+        };
+        Ok(CheckedCopyBlocks {
+            launch: Launch {
+                kernel: variants::entry(Variant::CopyBlocks).id,
+                grid,
+                shared_bytes: 0,
+                overlaps_previous: true,
+            },
+            params,
+            is_empty: num_pairs == 0 || num_caches == 0 || units == 0,
+            request: self,
+        })
+    }
+}
+
+/// Blocks that are alike on both sides: bytes of one.
+pub(super) fn check_blocks(
+    source_view: &TensorView<'_>,
+    target_view: &TensorView<'_>,
+) -> Result<u64, RequestError> {
+    let (source, target) = (named("source", source_view), named("target", target_view));
+    let dtype = source_view.dtype();
+    target.dtype(&[dtype])?;
+    let shape = source_view.shape();
+    if shape.len() < 2 {
+        return Err(source.wrong_shape("[num_blocks, ..], two dimensions at least".into()));
+    }
+    if target_view.shape().len() != shape.len() || target_view.shape()[1..] != shape[1..] {
+        return Err(
+            target.wrong_shape(format!("[num_blocks, ..] with blocks of {:?}", &shape[1..]))
+        );
+    }
+    source.dense_from(1)?;
+    target.dense_from(1)?;
+    let inner = |view: &TensorView<'_>| -> Vec<i64> {
+        (1..shape.len()).map(|dim| byte_stride(view, dim)).collect()
+    };
+    if inner(source_view) != inner(target_view) {
+        return Err(RequestError::Stride {
+            tensor: "target",
+            expected: format!(
+                "blocks ordered as the source's, {:?}",
+                source_view.strides()
+            ),
+            got: target_view.strides().to_vec(),
+        });
+    }
+    let values: usize = shape[1..].iter().product();
+    Ok(values as u64 * dtype.size() as u64)
+}
+
+/// Two tables of as many caches: their addresses, and how many.
+fn check_tables(
+    source: &CacheTable<'_>,
+    target: &CacheTable<'_>,
+) -> Result<([u64; 2], u32), RequestError> {
+    let addresses = named("source", &source.addresses);
+    let [num_caches] = addresses.indices(Dtype::I64, "[num_caches]")?;
+    let others = named("target", &target.addresses);
+    others.indices::<1>(Dtype::I64, "[num_caches]")?;
+    others.shape("[num_caches]", &[num_caches])?;
+    let tables = [&source.addresses, &target.addresses].map(TensorView::address);
+    Ok((tables, count("num_caches", num_caches)?))
+}
+
+impl CheckedCopyBlocks<'_> {
+    /// What will be launched: a pure function of shapes.
+    pub fn plan(&self) -> CopyBlocksPlan {
+        CopyBlocksPlan {
+            launch: self.launch,
+            check: self.request.check,
+        }
+    }
+
+    /// Enqueues the one kernel. Allocates nothing and waits for nothing.
+    ///
+    /// # Errors
+    /// [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the
+    /// plan's [`CopyBlocksPlan::workspace_bytes`]; whatever the launcher reports.
+    pub fn launch(
+        &self,
+        plan: &CopyBlocksPlan,
+        workspace: &mut TensorViewMut<'_>,
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        let check = match plan.check {
+            CheckMode::Off => 0,
+            CheckMode::Device => {
+                let check = workspace_base(workspace, CHECK_BYTES)?;
+                // SAFETY: the record lies in the workspace, whose size was checked.
+                unsafe { launcher.zero(check, CHECK_BYTES)? };
+                check
+            }
+        };
+        if self.is_empty {
+            return Ok(());
+        }
+        let params = CopyBlocksParams {
+            check,
+            ..self.params
+        };
+        // SAFETY: views, caches and workspace are valid until the launch has finished, as their makers
+        // promised; `check()` made shapes and strides agree.
+        unsafe { launcher.launch(&plan.launch, params.as_bytes()) }
+    }
+}
+
+impl CopyBlocksPlan {
+    /// Bytes of workspace that [`CheckedCopyBlocks::launch`] needs: 0 unless bad blocks are reported.
+    pub fn workspace_bytes(&self) -> usize {
+        match self.check {
+            CheckMode::Off => 0,
+            CheckMode::Device => CHECK_BYTES,
+        }
+    }
+    /// The launches, in order: what to prepare before a graph is captured.
+    pub fn launches(&self) -> impl Iterator<Item = &Launch> {
+        std::iter::once(&self.launch)
+    }
+}
+
+impl fmt::Display for CopyBlocksPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entry = self.launch.kernel.entry();
+        let (name, grid, threads) = (entry.name, self.launch.grid, entry.threads);
+        write!(f, "{name} grid {grid:?} x {threads} threads")
+    }
+}

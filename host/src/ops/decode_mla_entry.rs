@@ -1,0 +1,343 @@
+//! Decode attention over a paged latent (MLA) cache of FP8 entries: all tokens of a sequence, or those that index
+//! lists name.
+//!
+//! As [`super::DecodeMlaRequest`], with rows that are entries of 656 bytes (`fp8_ds_mla`) or DeepSeek V4's of 584: a
+//! value is `e4m3 * scale`, the scale its group's, rounded to bf16. That is exact for scales that are powers of two,
+//! as V4's are and as current writers make the others; a 656-byte scale is taken as it is stored.
+//!
+//! With index lists each query token attends to the tokens that its own lists name, in one softmax; indices that are
+//! negative or outside the cache are skipped, and a token that is named twice counts twice. A query token that sees
+//! nothing gives 0 and an lse of −inf.
+
+use gpu_kernels::divider::Divider;
+use gpu_kernels::mla_entry::{EntryForm, fp8_ds, v4};
+use gpu_kernels::params::EntryList;
+
+use super::cache_side::byte_stride;
+use super::checks::{count, grid_count, named, scale};
+use super::concat_and_cache_mla::check_entries;
+use super::decode::DecodeOptions;
+use super::device_check::CheckMode;
+use crate::error::{RequestError, Result};
+use crate::tensor::{Dtype, TensorView, TensorViewMut};
+
+/// What is wanted.
+#[derive(Debug)]
+pub struct DecodeMlaEntryRequest<'a> {
+    /// `[num_seqs, query_len, num_query_heads, head_size]`, bf16, of 576 values (656-byte form) or 512 (V4's); any
+    /// strides that are multiples of 2.
+    pub query: TensorView<'a>,
+    /// How the caches store a token.
+    pub form: EntryForm,
+    /// `[num_blocks, block_size, 656]`, u8, strides multiples of 16; V4: `[num_blocks, page_bytes]`.
+    pub cache: TensorView<'a>,
+    /// Tokens per block of `cache`.
+    pub block_size: usize,
+    /// Which of its tokens a query token attends to.
+    pub tokens: EntryTokens<'a>,
+    /// `[num_query_heads]`, f32, natural logarithm, if wanted: `exp(sink)` is added to the softmax's denominator, and
+    /// not to the lse.
+    pub sinks: Option<TensorView<'a>>,
+    /// `[num_seqs, query_len, num_query_heads, 512]`, bf16; any strides that are multiples of 4.
+    pub out: TensorViewMut<'a>,
+    /// `[num_seqs, query_len, num_query_heads]`, f32, natural logarithm; if wanted.
+    pub lse: Option<TensorViewMut<'a>>,
+    /// Multiplies query · row.
+    pub softmax_scale: f32,
+    /// The rest. With index lists neither `max_seq_len` nor checks: bad indices are skipped.
+    pub options: DecodeOptions,
+}
+
+/// Which tokens a query token attends to.
+#[derive(Clone, Copy, Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a request lives on the stack, once"
+)]
+pub enum EntryTokens<'a> {
+    /// All up to itself; the query tokens are the last of their sequence.
+    All {
+        /// `[num_seqs, max_num_blocks_per_seq]`, i32. Entries past a sequence's last block are not read.
+        block_table: TensorView<'a>,
+        /// `[num_seqs]`, i32: tokens in the cache, this step's included. 0 is an empty sequence.
+        seq_lens: TensorView<'a>,
+    },
+    /// Those of a list.
+    TopK {
+        /// `[num_seqs, query_len, topk]`, i32.
+        topk_indices: TensorView<'a>,
+        /// `[num_seqs]` or `[num_seqs, query_len]`, i32: how many of them count, the first ones; all if none.
+        topk_length: Option<TensorView<'a>>,
+        /// `[num_seqs, max_num_blocks_per_seq]`, i32: indices are tokens of the sequence. If none they are slots of
+        /// the cache, `block * block_size + offset`.
+        block_table: Option<TensorView<'a>>,
+        /// A second list over a second cache of the same form: V4's sliding window.
+        window: Option<WindowTokens<'a>>,
+    },
+}
+
+/// Tokens of a second cache.
+#[derive(Clone, Copy, Debug)]
+pub struct WindowTokens<'a> {
+    /// As the request's.
+    pub cache: TensorView<'a>,
+    /// Tokens per block of `cache`.
+    pub block_size: usize,
+    /// `[num_seqs, query_len, window]`, i32: slots of `cache`.
+    pub indices: TensorView<'a>,
+    /// `[num_seqs]` or `[num_seqs, query_len]`, i32: how many of them count, the first ones; all if none.
+    pub length: Option<TensorView<'a>>,
+}
+
+/// A request whose tensors agree with each other.
+#[derive(Debug)]
+pub struct CheckedDecodeMlaEntry<'a> {
+    pub(super) request: DecodeMlaEntryRequest<'a>,
+    pub(super) num_seqs: u32,
+    pub(super) query_len: u32,
+    pub(super) num_query_heads: u32,
+    pub(super) num_blocks: u32,
+    pub(super) lists: [EntryList; 2],
+    /// Entries of the lists, or tokens of the longest sequence.
+    pub(super) num_positions: u32,
+}
+
+impl<'a> DecodeMlaEntryRequest<'a> {
+    /// Checks every tensor against the others, in the order of the fields.
+    ///
+    /// # Errors
+    /// [`RequestError`] naming the first tensor that does not fit.
+    pub fn check(self) -> Result<CheckedDecodeMlaEntry<'a>> {
+        let query = named("query", &self.query);
+        query.dtype(&[Dtype::Bf16])?;
+        let form = "[num_seqs, query_len, num_query_heads, head_size]";
+        let [num_seqs, query_len, num_query_heads, _] = query.rank(form)?;
+        let head_size = match self.form {
+            EntryForm::Fp8Ds => fp8_ds::LATENTS + fp8_ds::ROPE,
+            EntryForm::V4 => v4::VALUES + v4::ROPE,
+        };
+        let shape = [num_seqs, query_len, num_query_heads, head_size as usize];
+        query.shape(form, &shape)?;
+        query.strides(2)?;
+        query.aligned(4)?;
+        if query_len.saturating_mul(num_query_heads) == 0 {
+            return Err(query
+                .wrong_shape(format!("{form}, none of the middle ones 0"))
+                .into());
+        }
+
+        let is_v4 = self.form == EntryForm::V4;
+        let first = cache_list("cache", is_v4, &self.cache, self.block_size)?;
+        let num_blocks = count("num_blocks", self.cache.shape()[0])?;
+        let rows = [num_seqs, query_len];
+        let (lists, num_positions) = match &self.tokens {
+            EntryTokens::All {
+                block_table,
+                seq_lens,
+            } => {
+                let tokens = nameable(block_table, num_seqs, self.block_size)?;
+                let seq_lens = named("seq_lens", seq_lens);
+                seq_lens.dtype(&[Dtype::I32])?;
+                seq_lens.shape("[num_seqs]", &[num_seqs])?;
+                seq_lens.strides(1)?;
+                seq_lens.aligned(4)?;
+                let bound = self.options.max_seq_len.unwrap_or(tokens);
+                if bound > tokens {
+                    return Err(RequestError::Value {
+                        name: "max_seq_len",
+                        expected: format!(
+                            "at most the {tokens} tokens that `block_table` can name"
+                        ),
+                        got: bound.to_string(),
+                    }
+                    .into());
+                }
+                ([first, NO_LIST], bound)
+            }
+            EntryTokens::TopK {
+                topk_indices,
+                topk_length,
+                block_table,
+                window,
+            } => {
+                let mut first = first;
+                index_list(
+                    &mut first,
+                    ("topk_indices", topk_indices),
+                    ("topk_length", topk_length.as_ref()),
+                    rows,
+                )?;
+                if let Some(block_table) = block_table {
+                    first.num_tokens = nameable(block_table, num_seqs, self.block_size)?;
+                }
+                let mut second = NO_LIST;
+                if let Some(window) = window {
+                    second = cache_list("window.cache", is_v4, &window.cache, window.block_size)?;
+                    let indices = ("window.indices", &window.indices);
+                    let length = ("window.length", window.length.as_ref());
+                    index_list(&mut second, indices, length, rows)?;
+                }
+                let len = first.len as usize + second.len as usize;
+                ([first, second], count("topk + window", len)?)
+            }
+        };
+
+        if let Some(sinks) = &self.sinks {
+            let sinks = named("sinks", sinks);
+            sinks.dtype(&[Dtype::F32])?;
+            sinks.shape("[num_query_heads]", &[num_query_heads])?;
+            sinks.contiguous_from(0)?;
+            sinks.aligned(4)?;
+        }
+        let out = named("out", self.out.view());
+        out.dtype(&[Dtype::Bf16])?;
+        let form = "[num_seqs, query_len, num_query_heads, 512]";
+        out.shape(form, &[num_seqs, query_len, num_query_heads, 512])?;
+        out.strides(4)?;
+        out.aligned(8)?;
+        if let Some(lse) = &self.lse {
+            let lse = named("lse", lse.view());
+            lse.dtype(&[Dtype::F32])?;
+            let form = "[num_seqs, query_len, num_query_heads]";
+            lse.shape(form, &[num_seqs, query_len, num_query_heads])?;
+            lse.no_negative_strides()?;
+            lse.aligned(4)?;
+        }
+        scale("softmax_scale", self.softmax_scale)?;
+        self.check_options()?;
+        count("query_len * num_query_heads", query_len * num_query_heads)?;
+        if self.is_sparse() {
+            grid_count("num_seqs * query_len", num_seqs.saturating_mul(query_len))?;
+        }
+        Ok(CheckedDecodeMlaEntry {
+            num_seqs: grid_count("num_seqs", num_seqs)?,
+            query_len: grid_count("query_len", query_len)?,
+            num_query_heads: count("num_query_heads", num_query_heads)?,
+            num_blocks,
+            lists,
+            num_positions,
+            request: self,
+        })
+    }
+
+    /// Whether tokens are chosen by index lists.
+    pub(super) fn is_sparse(&self) -> bool {
+        matches!(self.tokens, EntryTokens::TopK { .. })
+    }
+
+    /// What index lists leave no use for is not given.
+    fn check_options(&self) -> Result<(), RequestError> {
+        let refuse = |name, got: String| {
+            Err(RequestError::Value {
+                name,
+                expected: "absent with index lists, whose bad indices are skipped".into(),
+                got,
+            })
+        };
+        match self.options.max_seq_len {
+            Some(tokens) if self.is_sparse() => return refuse("max_seq_len", tokens.to_string()),
+            _ => {}
+        }
+        match self.options.check {
+            CheckMode::Device if self.is_sparse() => refuse("check", "CheckMode::Device".into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// No second list.
+const NO_LIST: EntryList = EntryList {
+    cache: 0,
+    indices: 0,
+    lens: 0,
+    stride_block: 0,
+    stride_slot: 0,
+    stride_indices_seq: 0,
+    stride_indices_token: 0,
+    stride_lens_seq: 0,
+    stride_lens_token: 0,
+    block_size: Divider::new(1),
+    num_slots: 0,
+    len: 0,
+    num_tokens: 0,
+};
+
+/// A cache without indices.
+fn cache_list(
+    name: &'static str,
+    is_v4: bool,
+    cache: &TensorView<'_>,
+    block_size: usize,
+) -> Result<EntryList, RequestError> {
+    if block_size == 0 {
+        return Err(RequestError::Value {
+            name: "block_size",
+            expected: "at least 1".into(),
+            got: "0".into(),
+        });
+    }
+    let num_blocks = check_entries(named(name, cache), is_v4, block_size)?;
+    // Within a page the kernel's byte offsets are 32-bit.
+    count(
+        "block_size * 584",
+        block_size.saturating_mul(v4::BYTES as usize),
+    )?;
+    let num_slots = num_blocks.saturating_mul(block_size);
+    Ok(EntryList {
+        cache: cache.address(),
+        stride_block: byte_stride(cache, 0),
+        stride_slot: if is_v4 { 0 } else { byte_stride(cache, 1) },
+        block_size: Divider::new(count("block_size", block_size)?),
+        num_slots: count("num_blocks * block_size", num_slots)?,
+        ..NO_LIST
+    })
+}
+
+/// Tokens that a row of the block table can name.
+fn nameable(
+    block_table: &TensorView<'_>,
+    num_seqs: usize,
+    block_size: usize,
+) -> Result<u32, RequestError> {
+    let form = "[num_seqs, max_num_blocks_per_seq]";
+    let table = named("block_table", block_table);
+    let [rows, columns] = table.indices(Dtype::I32, form)?;
+    if rows != num_seqs {
+        table.shape(form, &[num_seqs, columns])?;
+    }
+    let tokens = columns.saturating_mul(block_size);
+    count("max_num_blocks_per_seq * block_size", tokens)
+}
+
+/// Adds indices, and how many of them count.
+fn index_list(
+    list: &mut EntryList,
+    (name, indices): (&'static str, &TensorView<'_>),
+    (length_name, length): (&'static str, Option<&TensorView<'_>>),
+    [num_seqs, query_len]: [usize; 2],
+) -> Result<(), RequestError> {
+    let form = "[num_seqs, query_len, topk], topk at least 1";
+    let named_indices = named(name, indices);
+    let [.., len] = named_indices.indices::<3>(Dtype::I32, form)?;
+    named_indices.shape(form, &[num_seqs, query_len, len.max(1)])?;
+    list.indices = indices.address();
+    list.stride_indices_seq = indices.strides()[0];
+    list.stride_indices_token = indices.strides()[1];
+    list.len = count(name, len)?;
+    let Some(length) = length else { return Ok(()) };
+    let named_length = named(length_name, length);
+    named_length.dtype(&[Dtype::I32])?;
+    match length.shape() {
+        [_] => named_length.shape("[num_seqs]", &[num_seqs])?,
+        _ => named_length.shape(
+            "[num_seqs] or [num_seqs, query_len]",
+            &[num_seqs, query_len],
+        )?,
+    }
+    named_length.no_negative_strides()?;
+    named_length.aligned(4)?;
+    list.lens = length.address();
+    list.stride_lens_seq = length.strides()[0];
+    list.stride_lens_token = length.strides().get(1).copied().unwrap_or(0);
+    Ok(())
+}

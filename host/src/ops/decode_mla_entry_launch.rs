@@ -1,0 +1,246 @@
+//! Planning and launching a checked decode over FP8 entries.
+
+use gpu_kernels::dtype::HalfDtype;
+use gpu_kernels::entry::Entry;
+use gpu_kernels::kernels::decode_mla_entry::HEAD_SIZE_V;
+use gpu_kernels::latent::{Cut, RAW_STAGES};
+use gpu_kernels::mla_entry::{EntryForm, fp8_ds, v4};
+use gpu_kernels::params::{
+    CheckPagedParams, DecodeMlaEntryParams, DecodeMlaParams, KernelParams, MergeParams,
+};
+
+use super::decode_launch::{DecodePlan, Rows};
+use super::decode_mla::tile_nanoseconds;
+use super::decode_mla_entry::{CheckedDecodeMlaEntry, EntryTokens};
+use super::device_check::workspace_base;
+use crate::error::{Error, Result};
+use crate::plan::{DeviceInfo, SplitPolicy, SplitShape, Splits, variants};
+use crate::runtime::{Launch, Launcher};
+use crate::tensor::{TensorView, TensorViewMut};
+
+/// Most slots of a thread block: they lie in its shared memory.
+const LONGEST_LIST: u32 = 4096;
+/// Nanoseconds that a warp takes to convert its entries of a tile.
+const CONVERSION: f64 = 500.0;
+
+/// A kernel and how many raw tiles its ring has on a machine.
+#[derive(Clone, Copy)]
+struct Choice {
+    entry: &'static Entry,
+    cut: Cut,
+    stages: u32,
+}
+
+impl CheckedDecodeMlaEntry<'_> {
+    /// Query tokens that a thread block may take together: with index lists each has its own tokens.
+    fn tokens_per_group(&self) -> u32 {
+        if self.request.is_sparse() {
+            1
+        } else {
+            self.query_len
+        }
+    }
+
+    /// Bytes of a thread block's shared memory with the longest list that may come.
+    fn most_bytes(&self, cut: Cut, stages: u32) -> u32 {
+        let list = self
+            .num_positions
+            .clamp(1, LONGEST_LIST)
+            .next_multiple_of(cut.tile_len);
+        cut.entry_shared_bytes(self.request.form, stages, list)
+    }
+
+    /// The widest kernel that the rows of a group fill and that fits the machine, with as many thread blocks on a
+    /// multiprocessor as it is made for if there is room for one raw tile each.
+    fn choose(&self, device: &DeviceInfo) -> Result<Choice> {
+        let kernels = variants::decode_mla_entry_entries(self.request.form);
+        let fits = |&(entry, cut): &(&'static Entry, Cut)| {
+            let per_cta = device.shared_bytes_per_cta;
+            let per_sm = device.shared_bytes_per_sm / entry.min_ctas - 1024;
+            let most = |limit| {
+                (RAW_STAGES.0..=RAW_STAGES.1)
+                    .rev()
+                    .find(|&stages| self.most_bytes(cut, stages) <= limit)
+            };
+            let stages = most(per_sm.min(per_cta)).or_else(|| most(per_cta))?;
+            Some(Choice { entry, cut, stages })
+        };
+        let rows = self.tokens_per_group() * self.num_query_heads;
+        let narrow = kernels.first().and_then(fits);
+        let is_filled = |choice: &Choice| rows > choice.cut.heads / 2;
+        let chosen = kernels.last().and_then(fits).filter(is_filled).or(narrow);
+        chosen.ok_or_else(|| Error::Unsupported {
+            operation: "decode_mla_entry",
+            what: "a device with shared memory per thread block of",
+            got: format!("{} bytes", device.shared_bytes_per_cta),
+            supported: kernels.first().map_or_else(String::new, |&(_, cut)| {
+                format!("at least {} bytes", self.most_bytes(cut, RAW_STAGES.0))
+            }),
+        })
+    }
+
+    /// Decides splits, grids and workspace for a machine: a pure function of shapes and numbers.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the machine has too little shared memory for the kernel.
+    pub fn plan(&self, device: &DeviceInfo) -> Result<DecodePlan> {
+        let Choice { entry, cut, stages } = self.choose(device)?;
+        let options = self.request.options;
+        let tokens = self.tokens_per_group();
+        let groups = self.num_seqs * (self.query_len / tokens);
+        let row_tiles = (tokens * self.num_query_heads).div_ceil(cut.heads);
+        let (token_bytes, head_size) = match self.request.form {
+            EntryForm::Fp8Ds => (fp8_ds::BYTES, fp8_ds::LATENTS + fp8_ds::ROPE),
+            EntryForm::V4 => (v4::BYTES, v4::VALUES + v4::ROPE),
+        };
+        let shape = SplitShape {
+            num_seqs: groups,
+            ctas_per_split: row_tiles,
+            max_seq_len: self.num_positions,
+            token_bytes,
+            tile_nanoseconds: tile_nanoseconds(cut, head_size) + CONVERSION,
+            tile_len: cut.tile_len,
+            shared_bytes: self.most_bytes(cut, stages),
+        };
+        let mut splits = Splits::choose(&shape, device, options.split_policy);
+        if splits.split_len > LONGEST_LIST {
+            splits = Splits::choose(&shape, device, SplitPolicy::Fixed(LONGEST_LIST));
+        }
+        let stage1 = Launch {
+            kernel: entry.id,
+            grid: [row_tiles, splits.num_kv_splits, groups],
+            shared_bytes: cut.entry_shared_bytes(self.request.form, stages, splits.split_len),
+            overlaps_previous: false,
+        };
+        let rows = Rows {
+            num_seqs: self.num_seqs,
+            query_len: self.query_len,
+            num_query_heads: self.num_query_heads,
+            head_size_v: HEAD_SIZE_V,
+            dtype: HalfDtype::Bf16,
+        };
+        let mut plan = DecodePlan::around(stage1, splits, rows, options.check);
+        plan.stages = stages;
+        Ok(plan)
+    }
+
+    /// Enqueues the plan's kernels. Allocates nothing and waits for nothing, so it can be captured into a CUDA
+    /// graph.
+    ///
+    /// # Errors
+    /// [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the plan's
+    /// [`DecodePlan::workspace_bytes`]; whatever the launcher reports.
+    pub fn launch(
+        &self,
+        plan: &DecodePlan,
+        workspace: &mut TensorViewMut<'_>,
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        if self.num_seqs == 0 {
+            return Ok(());
+        }
+        let base = workspace_base(workspace, plan.workspace_bytes)?;
+        let stage1 = self.stage1_params(plan, base);
+        let rows = &stage1.rows;
+        let checks = CheckPagedParams {
+            block_table: rows.block_table,
+            seq_lens: rows.seq_lens,
+            check: rows.check,
+            stride_block_table: rows.stride_block_table,
+            num_blocks: i64::from(self.num_blocks),
+            stride_seq_lens: rows.stride_seq_lens,
+            num_seqs: self.num_seqs,
+            block_size: rows.block_size,
+            max_seq_len: rows.max_seq_len,
+            num_kv_heads: 1,
+            q_scale: 0,
+            k_scale: 0,
+            v_scale: 0,
+            stride_k_scale: 0,
+            stride_v_scale: 0,
+        };
+        let merge = MergeParams {
+            partial_out: rows.partial_out,
+            partial_lse: rows.partial_lse,
+            seq_lens: rows.seq_lens,
+            out: rows.out,
+            lse: rows.lse,
+            check: rows.check,
+            sink: stage1.sink,
+            stride_seq_lens: rows.stride_seq_lens,
+            stride_out_seq: rows.stride_out_seq,
+            stride_out_token: rows.stride_out_token,
+            stride_out_head: rows.stride_out_head,
+            stride_lse_seq: rows.stride_lse_seq,
+            stride_lse_token: rows.stride_lse_token,
+            stride_lse_head: rows.stride_lse_head,
+            num_rows: self.query_len * self.num_query_heads,
+            num_query_heads: self.num_query_heads,
+            head_size_v: HEAD_SIZE_V,
+            max_seq_len: rows.max_seq_len,
+            split_len: rows.split_len,
+            num_kv_splits: rows.num_kv_splits,
+        };
+        // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`
+        // and `plan()` made shapes, strides and grid agree.
+        unsafe { plan.enqueue(launcher, &checks, stage1.as_bytes(), &merge) }
+    }
+
+    fn stage1_params(&self, plan: &DecodePlan, base: u64) -> DecodeMlaEntryParams {
+        let request = &self.request;
+        let (query, out) = (request.query.strides(), request.out.view().strides());
+        let lse = request.lse.as_ref().map(TensorViewMut::view);
+        let lse_stride = |dim: usize| lse.map_or(0, |lse| lse.strides()[dim]);
+        let (block_table, seq_lens) = match &request.tokens {
+            EntryTokens::All {
+                block_table,
+                seq_lens,
+            } => (Some(block_table), Some(seq_lens)),
+            EntryTokens::TopK { block_table, .. } => (block_table.as_ref(), None),
+        };
+        let address = |view: Option<&TensorView<'_>>| view.map_or(0, TensorView::address);
+        let stride = |view: Option<&TensorView<'_>>| view.map_or(0, |view| view.strides()[0]);
+        DecodeMlaEntryParams {
+            rows: DecodeMlaParams {
+                query: request.query.address(),
+                cache: 0,
+                block_table: address(block_table),
+                seq_lens: address(seq_lens),
+                out: request.out.view().address(),
+                lse: lse.map_or(0, TensorView::address),
+                partial_out: base + plan.partial_out_offset as u64,
+                partial_lse: base + plan.partial_lse_offset as u64,
+                q_scale: 0,
+                k_scale: 0,
+                check: if plan.check.is_some() { base } else { 0 },
+                stride_query_seq: query[0],
+                stride_query_token: query[1],
+                stride_query_head: query[2],
+                stride_cache_block: 0,
+                stride_cache_slot: 0,
+                stride_block_table: stride(block_table),
+                stride_seq_lens: stride(seq_lens),
+                stride_out_seq: out[0],
+                stride_out_token: out[1],
+                stride_out_head: out[2],
+                stride_lse_seq: lse_stride(0),
+                stride_lse_token: lse_stride(1),
+                stride_lse_head: lse_stride(2),
+                num_query_heads: self.num_query_heads,
+                query_len: self.query_len,
+                block_size: self.lists[0].block_size.divisor(),
+                max_seq_len: self.num_positions,
+                split_len: plan.splits.split_len,
+                num_kv_splits: plan.splits.num_kv_splits,
+                stages: plan.stages,
+                qk_scale_log2: request.softmax_scale * std::f32::consts::LOG2_E,
+                query_dtype: 0,
+                out_dtype: 0,
+            },
+            lists: self.lists,
+            sink: request.sinks.map_or(0, |sinks| sinks.address()),
+            tokens_per_group: self.tokens_per_group(),
+            reserved: 0,
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! What an attention request over a paged cache has to get right about the cache.
+
+use gpu_kernels::kv::CacheDtype;
+
+use super::checks::{Named, count, named};
+use super::decode::KvScales;
+use crate::error::{RequestError, Result};
+use crate::tensor::{Dtype, TensorView};
+
+/// A paged cache whose tensors agree with each other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PagedCache {
+    pub(super) format: CacheDtype,
+    pub(super) num_blocks: usize,
+    pub(super) block_size: usize,
+    pub(super) num_kv_heads: usize,
+    pub(super) head_size_v: usize,
+}
+
+impl PagedCache {
+    /// Checks the tensors for a query of `query_dtype` with heads of `head_size` values.
+    pub(super) fn check(
+        key_cache: &TensorView<'_>,
+        value_cache: &TensorView<'_>,
+        scales: Option<&KvScales<'_>>,
+        query_dtype: Dtype,
+        head_size: usize,
+    ) -> Result<Self> {
+        let keys = named("key_cache", key_cache);
+        let dtype = match query_dtype {
+            Dtype::F8E4m3 => keys.dtype(&[Dtype::F8E4m3, Dtype::F8E5m2, Dtype::I8])?,
+            _ => keys.dtype(&[query_dtype, Dtype::F8E4m3, Dtype::F8E5m2, Dtype::I8])?,
+        };
+        let form = "[num_blocks, block_size, num_kv_heads, head_size]";
+        let [num_blocks, block_size, num_kv_heads, key_size] = keys.rank(form)?;
+        if block_size == 0 || block_size % 8 != 0 {
+            return Err(RequestError::Value {
+                name: "block_size",
+                expected: "a multiple of 8, at least 8".into(),
+                got: block_size.to_string(),
+            }
+            .into());
+        }
+        if key_size != head_size {
+            keys.shape(form, &[num_blocks, block_size, num_kv_heads, head_size])?;
+        }
+        let placed = |tensor: Named<'_, '_>| -> Result<()> {
+            tensor.strides(16 / dtype.size())?;
+            slot_stride_fits(tensor)?;
+            Ok(tensor.aligned(16)?)
+        };
+        placed(keys)?;
+        let values = named("value_cache", value_cache);
+        values.dtype(&[dtype])?;
+        let form = "[num_blocks, block_size, num_kv_heads, head_size_v]";
+        let [_, _, _, head_size_v] = values.rank(form)?;
+        values.shape(form, &[num_blocks, block_size, num_kv_heads, head_size_v])?;
+        placed(values)?;
+        let shape = [num_blocks, block_size, num_kv_heads];
+        let token_scales = check_scales(scales, query_dtype, dtype, shape)?;
+        Ok(Self {
+            format: match dtype {
+                Dtype::F8E4m3 if token_scales => CacheDtype::E4m3PerToken,
+                Dtype::F8E4m3 => CacheDtype::E4m3,
+                Dtype::F8E5m2 => CacheDtype::E5m2,
+                Dtype::I8 => CacheDtype::I8PerToken,
+                Dtype::F16 => CacheDtype::F16,
+                _ => CacheDtype::Bf16,
+            },
+            num_blocks,
+            block_size,
+            num_kv_heads,
+            head_size_v,
+        })
+    }
+
+    /// Bytes per value.
+    pub(super) fn value_bytes(&self) -> u32 {
+        match self.format {
+            CacheDtype::F16 | CacheDtype::Bf16 => 2,
+            _ => 1,
+        }
+    }
+
+    /// Whether every token and head has scales of its own.
+    pub(super) fn token_scales(&self) -> bool {
+        matches!(
+            self.format,
+            CacheDtype::E4m3PerToken | CacheDtype::I8PerToken
+        )
+    }
+}
+
+/// The most tokens of a sequence: what the block table can name, or the bound that the host knows.
+pub(super) fn max_seq_len(
+    block_table: &TensorView<'_>,
+    num_seqs: usize,
+    block_size: usize,
+    bound: Option<u32>,
+) -> Result<u32> {
+    let form = "[num_seqs, max_num_blocks_per_seq]";
+    let table = named("block_table", block_table);
+    let [rows, blocks] = table.indices(Dtype::I32, form)?;
+    if rows != num_seqs {
+        table.shape(form, &[num_seqs, blocks])?;
+    }
+    let nameable = blocks.saturating_mul(block_size);
+    match bound {
+        Some(bound) if bound as usize > nameable => {
+            let blocks = (bound as usize).div_ceil(block_size);
+            Err(table
+                .wrong_shape(format!(
+                    "{form} with at least {blocks} blocks of {block_size} tokens for max_seq_len {bound}"
+                ))
+                .into())
+        }
+        Some(bound) => Ok(bound),
+        None => Ok(count("max_num_blocks_per_seq * block_size", nameable)?),
+    }
+}
+
+/// Scales are there if and only if the cache is of bytes, and have its heads. Whether every token has its
+/// own.
+fn check_scales(
+    scales: Option<&KvScales<'_>>,
+    query: Dtype,
+    cache: Dtype,
+    shape: [usize; 3],
+) -> Result<bool> {
+    let is_scaled = cache.size() == 1;
+    let Some(scales) = scales else {
+        return match is_scaled {
+            true => wrong("scales", "given for a cache of bytes", "missing"),
+            false => Ok(false),
+        };
+    };
+    if !is_scaled {
+        return wrong("scales", "absent for a cache of 16-bit values", "given");
+    }
+    let (one, heads, tokens): (&[usize], &[usize], &[usize]) = (&[1], &shape[2..], &shape);
+    let heads_form = format!("[num_kv_heads] = {heads:?}");
+    let tokens_form = format!("[num_blocks, block_size, num_kv_heads] = {tokens:?}");
+    let (allowed, form): (&[&[usize]], String) = match cache {
+        Dtype::F8E4m3 => (
+            &[one, heads, tokens],
+            format!("[1], {heads_form}, or {tokens_form}"),
+        ),
+        Dtype::I8 => (&[tokens], tokens_form),
+        _ => (&[one, heads], format!("[1] or {heads_form}")),
+    };
+    floats(named("k_scale", &scales.k_scale), allowed, &form)?;
+    let token_scales = scales.k_scale.shape().len() == 3;
+    let allowed: &[&[usize]] = if token_scales {
+        &[tokens]
+    } else {
+        &[one, heads]
+    };
+    floats(named("v_scale", &scales.v_scale), allowed, &form)?;
+    match (&scales.q_scale, query == Dtype::F8E4m3) {
+        (Some(q_scale), true) => floats(named("q_scale", q_scale), &[one], "[1]")?,
+        (None, false) => {}
+        (None, true) => return wrong("q_scale", "given for an fp8_e4m3 query", "missing"),
+        (Some(_), false) => {
+            return wrong("q_scale", "absent for a query of 16-bit values", "given");
+        }
+    }
+    Ok(token_scales)
+}
+
+/// An f32 tensor of one of the shapes `allowed`, which `form` names.
+pub(super) fn floats(tensor: Named<'_, '_>, allowed: &[&[usize]], form: &str) -> Result<()> {
+    tensor.dtype(&[Dtype::F32])?;
+    if !allowed.contains(&tensor.view.shape()) {
+        return Err(tensor.wrong_shape(form.to_owned()).into());
+    }
+    tensor.no_negative_strides()?;
+    Ok(tensor.aligned(4)?)
+}
+
+fn wrong<T>(name: &'static str, expected: &str, got: &str) -> Result<T> {
+    Err(RequestError::Value {
+        name,
+        expected: expected.into(),
+        got: got.into(),
+    }
+    .into())
+}
+
+/// Within a block the kernels' byte offsets are 32-bit.
+fn slot_stride_fits(tensor: Named<'_, '_>) -> Result<(), RequestError> {
+    if tensor.view.strides()[1] <= i64::from(i32::MAX) / 32 {
+        return Ok(());
+    }
+    Err(RequestError::Stride {
+        tensor: tensor.name(),
+        expected: format!("at most {} elements from slot to slot", i32::MAX / 32),
+        got: tensor.view.strides().to_vec(),
+    })
+}

@@ -1,0 +1,358 @@
+//! Attention of any number of query tokens per sequence over a paged cache: prefills, chunks of prefills and
+//! decodes, in one call.
+//!
+//! Sequence `s` has the query tokens `query_start_loc[s] .. query_start_loc[s + 1]`, which are the last of its
+//! `seq_lens[s]` tokens: query token `t` of them stands at position `seq_lens[s] - query_len + t`. For query head
+//! `h` of KV head `g = h / num_queries_per_kv`, `score[k] = softmax_scale * query[t, h] · key[k, g]`, then
+//! `softcap * tanh(score / softcap)`, then plus ALiBi's bias, over the keys that the token sees:
+//!
+//! - with `causal`, those up to its own position;
+//! - with `sliding_window`, the last so many of them (without `causal`, those less than so far away).
+//!
+//! `out[t, h] = Σ softmax(score)[k] value[k, g]`, `lse[t, h] = ln Σ exp(score[k])`. With `sinks`, `exp(sinks[h])` is
+//! added to the sum: to the denominator, and to the lse. A token that sees no key gives 0, and −inf or its
+//! sink. Query tokens past the last sequence's, as a captured graph has, are left alone.
+//!
+//! Over a cache of bytes, stored values are widened exactly and scales multiply sums, as in decode.
+
+use gpu_kernels::entry::Entry;
+use gpu_kernels::tile::QueryDtype;
+
+use super::checks::{count, named, scale};
+use super::decode::{CheckedDecode, DecodeOptions, DecodeRequest, KvScales};
+use super::device_check::CheckMode;
+use super::paged::{self, PagedCache, floats};
+use crate::error::{RequestError, Result};
+use crate::plan::{SplitPolicy, variants};
+use crate::tensor::{Dtype, TensorView, TensorViewMut};
+
+/// What is wanted. Dtypes and head sizes that were compiled: see [`variants::prefill_support`].
+#[derive(Debug)]
+pub struct UnifiedRequest<'a> {
+    /// `[num_tokens, num_query_heads, head_size]`, bf16 or f16, or fp8_e4m3 over a cache of bytes; any strides
+    /// that are multiples of 2.
+    pub query: TensorView<'a>,
+    /// `[num_blocks, block_size, num_kv_heads, head_size]`, the query's dtype, or fp8_e4m3, fp8_e5m2
+    /// or (with a scale for every token and head) i8; any in memory whose last dimension is contiguous and
+    /// whose strides are multiples of 16 bytes. `block_size` is a multiple of 8.
+    pub key_cache: TensorView<'a>,
+    /// `[num_blocks, block_size, num_kv_heads, head_size_v]`, as `key_cache`.
+    pub value_cache: TensorView<'a>,
+    /// `[num_seqs, max_num_blocks_per_seq]`, i32. Entries past a sequence's last block are not read.
+    pub block_table: TensorView<'a>,
+    /// `[num_seqs + 1]`, i32, contiguous: first query token of each sequence, in order, and the end of the
+    /// last. Cut to `num_tokens`.
+    pub query_start_loc: TensorView<'a>,
+    /// `[num_seqs]`, i32: tokens in the cache, this step's included. 0 is an empty sequence.
+    pub seq_lens: TensorView<'a>,
+    /// `[num_tokens, num_query_heads, head_size_v]`, the query's dtype, or bf16 or f16 for an FP8 query, or
+    /// fp8_e4m3 with [`UnifiedOptions::output_scale`]; any strides that are multiples of 4.
+    pub out: TensorViewMut<'a>,
+    /// `[num_tokens, num_query_heads]`, f32, natural logarithm; if wanted.
+    pub lse: Option<TensorViewMut<'a>>,
+    /// Multiplies query · key; usually `1 / sqrt(head_size)`.
+    pub softmax_scale: f32,
+    /// What a cache of bytes was divided by. There is no default: a scale that is silently 1 gives silently
+    /// wrong results.
+    pub scales: Option<KvScales<'a>>,
+    /// The rest.
+    pub options: UnifiedOptions<'a>,
+}
+
+/// What many callers leave as it is.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct UnifiedOptions<'a> {
+    /// Whether a query sees no key after its own. On unless it is switched off.
+    pub causal: bool,
+    /// Keys that a query sees, itself included; all, if there is none.
+    pub sliding_window: Option<u32>,
+    /// Scores become `softcap * tanh(score / softcap)`.
+    pub softcap: Option<f32>,
+    /// A bias that grows with the distance.
+    pub alibi: Option<AlibiSlopes<'a>>,
+    /// `[num_query_heads]`, f32: scores of a key that has no value.
+    pub sinks: Option<TensorView<'a>>,
+    /// `[1]`, f32: an fp8_e4m3 output is divided by it, and only that.
+    pub output_scale: Option<TensorView<'a>>,
+    /// The first so many sequences have exactly one query token each, as serving stacks order their batches.
+    /// The host knows it, so they can take the kernels that split a long context over thread blocks.
+    pub num_decodes: u32,
+    /// An upper bound of `seq_lens`, if the host knows one below `max_num_blocks_per_seq * block_size`. Longer
+    /// sequences are cut to it.
+    pub max_seq_len: Option<u32>,
+    /// How keys are split over thread blocks. With [`SplitPolicy::BatchInvariant`] they are not, and all
+    /// sequences take one kernel: the bits of a query token's output then depend on nothing but the token,
+    /// the keys before it and the options, not on the batch, nor on how a prefill was cut into chunks.
+    pub split_policy: SplitPolicy,
+    /// Whether `block_table`, `seq_lens` and scales are checked on the device first. A checked step takes one
+    /// kernel for all sequences.
+    pub check: CheckMode,
+}
+
+/// ALiBi.
+#[derive(Clone, Copy, Debug)]
+pub struct AlibiSlopes<'a> {
+    /// `[num_query_heads]`, f32.
+    pub slopes: TensorView<'a>,
+    /// What they multiply.
+    pub form: AlibiForm,
+}
+
+/// What an ALiBi slope multiplies. `context_len = seq_len - query_len`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AlibiForm {
+    /// `key - context_len`: up to what is the same for all keys of a query, minus the distance.
+    Linear,
+    /// `-sqrt(query - key)`.
+    Sqrt,
+}
+
+impl Default for UnifiedOptions<'_> {
+    fn default() -> Self {
+        Self {
+            causal: true,
+            sliding_window: None,
+            softcap: None,
+            alibi: None,
+            sinks: None,
+            output_scale: None,
+            num_decodes: 0,
+            max_seq_len: None,
+            split_policy: SplitPolicy::default(),
+            check: CheckMode::default(),
+        }
+    }
+}
+
+/// A request whose tensors agree with each other and with a compiled kernel.
+#[derive(Debug)]
+pub struct CheckedUnified<'a> {
+    pub(super) request: UnifiedRequest<'a>,
+    /// The sequences that take the decode kernels.
+    pub(super) decodes: Option<CheckedDecode<'a>>,
+    pub(super) num_decodes: u32,
+    pub(super) query_dtype: QueryDtype,
+    pub(super) out_dtype: QueryDtype,
+    pub(super) cache: PagedCache,
+    pub(super) num_tokens: u32,
+    pub(super) num_seqs: u32,
+    pub(super) num_query_heads: u32,
+    pub(super) num_kv_heads: u32,
+    pub(super) head_size: u32,
+    pub(super) head_size_v: u32,
+    pub(super) block_size: u32,
+    pub(super) max_seq_len: u32,
+    pub(super) prefill: &'static Entry,
+}
+
+impl<'a> UnifiedRequest<'a> {
+    /// Checks every tensor against the others, in the order of the fields.
+    ///
+    /// # Errors
+    /// [`RequestError`] naming the first tensor that does not fit; [`crate::error::Error::Unsupported`] for a
+    /// cache dtype or head size that was not compiled.
+    pub fn check(self) -> Result<CheckedUnified<'a>> {
+        let query = named("query", &self.query);
+        let query_dtype = query.dtype(&[Dtype::Bf16, Dtype::F16, Dtype::F8E4m3])?;
+        let [num_tokens, num_query_heads, head_size] =
+            query.rank("[num_tokens, num_query_heads, head_size]")?;
+        query.strides(2)?;
+        query.aligned(2 * query_dtype.size())?;
+        let cache = PagedCache::check(
+            &self.key_cache,
+            &self.value_cache,
+            self.scales.as_ref(),
+            query_dtype,
+            head_size,
+        )?;
+        let num_kv_heads = cache.num_kv_heads;
+        if num_query_heads == 0 || num_kv_heads == 0 || num_query_heads % num_kv_heads != 0 {
+            return Err(RequestError::Value {
+                name: "num_query_heads",
+                expected: format!("a multiple of num_kv_heads = {num_kv_heads}"),
+                got: num_query_heads.to_string(),
+            }
+            .into());
+        }
+        let [num_seqs] = self.seq_lens.shape() else {
+            return Err(named("seq_lens", &self.seq_lens)
+                .wrong_shape("[num_seqs]".into())
+                .into());
+        };
+        let num_seqs = *num_seqs;
+        let bound = self.options.max_seq_len;
+        let max_seq_len = paged::max_seq_len(&self.block_table, num_seqs, cache.block_size, bound)?;
+        let starts = named("query_start_loc", &self.query_start_loc);
+        let [_] = starts.indices(Dtype::I32, "[num_seqs + 1]")?;
+        starts.shape("[num_seqs + 1]", &[num_seqs + 1])?;
+        let [_] = named("seq_lens", &self.seq_lens).indices(Dtype::I32, "[num_seqs]")?;
+        let out_dtype = self.check_outputs(query_dtype, cache.head_size_v)?;
+        scale("softmax_scale", self.softmax_scale)?;
+        self.check_options(num_query_heads, num_seqs)?;
+
+        let num_queries_per_kv = num_query_heads / num_kv_heads;
+        count(
+            "num_tokens * num_queries_per_kv",
+            num_tokens.saturating_mul(num_queries_per_kv),
+        )?;
+        let (head_size, head_size_v) = (
+            count("head_size", head_size)?,
+            count("head_size_v", cache.head_size_v)?,
+        );
+        let prefill = variants::prefill_entry(cache.format, head_size, head_size_v)?;
+        let decodes = match self.takes_decode_kernels() {
+            true => Some(self.decodes()?.check()?),
+            false => None,
+        };
+        Ok(CheckedUnified {
+            num_decodes: if decodes.is_some() {
+                self.options.num_decodes
+            } else {
+                0
+            },
+            decodes,
+            query_dtype: kernel_dtype(query_dtype),
+            out_dtype,
+            num_tokens: count("num_tokens", num_tokens)?,
+            num_seqs: count("num_seqs", num_seqs)?,
+            num_query_heads: count("num_query_heads", num_query_heads)?,
+            num_kv_heads: count("num_kv_heads", num_kv_heads)?,
+            head_size,
+            head_size_v,
+            block_size: count("block_size", cache.block_size)?,
+            max_seq_len,
+            prefill,
+            cache,
+            request: self,
+        })
+    }
+
+    /// Output and lse; returns the output's dtype.
+    fn check_outputs(&self, query_dtype: Dtype, head_size_v: usize) -> Result<QueryDtype> {
+        let [num_tokens, num_query_heads, _] = self.query.shape() else {
+            unreachable!("the query's rank was checked");
+        };
+        let out = named("out", self.out.view());
+        let out_dtype = match (query_dtype, self.options.output_scale) {
+            (_, Some(_)) => out.dtype(&[Dtype::F8E4m3])?,
+            (Dtype::F8E4m3, None) => out.dtype(&[Dtype::Bf16, Dtype::F16])?,
+            (_, None) => out.dtype(&[query_dtype])?,
+        };
+        out.shape(
+            "[num_tokens, num_query_heads, head_size_v]",
+            &[*num_tokens, *num_query_heads, head_size_v],
+        )?;
+        out.strides(4)?;
+        out.aligned(4 * out_dtype.size())?;
+        if let Some(lse) = &self.lse {
+            let form = "[num_tokens, num_query_heads]";
+            floats(
+                named("lse", lse.view()),
+                &[&[*num_tokens, *num_query_heads]],
+                form,
+            )?;
+        }
+        Ok(kernel_dtype(out_dtype))
+    }
+
+    fn check_options(&self, num_query_heads: usize, num_seqs: usize) -> Result<()> {
+        let options = &self.options;
+        if let Some(window) = options.sliding_window
+            && (window == 0 || window > i32::MAX as u32 / 2)
+        {
+            return Err(RequestError::Value {
+                name: "sliding_window",
+                expected: format!("between 1 and {}", i32::MAX / 2),
+                got: window.to_string(),
+            }
+            .into());
+        }
+        if let Some(softcap) = options.softcap {
+            scale("softcap", softcap)?;
+        }
+        let per_head = |name, tensor: &TensorView<'_>| -> Result<()> {
+            let tensor = named(name, tensor);
+            floats(
+                tensor,
+                &[&[num_query_heads]],
+                &format!("[num_query_heads] = [{num_query_heads}]"),
+            )?;
+            Ok(tensor.strides(1)?)
+        };
+        if let Some(alibi) = &options.alibi {
+            per_head("alibi_slopes", &alibi.slopes)?;
+        }
+        if let Some(sinks) = &options.sinks {
+            per_head("sinks", sinks)?;
+        }
+        if let Some(output_scale) = &options.output_scale {
+            floats(named("output_scale", output_scale), &[&[1]], "[1]")?;
+        }
+        if options.num_decodes as usize > num_seqs {
+            return Err(RequestError::Value {
+                name: "num_decodes",
+                expected: format!("at most num_seqs = {num_seqs}"),
+                got: options.num_decodes.to_string(),
+            }
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Whether the decodes are of the kind that the decode kernels compute.
+    fn takes_decode_kernels(&self) -> bool {
+        let options = &self.options;
+        options.num_decodes > 0
+            && options.split_policy != SplitPolicy::BatchInvariant
+            && options.check == CheckMode::Off
+            && options.sliding_window.is_none()
+            && options.softcap.is_none()
+            && options.alibi.is_none()
+            && options.sinks.is_none()
+            && options.output_scale.is_none()
+    }
+
+    /// The decodes as a request of their own: sequence `s` has query token `s`.
+    fn decodes(&self) -> Result<DecodeRequest<'a>, RequestError> {
+        let first = |view: &TensorView<'a>| {
+            let mut shape = view.shape().to_vec();
+            shape[0] = self.options.num_decodes as usize;
+            if shape[0] > view.shape()[0] {
+                return Err(named("query", view)
+                    .wrong_shape(format!("at least num_decodes = {} tokens", shape[0])));
+            }
+            // SAFETY: a part of the view, whose maker promised that it is readable.
+            unsafe { TensorView::from_raw(view.address(), view.dtype(), &shape, view.strides()) }
+        };
+        let first_mut = |view: &TensorViewMut<'a>| {
+            let part = first(view.view())?;
+            let (shape, strides) = (part.shape(), part.strides());
+            // SAFETY: a part of the view, whose maker promised that nobody else uses it; what the decode
+            // kernels write, the other kernel does not touch, and both run in order.
+            unsafe { TensorViewMut::from_raw(part.address(), part.dtype(), shape, strides) }
+        };
+        let mut options = DecodeOptions::default().split_policy(self.options.split_policy);
+        options.max_seq_len = self.options.max_seq_len;
+        Ok(DecodeRequest {
+            query: first(&self.query)?,
+            key_cache: self.key_cache,
+            value_cache: self.value_cache,
+            block_table: first(&self.block_table)?,
+            seq_lens: first(&self.seq_lens)?,
+            out: first_mut(&self.out)?,
+            lse: self.lse.as_ref().map(first_mut).transpose()?,
+            softmax_scale: self.softmax_scale,
+            scales: self.scales,
+            options,
+        })
+    }
+}
+
+fn kernel_dtype(dtype: Dtype) -> QueryDtype {
+    match dtype {
+        Dtype::F8E4m3 => QueryDtype::E4m3,
+        Dtype::F16 => QueryDtype::F16,
+        _ => QueryDtype::Bf16,
+    }
+}

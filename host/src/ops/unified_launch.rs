@@ -1,0 +1,351 @@
+//! Planning and launching a checked step of unified attention.
+
+use std::f32::consts::LOG2_E;
+use std::fmt;
+
+use gpu_kernels::entry::Variant;
+use gpu_kernels::params::{CheckPagedParams, Divisor, KernelParams, PrefillParams};
+use gpu_kernels::tile::rows::RowShape;
+
+use super::decode::KvScales;
+use super::decode_launch::DecodePlan;
+use super::device_check::{CHECK_BYTES, CheckMode, workspace_base};
+use super::unified::{AlibiForm, CheckedUnified};
+use crate::error::{Error, Result};
+use crate::plan::{DeviceInfo, RowSplitShape, Splits, variants};
+use crate::runtime::{Launch, Launcher};
+use crate::tensor::{TensorView, TensorViewMut};
+
+/// What was decided for a request: kernels, grids, workspace. Prints as one line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnifiedPlan {
+    decodes: Option<DecodePlan>,
+    check: Option<Launch>,
+    prefill: Option<Launch>,
+    merge: Option<Launch>,
+    splits: Splits,
+    /// Rows (query tokens times heads of a KV head) of a thread block.
+    tile_rows: u32,
+    partial_lse_offset: usize,
+    partial_out_offset: usize,
+    workspace_bytes: usize,
+}
+
+impl CheckedUnified<'_> {
+    /// Decides kernels, grids and workspace for a machine: a pure function of shapes and numbers. Nothing
+    /// depends on lengths that only the device knows.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the machine has too little shared memory for the kernel.
+    pub fn plan(&self, device: &DeviceInfo) -> Result<UnifiedPlan> {
+        let decodes = self
+            .decodes
+            .as_ref()
+            .map(|decodes| decodes.plan(device))
+            .transpose()?;
+        let shape = self.row_shape();
+        if shape.shared_bytes() > device.shared_bytes_per_cta {
+            return Err(Error::Unsupported {
+                operation: "unified_attention",
+                what: "a device with shared memory per thread block of",
+                got: format!("{} bytes", device.shared_bytes_per_cta),
+                supported: format!("at least {} bytes", shape.shared_bytes()),
+            });
+        }
+        let check = (self.request.options.check == CheckMode::Device).then(|| Launch {
+            kernel: variants::entry(Variant::CheckPaged).id,
+            grid: [self.num_seqs, 1, 1],
+            shared_bytes: 0,
+            overlaps_previous: false,
+        });
+        let ctas = self.tiles(shape.rows()) * self.num_kv_heads;
+        let splits = Splits::choose_rows(
+            &RowSplitShape {
+                ctas,
+                max_keys: self.max_keys(shape),
+                tile_kv: shape.tile_kv,
+                shared_bytes: shape.shared_bytes(),
+            },
+            device,
+            self.request.options.split_policy,
+        );
+        let splits = match (splits.num_kv_splits, self.request.options.sliding_window) {
+            // One split is one wherever a tile's keys begin.
+            (1, _) => Splits {
+                num_kv_splits: 1,
+                split_len: self.max_seq_len.max(1).next_multiple_of(shape.tile_kv),
+            },
+            // Keys that do not begin where a split does may reach into one more.
+            (num_kv_splits, Some(_)) => Splits {
+                num_kv_splits: num_kv_splits + 1,
+                ..splits
+            },
+            (_, None) => splits,
+        };
+        let has_rows = self.num_seqs > self.num_decodes;
+        let prefill = has_rows.then(|| Launch {
+            kernel: self.prefill.id,
+            grid: [ctas, splits.num_kv_splits, 1],
+            shared_bytes: shape.shared_bytes(),
+            overlaps_previous: false,
+        });
+        let merge = (has_rows && splits.num_kv_splits > 1).then(|| Launch {
+            kernel: variants::entry(Variant::MergeRows).id,
+            grid: [ctas, 1, 1],
+            shared_bytes: 0,
+            overlaps_previous: true,
+        });
+        // The decode kernels are done with the workspace before the others begin.
+        let rows = self.num_tokens as usize * self.num_query_heads as usize;
+        let parts = match &merge {
+            Some(_) => rows * splits.num_kv_splits as usize,
+            None => 0,
+        };
+        let partial_lse_offset = if check.is_some() { CHECK_BYTES } else { 0 };
+        let partial_out_offset = partial_lse_offset + (parts * 4).next_multiple_of(256);
+        let own_bytes = partial_out_offset + parts * self.head_size_v as usize * 4;
+        let decode_bytes = decodes.as_ref().map_or(0, DecodePlan::workspace_bytes);
+        Ok(UnifiedPlan {
+            decodes,
+            check,
+            prefill,
+            merge,
+            splits,
+            tile_rows: shape.rows(),
+            partial_lse_offset,
+            partial_out_offset,
+            workspace_bytes: own_bytes.max(decode_bytes),
+        })
+    }
+
+    /// Enqueues the plan's kernels. Allocates nothing and waits for nothing, so it can be captured into a
+    /// CUDA graph.
+    ///
+    /// # Errors
+    /// [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the
+    /// plan's [`UnifiedPlan::workspace_bytes`]; whatever the launcher reports.
+    pub fn launch(
+        &self,
+        plan: &UnifiedPlan,
+        workspace: &mut TensorViewMut<'_>,
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        if self.num_seqs == 0 || self.num_tokens == 0 {
+            return Ok(());
+        }
+        if let (Some(decodes), Some(plan)) = (&self.decodes, &plan.decodes) {
+            decodes.launch(plan, workspace, launcher)?;
+        }
+        let Some(prefill) = &plan.prefill else {
+            return Ok(());
+        };
+        let base = workspace_base(workspace, plan.workspace_bytes)?;
+        let params = self.prefill_params(plan, self.row_shape(), base);
+        let check = params.check;
+        if let Some(launch) = &plan.check {
+            let params = self.check_params(&params);
+            // SAFETY: the record lies in the workspace, whose size was checked.
+            unsafe { launcher.zero(check, CHECK_BYTES)? };
+            // SAFETY: views and workspace are valid until the launch has finished, as their makers promised.
+            unsafe { launcher.launch(launch, params.as_bytes())? };
+        }
+        // SAFETY: as above; `check()` and `plan()` made shapes, strides and grid agree.
+        unsafe { launcher.launch(prefill, params.as_bytes())? };
+        if let Some(launch) = &plan.merge {
+            // SAFETY: as above.
+            unsafe { launcher.launch(launch, params.as_bytes())? };
+        }
+        Ok(())
+    }
+
+    /// The most keys that a tile of rows sees, of those that are not decodes.
+    fn max_keys(&self, shape: RowShape) -> u32 {
+        let Some(window) = self.request.options.sliding_window else {
+            return self.max_seq_len;
+        };
+        // As many before each query, with `causal` off as many after it, and the rest of the first KV tile.
+        let num_queries_per_kv = self.num_query_heads / self.num_kv_heads;
+        let tokens = (shape.rows().div_ceil(num_queries_per_kv) + 1).min(self.num_tokens);
+        let around = tokens.saturating_add(window.saturating_mul(2)) + shape.tile_kv;
+        self.max_seq_len.min(around)
+    }
+
+    fn row_shape(&self) -> RowShape {
+        RowShape::of(
+            self.head_size,
+            self.head_size_v,
+            self.cache.value_bytes(),
+            self.cache.token_scales(),
+        )
+    }
+
+    /// Tiles of `rows` rows: enough for every division of the tokens into sequences.
+    fn tiles(&self, rows: u32) -> u32 {
+        let num_queries_per_kv = self.num_query_heads / self.num_kv_heads;
+        self.num_tokens * num_queries_per_kv / rows + self.num_seqs - self.num_decodes
+    }
+
+    fn check_params(&self, prefill: &PrefillParams) -> CheckPagedParams {
+        let token_scales = self.cache.token_scales();
+        CheckPagedParams {
+            block_table: prefill.block_table,
+            seq_lens: prefill.seq_lens,
+            check: prefill.check,
+            stride_block_table: prefill.stride_block_table,
+            num_blocks: i64::try_from(self.cache.num_blocks).unwrap_or(i64::MAX),
+            stride_seq_lens: prefill.stride_seq_lens,
+            num_seqs: self.num_seqs,
+            block_size: self.block_size,
+            max_seq_len: self.max_seq_len,
+            num_kv_heads: self.num_kv_heads,
+            q_scale: prefill.q_scale,
+            // Scales of single tokens are too many to look at before each step.
+            k_scale: if token_scales { 0 } else { prefill.k_scale },
+            v_scale: if token_scales { 0 } else { prefill.v_scale },
+            stride_k_scale: prefill.stride_k_scale,
+            stride_v_scale: prefill.stride_v_scale,
+        }
+    }
+
+    /// The parameters for the sequences after the decodes.
+    fn prefill_params(&self, plan: &UnifiedPlan, shape: RowShape, base: u64) -> PrefillParams {
+        let request = &self.request;
+        let options = &request.options;
+        let (query, out) = (request.query.strides(), request.out.view().strides());
+        let bytes = i64::from(self.cache.value_bytes());
+        let (key, value) = (request.key_cache.strides(), request.value_cache.strides());
+        let lse = request.lse.as_ref().map(TensorViewMut::view);
+        let scales = request.scales.as_ref();
+        let token_stride = |which: for<'v, 's> fn(&'v KvScales<'s>) -> &'v TensorView<'s>,
+                            dim: usize| {
+            let scales = scales.filter(|_| self.cache.token_scales());
+            scales.map_or(0, |scales| which(scales).strides()[dim])
+        };
+        let stride_block_table = request.block_table.strides()[0];
+        let stride_seq_lens = request.seq_lens.strides()[0];
+        let skipped = i64::from(self.num_decodes);
+        let after = |address: u64, stride: i64| address.wrapping_add_signed(4 * skipped * stride);
+        let address = |view: Option<&TensorView<'_>>| view.map_or(0, TensorView::address);
+        let num_queries_per_kv = self.num_query_heads / self.num_kv_heads;
+        let (qk_scale_log2, softcap_log2) = match options.softcap {
+            Some(cap) => (2.0 * LOG2_E * request.softmax_scale / cap, cap * LOG2_E),
+            None => (request.softmax_scale * LOG2_E, 0.0),
+        };
+        let mut flags = 0;
+        if options.causal {
+            flags |= PrefillParams::CAUSAL;
+        }
+        if options
+            .alibi
+            .is_some_and(|alibi| alibi.form == AlibiForm::Sqrt)
+        {
+            flags |= PrefillParams::ALIBI_SQRT;
+        }
+        PrefillParams {
+            query: request.query.address(),
+            key_cache: request.key_cache.address(),
+            value_cache: request.value_cache.address(),
+            block_table: after(request.block_table.address(), stride_block_table),
+            seq_lens: after(request.seq_lens.address(), stride_seq_lens),
+            query_start_loc: after(request.query_start_loc.address(), 1),
+            out: request.out.view().address(),
+            lse: address(lse),
+            q_scale: address(scales.and_then(|scales| scales.q_scale.as_ref())),
+            k_scale: address(scales.map(|scales| &scales.k_scale)),
+            v_scale: address(scales.map(|scales| &scales.v_scale)),
+            output_scale: address(options.output_scale.as_ref()),
+            alibi_slopes: address(options.alibi.as_ref().map(|alibi| &alibi.slopes)),
+            sinks: address(options.sinks.as_ref()),
+            partial_out: base + plan.partial_out_offset as u64,
+            partial_lse: base + plan.partial_lse_offset as u64,
+            check: if plan.check.is_some() { base } else { 0 },
+            stride_query_token: query[0],
+            stride_query_head: query[1],
+            stride_key_block_bytes: bytes * key[0],
+            stride_key_slot_bytes: bytes * key[1],
+            stride_key_head_bytes: bytes * key[2],
+            stride_value_block_bytes: bytes * value[0],
+            stride_value_slot_bytes: bytes * value[1],
+            stride_value_head_bytes: bytes * value[2],
+            stride_block_table,
+            stride_seq_lens,
+            stride_out_token: out[0],
+            stride_out_head: out[1],
+            stride_lse_token: lse.map_or(0, |lse| lse.strides()[0]),
+            stride_lse_head: lse.map_or(0, |lse| lse.strides()[1]),
+            stride_k_scale: scales.map_or(0, |scales| head_stride(&scales.k_scale)),
+            stride_v_scale: scales.map_or(0, |scales| head_stride(&scales.v_scale)),
+            stride_k_scale_block: token_stride(|scales| &scales.k_scale, 0),
+            stride_k_scale_slot: token_stride(|scales| &scales.k_scale, 1),
+            stride_v_scale_block: token_stride(|scales| &scales.v_scale, 0),
+            stride_v_scale_slot: token_stride(|scales| &scales.v_scale, 1),
+            num_tokens: self.num_tokens,
+            num_seqs: self.num_seqs - self.num_decodes,
+            num_kv_heads: self.num_kv_heads,
+            by_queries_per_kv: Divisor::new(num_queries_per_kv),
+            by_block_size: Divisor::new(self.block_size),
+            num_queries_per_kv,
+            block_size: self.block_size,
+            max_seq_len: self.max_seq_len,
+            split_len: plan.splits.split_len,
+            num_kv_splits: plan.splits.num_kv_splits,
+            head_size_v: self.head_size_v,
+            tile_rows: plan.tile_rows,
+            tile_kv: shape.tile_kv,
+            reserved: 0,
+            sliding_window: options.sliding_window.unwrap_or(0),
+            flags,
+            qk_scale_log2,
+            softcap_log2,
+            query_dtype: self.query_dtype as u32,
+            out_dtype: self.out_dtype as u32,
+        }
+    }
+}
+
+impl UnifiedPlan {
+    /// Bytes of workspace that [`CheckedUnified::launch`] needs.
+    pub fn workspace_bytes(&self) -> usize {
+        self.workspace_bytes
+    }
+    /// How the keys of those that are not decodes are split.
+    pub fn splits(&self) -> Splits {
+        self.splits
+    }
+    /// The launches, in order: what to prepare before a graph is captured.
+    pub fn launches(&self) -> impl Iterator<Item = &Launch> {
+        let decodes = self.decodes.iter().flat_map(DecodePlan::launches);
+        decodes
+            .chain(&self.check)
+            .chain(&self.prefill)
+            .chain(&self.merge)
+    }
+}
+
+impl fmt::Display for UnifiedPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(decodes) = &self.decodes {
+            write!(f, "decodes: {decodes}; ")?;
+        }
+        write!(f, "tiles of {} rows, {}", self.tile_rows, self.splits)?;
+        let own = self.check.iter().chain(&self.prefill).chain(&self.merge);
+        for launch in own {
+            let entry = launch.kernel.entry();
+            write!(
+                f,
+                "; {} grid {:?} x {} threads",
+                entry.name, launch.grid, entry.threads
+            )?;
+        }
+        write!(f, "; workspace {} B", self.workspace_bytes)
+    }
+}
+
+/// Elements from a head's scale to the next head's: none if there is one for all.
+fn head_stride(scale: &TensorView<'_>) -> i64 {
+    if scale.shape() == [1] {
+        0
+    } else {
+        scale.strides()[scale.strides().len() - 1]
+    }
+}

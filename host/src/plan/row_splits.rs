@@ -1,0 +1,51 @@
+//! How the keys of a step of unified attention are split over thread blocks.
+
+use super::{DeviceInfo, SplitPolicy, Splits};
+
+/// What the choice depends on: numbers that the host knows, not the lengths of single sequences.
+#[derive(Clone, Copy, Debug)]
+pub struct RowSplitShape {
+    /// Thread blocks that share out the rows.
+    pub ctas: u32,
+    /// The most keys that a row tile sees.
+    pub max_keys: u32,
+    /// Tokens of a KV tile; splits are multiples of it.
+    pub tile_kv: u32,
+    /// Shared memory of a thread block: how many fit on a multiprocessor.
+    pub shared_bytes: u32,
+}
+
+/// Thread blocks of 128 threads that take half the registers each: what fits beside each other.
+const MOST_CTAS_PER_SM: u32 = 2;
+/// Fewest keys of a split that the planner makes: below, starting up and merging cost more than is gained.
+const SHORTEST_SPLIT: u32 = 512;
+/// A CUDA grid has at most this many thread blocks along y.
+const MOST_SPLITS: u32 = 65_535;
+
+impl Splits {
+    /// Chooses for rows that share their thread blocks with the rows of other tokens.
+    ///
+    /// Rows are split only if they leave more than half of the machine idle: a prefill of some length fills it
+    /// by itself, and its parts would have to go through memory. [`SplitPolicy::BatchInvariant`] never splits,
+    /// so that what a row sees is added up in the same order in every batch and chunk.
+    pub fn choose_rows(shape: &RowSplitShape, device: &DeviceInfo, policy: SplitPolicy) -> Self {
+        let keys = shape.max_keys.max(1);
+        let wanted = match policy {
+            SplitPolicy::BatchInvariant => keys,
+            SplitPolicy::Fixed(len) => len,
+            SplitPolicy::Auto => {
+                let ctas_per_sm = device.shared_bytes_per_sm / shape.shared_bytes.max(1);
+                let slots = device.num_sms * ctas_per_sm.clamp(1, MOST_CTAS_PER_SM);
+                let splits = (slots / shape.ctas.max(1)).max(1);
+                keys.div_ceil(splits).max(SHORTEST_SPLIT)
+            }
+        };
+        let split_len = wanted
+            .clamp(keys.div_ceil(MOST_SPLITS - 1), keys)
+            .next_multiple_of(shape.tile_kv);
+        Self {
+            num_kv_splits: keys.div_ceil(split_len),
+            split_len,
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Host memory that stays where it is, so that the GPU can read and write it by its address: where blocks of
+//! a cache go that the GPU has no room for.
+
+use std::ffi::c_void;
+
+use super::Runtime;
+use super::buffer::DeviceMemory;
+use super::cuda::Cuda;
+use super::cuda_symbols as sys;
+use super::driver::DriverError;
+use crate::error::Result;
+
+/// Page-locked host memory of a GPU's context. A [`super::Buffer`] in it has an address that kernels can use,
+/// at the speed of the bus.
+#[derive(Clone, Copy, Debug)]
+pub struct Pinned<'c> {
+    cuda: &'c Cuda,
+}
+
+impl<'c> Pinned<'c> {
+    /// Memory that the kernels of `cuda` can reach.
+    pub fn new(cuda: &'c Cuda) -> Self {
+        Self { cuda }
+    }
+}
+
+impl DeviceMemory for Pinned<'_> {
+    fn allocate(&self, _name: &'static str, bytes: usize) -> Result<u64> {
+        const PORTABLE_AND_MAPPED: u32 = 3;
+        self.cuda.make_current()?;
+        let mut host: *mut c_void = std::ptr::null_mut();
+        // SAFETY: writes one pointer. An address must not be null, even one that nothing is read from.
+        unsafe { sys::cuMemHostAlloc(&mut host, bytes.max(1), PORTABLE_AND_MAPPED) }
+            .map_err(DriverError::from)?;
+        let mut address = 0;
+        // SAFETY: writes one address; the memory was allocated as mapped.
+        let mapped = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, host, 0) };
+        // Host and device have one address space (CUDA calls it unified), so that one number will do.
+        if mapped.is_err() || address != host as u64 {
+            // SAFETY: allocated above, and nobody has it.
+            let _ = unsafe { sys::cuMemFreeHost(host) };
+            mapped.map_err(DriverError::from)?;
+            return Err(DriverError::NotUnified.into());
+        }
+        Ok(address)
+    }
+
+    unsafe fn free(&self, address: u64, _bytes: usize) {
+        // The error would be one of earlier work, which `synchronize` reports.
+        let _ = self.cuda.synchronize();
+        // SAFETY: allocated by `allocate`, as the caller promises, and no longer in use.
+        let _ = unsafe { sys::cuMemFreeHost(address as *mut c_void) };
+    }
+
+    unsafe fn copy_in(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        self.cuda.synchronize()?;
+        // SAFETY: the caller promises that the range lies in one allocation, which is the host's memory, and
+        // nothing that was enqueued is still at work.
+        unsafe { (address as *mut u8).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy_out(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        self.cuda.synchronize()?;
+        // SAFETY: as in `copy_in`.
+        unsafe { (address as *const u8).copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+}

@@ -1,0 +1,142 @@
+//! MLA decode over FP8 entries on the emulator, against the f64 reference.
+#![allow(missing_docs, reason = "a test crate has no readers of its docs")]
+
+use ferroattn::cases::fill::Amount;
+use ferroattn::cases::grids::GRIDS;
+use ferroattn::cases::{Case, DeviceEntries, EntryTensors, Outcome, run_case};
+use ferroattn::emulator::Emulator;
+use ferroattn::plan::DeviceInfo;
+use ferroattn::reference::HostTensor;
+use ferroattn::runtime::{Buffer, Launcher};
+use ferroattn::tensor::Dtype;
+
+/// The lists' cases over entries.
+fn cases(grid: &str) -> Vec<Case> {
+    let grid = GRIDS
+        .iter()
+        .find(|other| other.name == grid)
+        .expect("a list");
+    let is_entry = |case: &Case| matches!(case, Case::DecodeEntries(_));
+    (grid.cases)().into_iter().filter(is_entry).collect()
+}
+
+fn run(case: &Case, machine: &Emulator, seed: u64) -> Outcome {
+    let outcome = run_case(case, machine, seed).unwrap_or_else(|error| panic!("{case}: {error}"));
+    if let Err(mismatch) = &outcome.verdict {
+        panic!("{case}: {mismatch}\n{}", outcome.plan);
+    }
+    outcome
+}
+
+/// The cases on a machine; returns their plans.
+fn run_all(cases: &[Case], machine: &Emulator) -> Vec<String> {
+    assert!(!cases.is_empty());
+    (7..)
+        .zip(cases)
+        .map(|(seed, case)| run(case, machine, seed).plan)
+        .collect()
+}
+
+#[test]
+fn smoke() {
+    run_all(&cases("smoke"), &Emulator::new());
+}
+
+#[test]
+fn edges() {
+    run_all(&cases("edges"), &Emulator::new());
+}
+
+#[test]
+fn the_kernels_for_many_heads_on_a_machine_with_room_for_them() {
+    let machine = Emulator::new().with_device(DeviceInfo {
+        num_sms: 4,
+        ..DeviceInfo::H200
+    });
+    let lines = [
+        "decode_mla_entry bf16 form=656 heads=64 page=16 lens=70,0,130 topk=100 skip=4 sinks=on",
+        "decode_mla_entry bf16 form=656-any-scale heads=100 page=64 lens=200,3 topk=130 swa=70 lengths=drawn by=table",
+        "decode_mla_entry bf16 form=584 heads=40 page=16 lens=150,70 q_len=2 topk=80 swa=60 sinks=on split=64",
+        "decode_mla_entry bf16 form=656 heads=24 page=64 lens=150,63,65 q_len=4 split=64 check=device",
+        "decode_mla_entry bf16 form=584 heads=128 page=64 lens=129,0",
+    ];
+    let cases = lines.map(|line| line.parse::<Case>().expect("a case"));
+    let plans = run_all(&cases, &machine);
+    for kernel in [
+        "decode_mla_entry_fp8_ds_h64",
+        "decode_mla_entry_v4_h64",
+        "merge_splits_bf16",
+    ] {
+        assert!(
+            plans.iter().any(|plan| plan.contains(kernel)),
+            "{kernel} of {plans:#?}"
+        );
+    }
+    // As long as the longest list, which shared memory has room for.
+    let line = "decode_mla_entry bf16 form=656 heads=1 page=64 lens=9000 split=100000";
+    let plan = run_all(&[line.parse().expect("a case")], &machine);
+    assert!(plan[0].starts_with("3 splits of 4096 tokens"), "{plan:?}");
+}
+
+#[test]
+fn lines_read_back() {
+    for grid in ["smoke", "edges", "sweep", "bench"] {
+        for case in cases(grid) {
+            assert_eq!(case.to_string().parse(), Ok(case.clone()), "{case}");
+        }
+    }
+    let names: Vec<_> = cases("bench").iter().map(Case::peer_name).collect();
+    for name in [
+        "mla sparse656 h=128 b=64 topk=2048",
+        "mla sparse584 h=64 b=16 swa=128 topk=512",
+    ] {
+        assert!(names.iter().any(|other| other == name), "{names:?}");
+    }
+}
+
+#[test]
+fn outputs_do_not_depend_on_the_schedule() {
+    let line = "decode_mla_entry bf16 form=656 heads=5 page=16 lens=90,40 topk=50 swa=20 skip=3 sinks=on split=32";
+    let case: Case = line.parse().expect("a case");
+    let first = run(&case, &Emulator::with_seed(1), 3);
+    let second = run(&case, &Emulator::with_seed(2), 3);
+    first.same_outputs(&second).expect("the same bits");
+}
+
+#[test]
+fn the_order_of_indices_means_nothing_but_rounding() {
+    let line = "decode_mla_entry bf16 form=656 heads=6 page=16 lens=200,90 topk=80 skip=7 sinks=on split=32";
+    let Ok(Case::DecodeEntries(case)) = line.parse() else {
+        unreachable!("a case over entries")
+    };
+    let machine = Emulator::new();
+    let decode = |tensors: EntryTensors| -> HostTensor {
+        let mut device = DeviceEntries::new(&machine, tensors).expect("small");
+        let plan = device.plan(&case, &machine.device()).expect("a plan");
+        let bytes = plan.workspace_bytes().max(256);
+        let mut workspace =
+            Buffer::uninit(&machine, "workspace", Dtype::U8, &[bytes]).expect("small");
+        device
+            .launch(&case, 0, &plan, &mut workspace, &machine)
+            .expect("launched");
+        device.results().expect("results").0
+    };
+    let tensors = EntryTensors::new(&case, 5, Amount::WHOLE);
+    let mut turned = tensors.clone();
+    let list = turned.topk.as_mut().expect("a list");
+    let rows = list.indices.storage.bytes.chunks(80 * 4);
+    let reversed = rows.flat_map(|row| row.chunks(4).rev().flatten().copied());
+    let reversed: Vec<u8> = reversed.collect();
+    assert_ne!(reversed, list.indices.storage.bytes);
+    list.indices = list.indices.with_bytes(reversed);
+    let (first, second) = (decode(tensors), decode(turned));
+    let mut differ = false;
+    for at in 0..first.num_elements() {
+        let (a, b) = (first.float_at(at), second.float_at(at));
+        // Two units in the last place.
+        let limit = a.abs().max(0.5) / 64.0;
+        assert!((a - b).abs() <= limit, "element {at}: {a} and {b}");
+        differ |= a != b;
+    }
+    assert!(differ, "the lists were really in another order");
+}
