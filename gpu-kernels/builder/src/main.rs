@@ -146,7 +146,7 @@ fn assemble(ptxas: &Ptxas, out: &Path, json: bool) -> Result<()> {
     }
     let mut spilling: Vec<&str> = usage
         .iter()
-        .filter(|usage| usage.spills() && usage.row().is_none_or(|row| row.hot))
+        .filter(|usage| usage.spills() && usage.is_hot())
         .map(|usage| usage.entry.as_str())
         .collect();
     spilling.sort_unstable();

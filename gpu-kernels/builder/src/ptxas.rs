@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::compile::output;
 use crate::manifest::{path_of, read_text};
+use crate::routes::dynamic_shared_bytes;
 
 /// GPUs that a PTX file is loaded on.
 pub const TARGETS: &[(&str, &[&str])] = &[
@@ -46,9 +47,26 @@ impl Usage {
         self.stack_bytes + self.spill_store_bytes + self.spill_load_bytes > 0
     }
 
+    /// Whether it matters here that registers stay registers: the kernel is hot, and this GPU's thread blocks have
+    /// the shared memory without which it is never launched.
+    pub fn is_hot(&self) -> bool {
+        self.row()
+            .is_none_or(|row| row.hot && dynamic_shared_bytes(row) <= shared_limit(&self.target))
+    }
+
     /// The row of the kernels' table.
     pub fn row(&self) -> Option<&'static Entry> {
         ENTRIES.iter().find(|entry| entry.name == self.entry)
+    }
+}
+
+/// Most shared memory of a thread block (CUDA C++ Programming Guide, "Technical Specifications per Compute
+/// Capability").
+fn shared_limit(target: &str) -> u32 {
+    match target {
+        "sm_80" => 163 << 10,
+        "sm_86" | "sm_89" | "sm_120" => 99 << 10,
+        _ => 227 << 10,
     }
 }
 
@@ -211,8 +229,19 @@ ptxas info    : Used 4 registers, used 0 barriers
         assert_eq!(usage[0].spill_store_bytes, 16);
         assert_eq!(usage[0].spill_load_bytes, 32);
         assert_eq!(usage[0].shared_bytes, 48);
-        assert!(usage[0].spills() && usage[0].row().is_some_and(|row| row.hot));
+        assert!(usage[0].spills() && usage[0].is_hot());
         assert_eq!(usage[1].registers, 4);
-        assert!(!usage[1].spills());
+        assert!(!usage[1].spills() && !usage[1].is_hot());
+    }
+
+    #[test]
+    fn a_kernel_is_not_held_to_its_registers_where_it_cannot_be_launched() {
+        let on = |target: &str| Usage {
+            entry: "decode_mla_bf16_d576v512_h64".into(),
+            target: target.into(),
+            ..Usage::default()
+        };
+        assert!(on("sm_90").is_hot() && on("sm_100").is_hot());
+        assert!(!on("sm_80").is_hot() && !on("sm_120").is_hot());
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use gpu_kernels::entry::{ENTRIES, Entry, Variant};
 use gpu_kernels::kernels::merge_splits;
 use gpu_kernels::kv::CacheDtype;
+use gpu_kernels::latent::STAGES;
 use gpu_kernels::tile::Shape;
 use gpu_kernels::tile::rows::RowShape;
 use serde::Deserialize;
@@ -199,9 +200,10 @@ fn ctas_per_sm(entry: &Entry, usage: &Usage) -> u32 {
         .min(CTAS)
 }
 
-/// Dynamic shared memory that a launch of `entry` asks for; the most, where it depends on the launch.
-fn dynamic_shared_bytes(entry: &Entry) -> u32 {
+/// Dynamic shared memory that a launch of `entry` asks for; the least, where it depends on the launch.
+pub(crate) fn dynamic_shared_bytes(entry: &Entry) -> u32 {
     match entry.variant {
+        Variant::DecodeMla { cut, .. } => cut.shared_bytes(STAGES.0),
         Variant::DecodeGqa {
             cache,
             head_size,
