@@ -14,8 +14,9 @@ use gpu_kernels::entry::{Entry, Variant};
 use gpu_kernels::kv::CacheDtype;
 use gpu_kernels::tile::QueryDtype;
 
-use super::checks::{Named, count, grid_count, named, scale, slot_stride_fits};
+use super::checks::{count, grid_count, named, scale, slot_stride_fits};
 use super::device_check::CheckMode;
+use super::paged::check_scales;
 use crate::error::{RequestError, Result};
 use crate::plan::{SplitPolicy, variants};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
@@ -225,7 +226,8 @@ impl<'a> DecodeRequest<'a> {
         }
         scale("softmax_scale", self.softmax_scale)?;
 
-        let token_scales = self.check_scales(
+        let token_scales = check_scales(
+            self.scales.as_ref(),
             query_dtype,
             cache_dtype,
             [num_blocks, block_size, num_kv_heads],
@@ -272,70 +274,5 @@ impl<'a> DecodeRequest<'a> {
             stage1,
             request: self,
         })
-    }
-
-    /// Scales are there if and only if the cache is of bytes, and have its heads. Whether every token has
-    /// its own.
-    fn check_scales(&self, query: Dtype, cache: Dtype, shape: [usize; 3]) -> Result<bool> {
-        let wrong = |name, expected: &str, got: &str| {
-            Err(RequestError::Value {
-                name,
-                expected: expected.into(),
-                got: got.into(),
-            }
-            .into())
-        };
-        let is_scaled = cache.size() == 1;
-        let Some(scales) = &self.scales else {
-            return match is_scaled {
-                true => wrong("scales", "given for a cache of bytes", "missing"),
-                false => Ok(false),
-            };
-        };
-        if !is_scaled {
-            return wrong("scales", "absent for a cache of 16-bit values", "given");
-        }
-        let [num_blocks, block_size, num_kv_heads] = shape;
-        let check = |tensor: Named<'_, '_>, shapes: &[&[usize]], form: &str| -> Result<()> {
-            tensor.dtype(&[Dtype::F32])?;
-            if !shapes.contains(&tensor.view.shape()) {
-                return Err(tensor.wrong_shape(form.to_owned()).into());
-            }
-            tensor.no_negative_strides()?;
-            Ok(tensor.aligned(4)?)
-        };
-        let (one, heads, tokens): (&[usize], &[usize], &[usize]) = (&[1], &[num_kv_heads], &shape);
-        let (allowed, form): (&[&[usize]], String) = match cache {
-            Dtype::F8E4m3 => (
-                &[one, heads, tokens],
-                format!(
-                    "[1], [num_kv_heads] = {heads:?}, or [num_blocks, block_size, num_kv_heads] = {tokens:?}"
-                ),
-            ),
-            Dtype::I8 => (
-                &[tokens],
-                format!(
-                    "[num_blocks, block_size, num_kv_heads] = [{num_blocks}, {block_size}, {num_kv_heads}]"
-                ),
-            ),
-            _ => (&[one, heads], format!("[1] or [num_kv_heads] = {heads:?}")),
-        };
-        check(named("k_scale", &scales.k_scale), allowed, &form)?;
-        let token_scales = scales.k_scale.shape().len() == 3;
-        let allowed: &[&[usize]] = if token_scales {
-            &[tokens]
-        } else {
-            &[one, heads]
-        };
-        check(named("v_scale", &scales.v_scale), allowed, &form)?;
-        match (&scales.q_scale, query == Dtype::F8E4m3) {
-            (Some(q_scale), true) => check(named("q_scale", q_scale), &[one], "[1]")?,
-            (None, false) => {}
-            (None, true) => return wrong("q_scale", "given for an fp8_e4m3 query", "missing"),
-            (Some(_), false) => {
-                return wrong("q_scale", "absent for a query of 16-bit values", "given");
-            }
-        }
-        Ok(token_scales)
     }
 }

@@ -19,6 +19,7 @@ use super::checks::{count, grid_count, named, scale, slot_stride_fits};
 use super::decode::DecodeOptions;
 use super::decode_launch::{DecodePlan, Rows};
 use super::device_check::workspace_base;
+use super::paged::max_seq_len;
 use crate::error::{Error, RequestError, Result};
 use crate::plan::{DeviceInfo, SplitShape, Splits, variants};
 use crate::runtime::{Launch, Launcher};
@@ -117,25 +118,12 @@ impl<'a> DecodeMlaRequest<'a> {
         slot_stride_fits("cache", &self.cache)?;
         cache.aligned(16)?;
 
-        let form = "[num_seqs, max_num_blocks_per_seq]";
-        let block_table = named("block_table", &self.block_table);
-        let [table_rows, max_num_blocks_per_seq] = block_table.indices(Dtype::I32, form)?;
-        if table_rows != num_seqs {
-            block_table.shape(form, &[num_seqs, max_num_blocks_per_seq])?;
-        }
-        let nameable = max_num_blocks_per_seq.saturating_mul(block_size);
-        let max_seq_len = match self.options.max_seq_len {
-            Some(max_seq_len) if max_seq_len as usize > nameable => {
-                let blocks = (max_seq_len as usize).div_ceil(block_size);
-                return Err(block_table
-                    .wrong_shape(format!(
-                        "{form} with at least {blocks} blocks of {block_size} tokens for max_seq_len {max_seq_len}"
-                    ))
-                    .into());
-            }
-            Some(max_seq_len) => max_seq_len,
-            None => count("max_num_blocks_per_seq * block_size", nameable)?,
-        };
+        let max_seq_len = max_seq_len(
+            &self.block_table,
+            num_seqs,
+            block_size,
+            self.options.max_seq_len,
+        )?;
 
         let seq_lens = named("seq_lens", &self.seq_lens);
         seq_lens.dtype(&[Dtype::I32])?;

@@ -2,7 +2,7 @@
 
 use gpu_kernels::kv::CacheDtype;
 
-use super::checks::{Named, count, named};
+use super::checks::{Named, count, named, slot_stride_fits};
 use super::decode::KvScales;
 use crate::error::{RequestError, Result};
 use crate::tensor::{Dtype, TensorView};
@@ -46,7 +46,7 @@ impl PagedCache {
         }
         let placed = |tensor: Named<'_, '_>| -> Result<()> {
             tensor.strides(16 / dtype.size())?;
-            slot_stride_fits(tensor)?;
+            slot_stride_fits(tensor.name(), tensor.view)?;
             Ok(tensor.aligned(16)?)
         };
         placed(keys)?;
@@ -121,7 +121,7 @@ pub(super) fn max_seq_len(
 
 /// Scales are there if and only if the cache is of bytes, and have its heads. Whether every token has its
 /// own.
-fn check_scales(
+pub(super) fn check_scales(
     scales: Option<&KvScales<'_>>,
     query: Dtype,
     cache: Dtype,
@@ -184,16 +184,4 @@ fn wrong<T>(name: &'static str, expected: &str, got: &str) -> Result<T> {
         got: got.into(),
     }
     .into())
-}
-
-/// Within a block the kernels' byte offsets are 32-bit.
-fn slot_stride_fits(tensor: Named<'_, '_>) -> Result<(), RequestError> {
-    if tensor.view.strides()[1] <= i64::from(i32::MAX) / 32 {
-        return Ok(());
-    }
-    Err(RequestError::Stride {
-        tensor: tensor.name(),
-        expected: format!("at most {} elements from slot to slot", i32::MAX / 32),
-        got: tensor.view.strides().to_vec(),
-    })
 }
