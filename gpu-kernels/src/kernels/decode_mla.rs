@@ -16,7 +16,7 @@
 use super::decode_gqa::{pack_out, seq_len};
 use crate::gpu::{Gpu, WARP, div};
 use crate::kv::{CacheFormat, CacheHead};
-use crate::latent::{Cut, LatentQuery, LatentStream, Running};
+use crate::latent::{Cut, LatentQuery, LatentStream, LatentWords, Running};
 use crate::params::DecodeMlaParams;
 use crate::tile::query_bytes;
 
@@ -60,6 +60,17 @@ pub unsafe fn decode_mla<
         cut
     };
     let cta = Cta::new(gpu, cut, params);
+    // The query is under way before the length, on which all else depends, is waited for.
+    // SAFETY: the rows exist.
+    let words = unsafe {
+        LatentWords::<K_STEPS, WARP_HEAD_TILES>::load::<G, C>(
+            gpu,
+            Running::<C, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::first_tile(gpu, cut),
+            |row| cta.query_row::<C>(params, row),
+            cta.num_rows,
+            params.query_dtype,
+        )
+    };
     // SAFETY: one length per sequence of the grid.
     let seq_len = unsafe {
         seq_len(
@@ -105,14 +116,12 @@ pub unsafe fn decode_mla<
     // SAFETY: the scales of an FP8 cache are readable.
     let (q_scale, k_scale) = unsafe { scales::<G, C>(gpu, params) };
     let mut running = Running::<C, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::EMPTY;
-    // SAFETY: every thread comes here; the rows exist.
+    // SAFETY: every thread comes here.
     let query = unsafe {
-        LatentQuery::<K_STEPS, WARP_HEAD_TILES>::load::<G, C>(
+        LatentQuery::<K_STEPS, WARP_HEAD_TILES>::of::<G, C>(
             gpu,
             cut,
-            Running::<C, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::first_tile(gpu, cut),
-            |row| cta.query_row::<C>(params, row),
-            cta.num_rows,
+            words,
             params.query_dtype,
             params.qk_scale_log2 * q_scale * k_scale,
         )

@@ -20,8 +20,8 @@ use super::decode_mla::Cta;
 use crate::dtype::Bf16;
 use crate::gpu::{Gpu, div};
 use crate::latent::{
-    Cut, EntryStream, LatentQuery, MlaEntry, Running, WARP_TOKENS, list_slots, of_second_list,
-    tile_row_bytes,
+    Cut, EntryStream, LatentQuery, LatentWords, MlaEntry, Running, WARP_TOKENS, list_slots,
+    of_second_list, tile_row_bytes,
 };
 use crate::params::{DecodeMlaEntryParams, EntryList};
 
@@ -67,6 +67,17 @@ pub unsafe fn decode_mla_entry<
         cut
     };
     let (cta, first_token) = own_rows(gpu, cut, params);
+    // The query is under way before the length and the slots are waited for.
+    // SAFETY: the rows exist.
+    let words = unsafe {
+        LatentWords::<K_STEPS, WARP_HEAD_TILES>::load::<G, Bf16>(
+            gpu,
+            Running::<Bf16, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::first_tile(gpu, cut),
+            |row| cta.query_row::<Bf16>(rows, row),
+            cta.num_rows,
+            0,
+        )
+    };
     // SAFETY: one length per sequence of the grid, if there are lengths.
     let num_positions = unsafe { num_positions(gpu, params, cta.seq) };
     let split_start = cta.split * rows.split_len;
@@ -91,14 +102,12 @@ pub unsafe fn decode_mla_entry<
     let mut stream =
         unsafe { EntryStream::<E>::start(gpu, cut, &params.lists, count, rows.stages) };
     let mut running = Running::<Bf16, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::EMPTY;
-    // SAFETY: every thread comes here; the rows exist.
+    // SAFETY: every thread comes here.
     let query = unsafe {
-        LatentQuery::<K_STEPS, WARP_HEAD_TILES>::load::<G, Bf16>(
+        LatentQuery::<K_STEPS, WARP_HEAD_TILES>::of::<G, Bf16>(
             gpu,
             cut,
-            Running::<Bf16, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::first_tile(gpu, cut),
-            |row| cta.query_row::<Bf16>(rows, row),
-            cta.num_rows,
+            words,
             0,
             rows.qk_scale_log2,
         )

@@ -85,12 +85,14 @@ impl<
         if !all_see {
             part.mask(gpu, &mut scores, first_token, len_of);
         }
+        let scale_log2 =
+            |head_tile: usize| query.scale_log2(gpu, cut, part.first_tile + head_tile as u32);
         // SAFETY: as the caller promises.
         unsafe {
-            self.share_maxima(gpu, part, &scores, &query.scale_log2);
+            self.share_maxima(gpu, part, &scores, scale_log2);
             gpu.sync_cta();
             scratch_is_free();
-            self.store_probs(gpu, cut, part, &scores, &query.scale_log2);
+            self.store_probs(gpu, cut, part, &scores, scale_log2);
             gpu.sync_cta();
             self.rescale(gpu, cut);
             self.add_values::<G, K_STEPS>(gpu, cut, tile);
@@ -107,9 +109,10 @@ impl<
         gpu: G,
         part: Part,
         scores: &Scores<WARP_HEAD_TILES, WARP_TOKEN_TILES>,
-        scale_log2: &[Pair; WARP_HEAD_TILES],
+        scale_log2: impl Fn(usize) -> Pair,
     ) {
         unroll!([4] head_tile in 0..WARP_HEAD_TILES {
+            let scale_log2 = scale_log2(head_tile);
             let mut max = [f32::NEG_INFINITY; 2];
             unroll!([2] token_tile in 0..WARP_TOKEN_TILES {
                 let [s0, s1, s2, s3] = scores[head_tile][token_tile];
@@ -120,7 +123,7 @@ impl<
             if gpu.lane() < 4 {
                 unroll!([2] head in 0..2 {
                     let at = Cut::stats_of(part.head(gpu, head_tile, head)) + part.token_warp * 4;
-                    let max = max[head] * scale_log2[head_tile][head];
+                    let max = max[head] * scale_log2[head];
                     // SAFETY: this warp's maximum of its own head; one lane writes it.
                     unsafe { gpu.st_shared_b32(gpu.shared_base() + at, max.to_bits()) };
                 });
@@ -168,12 +171,12 @@ impl<
         cut: Cut,
         part: Part,
         scores: &Scores<WARP_HEAD_TILES, WARP_TOKEN_TILES>,
-        scale_log2: &[Pair; WARP_HEAD_TILES],
+        scale_log2: impl Fn(usize) -> Pair,
     ) {
         let base = gpu.shared_base() + cut.probs() + gpu.lane() * 8;
         let mut grew = false;
         unroll!([4] head_tile in 0..WARP_HEAD_TILES {
-            let [scale0, scale1] = scale_log2[head_tile];
+            let [scale0, scale1] = scale_log2(head_tile);
             let mut tops = [0.0; 2];
             unroll!([2] head in 0..2 {
                 let own = part.head(gpu, head_tile, head);
@@ -281,8 +284,11 @@ impl<
         v_scale: f32,
         store_lse: impl Fn(u32, f32),
     ) -> u32 {
-        let (group, quad) = (gpu.lane() / 4, gpu.lane() % 4);
-        let part = Part::of::<WARP_HEAD_TILES>(gpu.warp(), cut);
+        // Nothing of this needs a register during the loop.
+        let thread = gpu.opaque(gpu.thread_idx());
+        let (warp, lane) = (thread / WARP, thread % WARP);
+        let (group, quad) = (lane / 4, lane % 4);
+        let part = Part::of::<WARP_HEAD_TILES>(warp, cut);
         let stats = gpu.shared_base();
         let rows = stats + cut.stats_bytes();
         gpu.cp_async_wait::<0>();
@@ -304,31 +310,49 @@ impl<
         });
         // SAFETY: all come here; from now on probabilities, query and ring may be overwritten.
         unsafe { gpu.sync_cta() };
+        let row = thread;
+        if row < cut.heads {
+            let scale_at = stats + cut.scales() + row * 4;
+            let mut sum = 0.0;
+            for token_warp in 0..cut.token_warps {
+                // SAFETY: written before the barrier.
+                sum += f32::from_bits(unsafe {
+                    gpu.ld_shared_b32(stats + Cut::stats_of(row) + token_warp * 4)
+                });
+            }
+            let scale = if sum == 0.0 {
+                0.0
+            } else {
+                gpu.recip(sum) * v_scale
+            };
+            // SAFETY: written before the barrier; this thread alone reads and writes it up to the next one.
+            let max = unsafe {
+                let max = gpu.ld_shared_b32(scale_at);
+                gpu.st_shared_b32(scale_at, scale.to_bits());
+                f32::from_bits(max)
+            };
+            store_lse(row, max - C::Math::PROB_SHIFT + gpu.log2(sum));
+        }
+        // SAFETY: all come here.
+        unsafe { gpu.sync_cta() };
         let (low_dim, high_dim) = C::value_dims(group);
-        let first_dim = gpu.warp() * WARP_DIM_TILES as u32 * 16;
+        let first_dim = warp * WARP_DIM_TILES as u32 * 16;
         unroll!([8] head_tile in 0..HEAD_TILES {
+            let first_row = head_tile as u32 * HEADS + quad * 2;
+            // SAFETY: written before the barrier.
+            let scales = unsafe { gpu.ld_shared_b64(stats + cut.scales() + first_row * 4) };
+            let scales = [scales as u32, (scales >> 32) as u32].map(f32::from_bits);
             unroll!([2] head in 0..2 {
-                let row = head_tile as u32 * HEADS + quad * 2 + head as u32;
-                let mut sum = 0.0;
-                for token_warp in 0..cut.token_warps {
-                    // SAFETY: written before the barrier.
-                    sum += f32::from_bits(unsafe { gpu.ld_shared_b32(stats + Cut::stats_of(row) + token_warp * 4) });
-                }
-                let scale = if sum == 0.0 { 0.0 } else { gpu.recip(sum) * v_scale };
+                let at = rows + (first_row + head as u32) * cut.out_row_bytes() + first_dim * 4;
                 unroll!([8] step in 0..WARP_DIM_TILES {
                     let acc = self.acc[head_tile][step];
-                    let at = rows + row * cut.out_row_bytes() + (first_dim + step as u32 * 16) * 4;
+                    let at = at + step as u32 * 64;
                     // SAFETY: this lane's columns of the head's row.
                     unsafe {
-                        gpu.st_shared_b32(at + low_dim * 4, (acc[head] * scale).to_bits());
-                        gpu.st_shared_b32(at + high_dim * 4, (acc[head + 2] * scale).to_bits());
+                        gpu.st_shared_b32(at + low_dim * 4, (acc[head] * scales[head]).to_bits());
+                        gpu.st_shared_b32(at + high_dim * 4, (acc[head + 2] * scales[head]).to_bits());
                     }
                 });
-                if gpu.warp() == 0 && group == 0 {
-                    // SAFETY: written before the barrier.
-                    let max = unsafe { gpu.ld_shared_b32(stats + cut.scales() + row * 4) };
-                    store_lse(row, f32::from_bits(max) - C::Math::PROB_SHIFT + gpu.log2(sum));
-                }
             });
         });
         // SAFETY: all come here.

@@ -26,7 +26,7 @@ pub use attend::Running;
 pub(crate) use attend::finite;
 pub(crate) use entries::{EntryStream, WARP_TOKENS, of_second_list, tile_row_bytes};
 pub use entries::{Fp8Ds, MlaEntry, RAW_STAGES, V4, raw_bytes};
-pub use query::LatentQuery;
+pub use query::{LatentQuery, LatentWords};
 pub(crate) use slot_list::list_slots;
 pub use stream::LatentStream;
 
@@ -70,6 +70,10 @@ impl Cut {
         let token_warps = warps * WARP_HEAD_TILES as u32 / HEAD_TILES as u32;
         let tile_len = token_warps * WARP_TOKEN_TILES as u32 * TILE_KV;
         let heads = HEAD_TILES as u32 * HEADS;
+        assert!(
+            HEAD_TILES as u32 <= warps,
+            "each tile of heads is loaded by a warp"
+        );
         Self {
             warps,
             token_warps,
