@@ -1,6 +1,7 @@
 //! The command line: data on stdout, progress and complaints on stderr.
 
 mod bench;
+mod bench_measure;
 mod calibrate;
 mod ceiling;
 mod decode;
