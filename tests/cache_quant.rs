@@ -400,6 +400,72 @@ fn quotients_are_correctly_rounded() {
     }
 }
 
+/// Values of 16 bits are divided by a product and one fma. These are the scales near which that is hardest: a
+/// quotient of few bits is then next to a point halfway between two f32.
+#[test]
+fn quotients_of_16_bit_values_are_correctly_rounded() {
+    let mut scales: Vec<f32> = (8..=16u32)
+        .flat_map(|n| [-40, -2, -1, 0, 1, 3].map(|k| (n << 20).saturating_add_signed(k)))
+        .filter(|significand| (1 << 23..1 << 24).contains(significand))
+        .map(|significand| significand as f32 / (1u32 << 30) as f32)
+        .collect();
+    scales.extend([
+        1.0,
+        3.0,
+        448.0 / 17.0,
+        1e-19,
+        1e19,
+        f32::MIN_POSITIVE,
+        f32::MAX,
+    ]);
+    let heads = scales.len();
+    for dtype in [Dtype::Bf16, Dtype::F16] {
+        // All significands of a bf16, from far below the least e4m3 to far above the largest.
+        let mut row: Vec<f32> = (0..22)
+            .flat_map(|power| (128..256u16).map(move |x| f32::from(x) * 2f32.powi(power - 26)))
+            .collect();
+        row.extend([
+            0.0,
+            -0.0,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::NAN,
+            -1.0,
+            5e4,
+            -5e4,
+        ]);
+        let bytes: Vec<u8> = row
+            .iter()
+            .flat_map(|&x| match dtype {
+                Dtype::Bf16 => ((x.to_bits() >> 16) as u16).to_le_bytes(),
+                _ => half::f16::from_f32(x).to_le_bytes(),
+            })
+            .collect();
+        let new = |name| tensor(name, dtype, &[1, heads, row.len()], bytes.repeat(heads));
+        for cache in [Dtype::F8E4m3, Dtype::F8E5m2] {
+            let shape = [1, 1, heads, row.len()];
+            let inputs = Inputs {
+                key: new("key"),
+                value: new("value"),
+                key_cache: poisoned_tensor("key_cache", cache, &shape),
+                value_cache: poisoned_tensor("value_cache", cache, &shape),
+                slots: longs("slot_mapping", &[0]),
+            };
+            let machine = Machine::new();
+            let given = floats("scale", &[heads], &scales);
+            let given = CacheScales::Given {
+                k_scale: machine.view(&given),
+                v_scale: machine.view(&given),
+            };
+            let got = run(&machine, &inputs, given, CheckMode::Off).expect("runs");
+            let expected = expected(&inputs, |new, cache, bytes| {
+                reshape_and_cache_scaled(new, &inputs.slots, &scales, cache, bytes);
+            });
+            assert_same_bytes(&got.0, &expected.0, &format!("{dtype} to {cache}"));
+        }
+    }
+}
+
 /// Where a cache keeps the scale of each row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum ScalePlace {
