@@ -9,6 +9,10 @@ pub mod decode_demo;
 mod info;
 mod machines;
 mod run;
+mod run_attention;
+mod run_cache;
+mod run_file;
+mod run_job;
 mod sweep;
 
 use std::io::{self, Write};
