@@ -359,7 +359,7 @@ impl Byte for E5m2 {
 
 /// `magnitude` with the sign of `sign`, by its bits: libNVVM refuses the intrinsic behind `f32::copysign`.
 #[inline(always)]
-pub(crate) fn with_sign_of(magnitude: f32, sign: f32) -> f32 {
+fn with_sign_of(magnitude: f32, sign: f32) -> f32 {
     const SIGN: u32 = 1 << 31;
     f32::from_bits(magnitude.to_bits() & !SIGN | sign.to_bits() & SIGN)
 }

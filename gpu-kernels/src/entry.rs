@@ -409,12 +409,12 @@ entries! {
     merge_rows(PrefillParams) = merge_rows::merge_rows, Variant::MergeRows, merge_rows::THREADS, 1, true;
     merge_splits_bf16(MergeParams) = merge_splits::merge_splits::<_, Bf16>, Variant::MergeSplits { dtype: D::Bf16 }, merge_splits::THREADS, 1, true;
     merge_splits_f16(MergeParams) = merge_splits::merge_splits::<_, F16>, Variant::MergeSplits { dtype: D::F16 }, merge_splits::THREADS, 1, true;
-    reshape_and_cache_copy(ReshapeAndCacheParams) = cache_write::copy, Variant::CacheCopy, cache_write::THREADS, 8, true;
-    reshape_and_cache_scaled_bf16_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, Bf16, E4m3>, Variant::CacheScaled { source: E::Bf16, cache: E::E4m3 }, cache_write::THREADS, 5, true;
-    reshape_and_cache_scaled_f16_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, F16, E4m3>, Variant::CacheScaled { source: E::F16, cache: E::E4m3 }, cache_write::THREADS, 5, true;
+    reshape_and_cache_copy(ReshapeAndCacheParams) = cache_write::copy, Variant::CacheCopy, cache_write::THREADS, 16, true;
+    reshape_and_cache_scaled_bf16_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, Bf16, E4m3>, Variant::CacheScaled { source: E::Bf16, cache: E::E4m3 }, cache_write::THREADS, 10, true;
+    reshape_and_cache_scaled_f16_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, F16, E4m3>, Variant::CacheScaled { source: E::F16, cache: E::E4m3 }, cache_write::THREADS, 10, true;
     reshape_and_cache_scaled_f32_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, F32, E4m3>, Variant::CacheScaled { source: E::F32, cache: E::E4m3 }, cache_write::THREADS, 1, true;
-    reshape_and_cache_scaled_bf16_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, Bf16, E5m2>, Variant::CacheScaled { source: E::Bf16, cache: E::E5m2 }, cache_write::THREADS, 5, true;
-    reshape_and_cache_scaled_f16_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, F16, E5m2>, Variant::CacheScaled { source: E::F16, cache: E::E5m2 }, cache_write::THREADS, 5, true;
+    reshape_and_cache_scaled_bf16_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, Bf16, E5m2>, Variant::CacheScaled { source: E::Bf16, cache: E::E5m2 }, cache_write::THREADS, 10, true;
+    reshape_and_cache_scaled_f16_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, F16, E5m2>, Variant::CacheScaled { source: E::F16, cache: E::E5m2 }, cache_write::THREADS, 10, true;
     reshape_and_cache_scaled_f32_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, F32, E5m2>, Variant::CacheScaled { source: E::F32, cache: E::E5m2 }, cache_write::THREADS, 1, true;
     reshape_and_cache_per_token_head_bf16_e4m3(PerTokenHeadParams) = per_token_head::per_token_head::<_, Bf16, E4m3>, Variant::CachePerTokenHead { source: E::Bf16, cache: E::E4m3 }, per_token_head::THREADS, 1, true;
     reshape_and_cache_per_token_head_f16_e4m3(PerTokenHeadParams) = per_token_head::per_token_head::<_, F16, E4m3>, Variant::CachePerTokenHead { source: E::F16, cache: E::E4m3 }, per_token_head::THREADS, 1, true;

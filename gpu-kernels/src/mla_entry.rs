@@ -21,11 +21,13 @@ pub(crate) fn dequantise8<G: Gpu>(gpu: G, bytes: [u32; 2], scale: f32) -> [u32; 
 /// The value of a UE8M0: 2^(byte - 127), NaN for 255.
 #[inline(always)]
 pub(crate) fn power_of_two(byte: u8) -> f32 {
-    match byte {
-        0 => f32::from_bits(0x0040_0000),
-        255 => f32::NAN,
-        _ => f32::from_bits((byte as u32) << 23),
-    }
+    // 2^-127 is a subnormal: both ends have the upper bit of the mantissa.
+    let end = if byte == 0 || byte == 255 {
+        0x0040_0000
+    } else {
+        0
+    };
+    f32::from_bits((byte as u32) << 23 | end)
 }
 
 /// 656 bytes a token (vLLM's `fp8_ds_mla`): `[0, 512)` e4m3 latents | `[512, 528)` four f32 scales, one per

@@ -1,62 +1,69 @@
 //! Storing real values in 8 bits: division by a scale, and the rules by which scales are chosen.
 
-use crate::dtype::with_sign_of;
+use crate::dtype::Element;
 use crate::gpu::Gpu;
+use crate::unroll::unroll;
 
-/// Divides many numbers by one. Each quotient is the IEEE one (correctly rounded) as far as an 8-bit type
-/// can tell: quotients below 2^-60 or from 2^17 on may be off, but round to zero or saturate all the same.
+/// Divides many numbers by one. Quotients are the IEEE ones (correctly rounded) as far as an 8-bit float can
+/// tell: rounded to one, saturating, they give the same byte.
+///
+/// `1 / divisor` is kept in two parts, so that the quotient of a 16-bit value is one product and one fma, with
+/// no branch: the exact quotient, made larger by less than 2^-39 of itself, rounded to f32. Why the byte is
+/// right: rounding `x / s` and something so little above it can only differ if a point `m` halfway between two
+/// f32 lies between them, and a byte can only show it if one of those two f32, `b`, lies halfway between two
+/// bytes. Scale all to integers: `s` to `S` of 24 bits, `b` to `B` of 5, `x` to `X 2^j` of at most 11 bits, so
+/// that it is a multiple of 2^16. `m - b` is 2^-20 then, and `X 2^j - S B` has to be `±n`, the integer next to
+/// `S 2^-20`, with `S = n 2^20 + k` and `|k| < 2^11`. So `k B ± n`, which is less than 2^16, is a multiple of
+/// it: zero, and as `B >= 16 >= n`, `B = n = 16` and `k = -1`. For those the exact quotient is above `m`
+/// already, and stays there. Values of 24 bits have no such luck; they are divided one by one.
 #[derive(Clone, Copy, Debug)]
 pub struct Divisor {
     divisor: f32,
-    reciprocal: f32,
+    /// A few units in the last place below the reciprocal.
+    high: f32,
+    /// What is missing, and a little more. Positive, so that zeros keep their sign and infinities stay.
+    low: f32,
 }
 
 impl Divisor {
     /// Of a scale.
     #[inline(always)]
-    pub fn new(divisor: f32) -> Self {
+    pub fn new<G: Gpu>(gpu: G, divisor: f32) -> Self {
+        // The machine's reciprocal is off by one unit at most.
+        let high = f32::from_bits(gpu.recip(divisor).to_bits().wrapping_sub(4));
+        // 2^-40 is more than the square of the missing part, which the product with `high` leaves out, and
+        // more than all roundings.
+        let missing = gpu.fma(-divisor, high, 1.0) + f32::from_bits((127 - 40) << 23);
         Self {
             divisor,
-            reciprocal: 1.0 / divisor,
+            high,
+            low: missing * high,
         }
     }
 
     /// Eight quotients.
     #[inline(always)]
-    pub fn divide8<G: Gpu>(self, gpu: G, values: [f32; 8]) -> [f32; 8] {
-        // Far from the ends of the exponent range no step below can overflow or lose bits.
-        if self.divisor >= 1e-18 && self.divisor <= 1e18 {
-            let [a, b, c, d, e, f, g, h] = values;
-            let quotient = |x| self.quotient(gpu, x);
-            [
-                quotient(a),
-                quotient(b),
-                quotient(c),
-                quotient(d),
-                quotient(e),
-                quotient(f),
-                quotient(g),
-                quotient(h),
-            ]
+    pub fn divide8<G: Gpu, In: Element>(self, gpu: G, values: In::Eight) -> [f32; 8] {
+        let values = In::widen8(gpu, values);
+        // Far from the ends of the exponent range no part can overflow or lose bits.
+        if In::BYTES <= 2 && self.divisor >= 1e-18 && self.divisor <= 1e18 {
+            values.map(|x| gpu.fma(x, self.high, x * self.low))
         } else {
             values.map(|x| x / self.divisor)
         }
     }
+}
 
-    /// Markstein's division: the reciprocal is correctly rounded, the first correction makes the quotient
-    /// faithful, and the second one then makes it the correctly rounded one.
-    #[inline(always)]
-    fn quotient<G: Gpu>(self, gpu: G, x: f32) -> f32 {
-        let first = x * self.reciprocal;
-        let better = gpu.fma(gpu.fma(-first, self.divisor, x), self.reciprocal, first);
-        let best = gpu.fma(gpu.fma(-better, self.divisor, x), self.reciprocal, better);
-        // Infinities and NaN fail the comparison: above they met `inf - inf`. Zeros lost their sign there.
-        if first.abs() < 131_072.0 {
-            with_sign_of(best, first)
-        } else {
-            first
-        }
-    }
+/// `amax / qmax`, correctly rounded, for a `qmax` of 127 or 448. A quotient by an odd number, or one times a
+/// power of two, is never near a point halfway between two f32, so one correction is enough. Subnormal quotients
+/// may be off: scales are larger.
+#[inline(always)]
+pub fn over_qmax<G: Gpu>(gpu: G, amax: f32, qmax: f32) -> f32 {
+    let reciprocal = 1.0 / qmax;
+    let first = amax * reciprocal;
+    let better = gpu.fma(gpu.fma(-first, qmax, amax), reciprocal, first);
+    // Infinity met `inf - inf`.
+    if first < f32::INFINITY { better } else { first }
 }
 
 /// The larger magnitude of `so_far` and the values; NaN is passed over.
@@ -70,18 +77,30 @@ pub fn amax8<G: Gpu>(gpu: G, so_far: f32, values: [f32; 8]) -> f32 {
     )
 }
 
-/// The largest `amax` of each group of `lanes` lanes (a power of two), in all of them.
+/// The largest of each `amax` in each group of `lanes` lanes (a power of two), in all of them. Several are
+/// found together, so that one waits while another moves.
 ///
 /// # Safety
-/// Converged, with one `lanes <= 32` for all.
+/// Converged, with one `lanes <= 32` for all; `N` is 1 or 2.
 #[inline(always)]
 #[track_caller]
-pub unsafe fn amax_over_lanes<G: Gpu>(gpu: G, mut amax: f32, lanes: u32) -> f32 {
+pub unsafe fn amax_over_lanes<G: Gpu, const N: usize>(
+    gpu: G,
+    mut amax: [f32; N],
+    lanes: u32,
+) -> [f32; N] {
     let mut mask = lanes / 2;
     while mask > 0 {
+        let mut other = [0; N];
         // SAFETY: converged, as the caller promises; the mask is less than 32.
-        let other = unsafe { gpu.shfl_xor(amax.to_bits(), mask) };
-        amax = gpu.max(amax, f32::from_bits(other));
+        unsafe {
+            unroll!([2] i in 0..N {
+                other[i] = gpu.shfl_xor(amax[i].to_bits(), mask);
+            });
+        }
+        unroll!([2] i in 0..N {
+            amax[i] = gpu.max(amax[i], f32::from_bits(other[i]));
+        });
         mask /= 2;
     }
     amax

@@ -57,7 +57,7 @@ macro_rules! stored_as_quotient {
             #[inline(always)]
             #[track_caller]
             unsafe fn store8_as<G: Gpu>(gpu: G, address: u64, values: [u32; 4], scale: f32) {
-                let quotients = Divisor::new(scale).divide8(gpu, In::widen8(gpu, values));
+                let quotients = Divisor::new(gpu, scale).divide8::<G, In>(gpu, values);
                 // SAFETY: as the caller promises.
                 unsafe { $type::store8(gpu, address, $type::narrow8(gpu, quotients)) };
             }

@@ -144,37 +144,44 @@ pub unsafe fn mla_v4<G: Gpu>(gpu: G, params: &GatherParams) {
         return;
     };
     let lane = gpu.lane();
+    // In the second unit, the last lanes hold RoPE values instead: twice the bytes. All lanes load them, so
+    // that these lanes wait together with the others and not after them.
     let is_rope = WARP + lane >= ROPE_UNIT;
     let mut bytes = [[0; 2]; EIGHTS];
     let mut scales = [0; EIGHTS];
-    let mut rope = [0; 4];
+    let mut rest = [0; 2];
     if let Some(slot) = row.slot {
         let page = params.cache + slot.block * params.stride_cache_block as u64;
         let entry = page + slot.offset * v4::VALUE_BYTES as u64;
-        let first_scale = page
+        let scale = page
             + params.block_size.divisor() as u64 * v4::VALUE_BYTES as u64
-            + slot.offset * v4::SCALE_BYTES as u64;
-        unroll!([2] i in 0..EIGHTS {
-            let unit = i as u32 * WARP + lane;
-            if unit < ROPE_UNIT {
-                // SAFETY: a slot of the cache; the lane's values and their scale.
-                unsafe {
-                    bytes[i] = E4m3::load8(gpu, entry + 8 * unit as u64);
-                    scales[i] = gpu.ld_global_b8(first_scale + (8 * unit / v4::GROUP) as u64);
-                }
-            }
-        });
-        if is_rope {
-            let at = entry + (v4::VALUES + 16 * (WARP + lane - ROPE_UNIT)) as u64;
-            // SAFETY: 8 RoPE values of the slot.
-            rope = unsafe { gpu.ld_global_b128(at) };
+            + slot.offset * v4::SCALE_BYTES as u64
+            + (8 * lane / v4::GROUP) as u64;
+        let (second, second_scale, after) = if is_rope {
+            let at = v4::VALUES + 16 * (WARP + lane - ROPE_UNIT);
+            (at, 0, 8)
+        } else {
+            (8 * (WARP + lane), 8 * WARP / v4::GROUP, 0)
+        };
+        // SAFETY: a slot of the cache; the lane's values, or RoPE values, and their scales.
+        unsafe {
+            scales[0] = gpu.ld_global_b8(scale);
+            scales[1] = gpu.ld_global_b8(scale + second_scale as u64);
+            bytes[0] = E4m3::load8(gpu, entry + 8 * lane as u64);
+            bytes[1] = E4m3::load8(gpu, entry + second as u64);
+            rest = E4m3::load8(gpu, entry + (second + after) as u64);
         }
     }
-    let values = [0, 1].map(|i| dequantise8(gpu, bytes[i], power_of_two(scales[i])));
-    let second = if is_rope { rope } else { values[1] };
+    let first = dequantise8(gpu, bytes[0], power_of_two(scales[0]));
+    let second = dequantise8(gpu, bytes[1], power_of_two(scales[1]));
+    let second = if is_rope {
+        [bytes[1][0], bytes[1][1], rest[0], rest[1]]
+    } else {
+        second
+    };
     // SAFETY: the row is this warp's; each lane writes its own bytes.
     unsafe {
-        gpu.st_global_b128(row.out + 16 * lane as u64, values[0]);
+        gpu.st_global_b128(row.out + 16 * lane as u64, first);
         gpu.st_global_b128(row.out + 16 * (WARP + lane) as u64, second);
     }
 }

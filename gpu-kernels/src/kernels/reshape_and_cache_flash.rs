@@ -1,6 +1,6 @@
 //! Writes new tokens' keys and values into a paged cache: copied, or divided by a scale and stored in FP8.
 //!
-//! Grid: x = tokens, several a thread block if they are short; y = layer; z = slab of 256 units, of tokens
+//! Grid: x = tokens, several a thread block if they are short; y = layer; z = slab of 128 units, of tokens
 //! that are longer. A unit is 16 bytes, or eight values to convert. A thread owns one unit of a token's keys
 //! and the same unit of its values, and has all its loads in flight before it waits for the first:
 //!
@@ -22,8 +22,8 @@ use crate::gpu::Gpu;
 use crate::params::{CacheSide, ReshapeAndCacheParams};
 use crate::quant::Divisor;
 
-/// Threads per thread block.
-pub const THREADS: u32 = 256;
+/// Threads per thread block. Few, so that a write of few tokens is spread over many multiprocessors.
+pub const THREADS: u32 = 128;
 pub(super) const THREADS_LOG2: u32 = THREADS.ilog2();
 
 /// How a write is spread over threads.
@@ -288,7 +288,7 @@ impl<In: Element, Out: Byte> Conversion for Eights<In, Out> {
     #[inline(always)]
     #[track_caller]
     unsafe fn store<G: Gpu>(gpu: G, address: u64, unit: In::Eight, scale: f32) {
-        let quotients = Divisor::new(scale).divide8(gpu, In::widen8(gpu, unit));
+        let quotients = Divisor::new(gpu, scale).divide8::<G, In>(gpu, unit);
         // SAFETY: as the caller promises.
         unsafe { Out::store8(gpu, address, Out::narrow8(gpu, quotients)) };
     }

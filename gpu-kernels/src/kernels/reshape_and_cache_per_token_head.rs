@@ -21,7 +21,7 @@ use super::slots::Slot;
 use crate::dtype::{Byte, Element, ElementDtype};
 use crate::gpu::{Gpu, WARP, div};
 use crate::params::{CacheSide, PerTokenHeadParams};
-use crate::quant::{amax_over_lanes, amax8};
+use crate::quant::{amax_over_lanes, amax8, over_qmax};
 use crate::unroll::unroll;
 
 /// Threads per thread block.
@@ -202,7 +202,9 @@ impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
     /// From the largest magnitude to the scale and its reciprocal; the first lane stores the scale.
     #[inline(always)]
     unsafe fn scale(self, target: Option<Target>, amax: f32) -> f32 {
-        let scale = self.gpu.max(amax / qmax(Out::DTYPE), MIN_SCALE);
+        let scale = self
+            .gpu
+            .max(over_qmax(self.gpu, amax, qmax(Out::DTYPE)), MIN_SCALE);
         if self.lane == 0
             && let Some(target) = target
         {
@@ -241,7 +243,7 @@ impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
             let values = data[i].map(|eight| In::widen8(gpu, eight));
             let amax = amax8(gpu, amax8(gpu, 0.0, values[0]), values[1]);
             // SAFETY: converged.
-            let amax = unsafe { amax_over_lanes(gpu, amax, self.lanes) };
+            let [amax] = unsafe { amax_over_lanes(gpu, [amax], self.lanes) };
             // SAFETY: the row is this group's.
             let inverse = unsafe { self.scale(target, amax) };
             unroll!([2] j in 0..UNITS {
@@ -278,7 +280,7 @@ impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
             unit += self.lanes;
         }
         // SAFETY: converged again after the loop.
-        let amax = unsafe { amax_over_lanes(gpu, amax, self.lanes) };
+        let [amax] = unsafe { amax_over_lanes(gpu, [amax], self.lanes) };
         // SAFETY: the row is this group's.
         let inverse = unsafe { self.scale(target, amax) };
         let mut unit = self.lane;

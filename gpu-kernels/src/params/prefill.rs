@@ -1,6 +1,7 @@
 //! Arguments of `prefill_gqa` and `merge_rows`.
 
-use super::{Divisor, KernelParams};
+use super::KernelParams;
+use crate::divider::Divider;
 
 /// Arguments of `prefill_gqa` and `merge_rows`. Strides count elements of their tensor, those of caches bytes: the kernel has no
 /// register to spare for a product.
@@ -90,9 +91,9 @@ pub struct PrefillParams {
     /// KV heads.
     pub num_kv_heads: u32,
     /// Divides by `num_queries_per_kv`.
-    pub by_queries_per_kv: Divisor,
+    pub by_queries_per_kv: Divider,
     /// Divides by `block_size`.
-    pub by_block_size: Divisor,
+    pub by_block_size: Divider,
     /// Query heads that share a KV head.
     pub num_queries_per_kv: u32,
     /// Tokens per cache block, a multiple of 8.
@@ -132,6 +133,6 @@ impl PrefillParams {
     pub const ALIBI_SQRT: u32 = 2;
 }
 
-const _: () = assert!(size_of::<PrefillParams>() == 17 * 8 + 20 * 8 + 22 * 4);
+const _: () = assert!(size_of::<PrefillParams>() == 17 * 8 + 20 * 8 + 24 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for PrefillParams {}

@@ -46,6 +46,8 @@ const NAMES: [(BlocksOperation, &str); 3] = [
     (BlocksOperation::CompactTables, "compact_tables"),
     (BlocksOperation::CompactSlots, "compact_slots"),
 ];
+/// Every so many names one names nothing.
+const GAP: usize = 7;
 /// Sequences of a compaction.
 const SEQS: usize = 4;
 
@@ -63,7 +65,8 @@ impl BlocksCase {
     pub fn unavoidable_bytes(&self) -> u64 {
         let block = self.block_size * self.row * self.dtype.size();
         let (blocks, names) = match self.operation {
-            BlocksOperation::Copy => (self.count, 16 * self.count),
+            // See `GAP`: in this many pairs one of the two is padding.
+            BlocksOperation::Copy => (self.count - 2 * self.count / GAP, 16 * self.count),
             _ => (self.num_blocks / 4, 8 * SEQS * self.count),
         };
         (2 * blocks * block + names) as u64
@@ -156,8 +159,10 @@ impl<'m> ExactBlocks<'m> {
             );
             HostTensor::contiguous(name, case.dtype, &shape, bytes)
         };
-        // Some name nothing.
-        let id = |(at, &id): (usize, &usize)| if at % 7 == 6 { -1 } else { id as i64 };
+        let id = |(at, &id): (usize, &usize)| match at % GAP {
+            at if at == GAP - 1 => -1,
+            _ => id as i64,
+        };
         let width = case.count.div_ceil(case.block_size);
         let ids = shuffled(case.num_blocks, seed);
         let names = match case.operation {

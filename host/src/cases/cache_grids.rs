@@ -219,5 +219,9 @@ pub(super) fn bench() -> Vec<Case> {
     for tokens in [1024, 16_384, 131_072] {
         cases.push(gather(MlaForm::V4, GatherBy::Slots, 64, 1, tokens));
     }
+    // Blocks enough to be in no level-2 cache, and references enough to fill the compact cache.
+    let [copy, _, _] = blocks(64, 576, 4000, 2000);
+    let [_, tables, slots] = blocks(64, 576, 4000, 30_000);
+    cases.extend([copy, tables, slots]);
     cases
 }

@@ -492,6 +492,8 @@ mod tests {
             "mla gather bf16 req=16 tok=98304",
             "dsv4 gather v4_584 req=64 len=1024",
             "dsv4 slot gather n=131072",
+            "copy_blocks bf16 page=64 row=576 blocks=4000 count=2000",
+            "compact_tables bf16 page=64 row=576 blocks=4000 count=30000",
         ] {
             assert!(names.iter().any(|other| other == name), "{name}");
         }

@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use serde::Serialize;
 
-use super::run::File;
+use super::run_file::File;
 use crate::reference::HostTensor;
 use crate::tensor::Dtype;
 

@@ -1,6 +1,7 @@
 //! The command line: data on stdout, progress and complaints on stderr.
 
 mod bench;
+mod bench_measure;
 mod calibrate;
 mod ceiling;
 mod decode;
@@ -8,6 +9,10 @@ pub mod decode_demo;
 mod info;
 mod machines;
 mod run;
+mod run_attention;
+mod run_cache;
+mod run_file;
+mod run_job;
 mod sweep;
 
 use std::io::{self, Write};

@@ -3,8 +3,9 @@
 use std::f32::consts::LOG2_E;
 use std::fmt;
 
+use gpu_kernels::divider::Divider;
 use gpu_kernels::entry::Variant;
-use gpu_kernels::params::{CheckPagedParams, Divisor, KernelParams, PrefillParams};
+use gpu_kernels::params::{CheckPagedParams, KernelParams, PrefillParams};
 use gpu_kernels::tile::rows::RowShape;
 
 use super::decode::KvScales;
@@ -282,8 +283,8 @@ impl CheckedUnified<'_> {
             num_tokens: self.num_tokens,
             num_seqs: self.num_seqs - self.num_decodes,
             num_kv_heads: self.num_kv_heads,
-            by_queries_per_kv: Divisor::new(num_queries_per_kv),
-            by_block_size: Divisor::new(self.block_size),
+            by_queries_per_kv: Divider::new(num_queries_per_kv),
+            by_block_size: Divider::new(self.block_size),
             num_queries_per_kv,
             block_size: self.block_size,
             max_seq_len: self.max_seq_len,

@@ -1,7 +1,8 @@
 //! Which rows a warp has, which keys they see, and where those stand relative to them.
 
+use crate::divider::Divider;
 use crate::gpu::Gpu;
-use crate::params::{Divisor, PrefillParams};
+use crate::params::PrefillParams;
 
 /// The rows of one warp: consecutive rows of one sequence and KV head.
 #[derive(Clone, Copy, Debug)]
@@ -13,7 +14,7 @@ pub struct WarpRows {
     /// Query heads that share a KV head.
     pub num_queries_per_kv: u32,
     /// Divides by it.
-    pub by_queries_per_kv: Divisor,
+    pub by_queries_per_kv: Divider,
 }
 
 impl WarpRows {
