@@ -119,11 +119,13 @@ fn every_supported_head_size_has_a_kernel_for_every_group() {
     for (head_size, head_size_v) in variants::decode_support() {
         for dtype in [CacheDtype::F16, CacheDtype::Bf16] {
             for group in 1..=64 {
-                variants::decode_entry(dtype, head_size, head_size_v, group)
-                    .unwrap_or_else(|error| panic!("{head_size} x {group}: {error}"));
+                for ruled in [false, true] {
+                    variants::decode_entry(dtype, (head_size, head_size_v), group, ruled)
+                        .unwrap_or_else(|error| panic!("{head_size} x {group}: {error}"));
+                }
             }
         }
     }
-    let refused = variants::decode_entry(CacheDtype::Bf16, 80, 80, 4);
+    let refused = variants::decode_entry(CacheDtype::Bf16, (80, 80), 4, false);
     assert!(matches!(refused, Err(Error::Unsupported { .. })));
 }
