@@ -151,6 +151,10 @@ impl CheckedDecode<'_> {
             v_scale: if self.token_scales { 0 } else { decode.v_scale },
             stride_k_scale: decode.stride_k_scale,
             stride_v_scale: decode.stride_v_scale,
+            query_start_loc: decode.query_start_loc,
+            num_tokens: self.num_tokens,
+            // Only sequences with one query token at most come with such a table.
+            max_query_len: 1,
         };
         let merge = self.merge_params(plan, &decode);
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised;

@@ -158,6 +158,9 @@ impl CheckedDecodeMlaEntry<'_> {
             v_scale: 0,
             stride_k_scale: 0,
             stride_v_scale: 0,
+            query_start_loc: 0,
+            num_tokens: 0,
+            max_query_len: 0,
         };
         let merge = MergeParams {
             partial_out: rows.partial_out,

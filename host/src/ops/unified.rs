@@ -90,7 +90,8 @@ pub struct UnifiedOptions<'a> {
     /// sequence takes a decode kernel: the bits of a query token's output then depend on nothing but the token,
     /// the keys before it and the options, not on the batch, nor on how a prefill was cut into chunks.
     pub split_policy: SplitPolicy,
-    /// Whether `block_table`, `seq_lens` and scales are checked on the device first. A checked step takes one
+    /// Whether `query_start_loc` (in order, within `num_tokens`, no more than `max_query_len` apart), `block_table`,
+    /// `seq_lens` and scales are checked on the device first. A checked step takes one
     /// kernel for all sequences, a decode kernel if each has at most one query token.
     pub check: CheckMode,
 }

@@ -205,6 +205,9 @@ impl CheckedUnified<'_> {
             v_scale: if token_scales { 0 } else { prefill.v_scale },
             stride_k_scale: prefill.stride_k_scale,
             stride_v_scale: prefill.stride_v_scale,
+            query_start_loc: prefill.query_start_loc,
+            num_tokens: self.num_tokens,
+            max_query_len: self.request.options.max_query_len.unwrap_or(u32::MAX),
         }
     }
 
