@@ -250,7 +250,7 @@ impl CheckedDecode<'_> {
             split_len: plan.splits.split_len,
             num_kv_splits: plan.splits.num_kv_splits,
             sliding_window: stage1.score.sliding_window,
-            sink_in_lse: 1,
+            sink_in_lse: u32::from(stage1.score.sinks != 0),
             num_tokens: self.num_tokens,
             reserved: 0,
         }

@@ -265,17 +265,9 @@ impl<'a> UnifiedRequest<'a> {
     /// The sequences that take the decode kernels.
     fn decodes(&self, num_seqs: usize, num_tokens: usize) -> Decodes {
         let options = &self.options;
-        // The decode kernels split keys, and store no bytes.
-        if options.split_policy == SplitPolicy::BatchInvariant
-            || options.output_scale.is_some()
-            || num_seqs == 0
-            || num_seqs > MOST_DECODES
-        {
-            return Decodes::None;
-        }
         let num_decodes = options.num_decodes as usize;
         let longest = options.max_query_len.map_or(num_tokens, |len| len as usize);
-        if num_decodes == num_seqs {
+        let decodes = if num_decodes == num_seqs {
             Decodes::First(num_seqs)
         } else if longest.min(num_tokens) <= 1 {
             Decodes::All
@@ -283,7 +275,16 @@ impl<'a> UnifiedRequest<'a> {
             Decodes::First(num_decodes)
         } else {
             Decodes::None
-        }
+        };
+        let count = match decodes {
+            Decodes::First(count) => count,
+            _ => num_seqs,
+        };
+        // The decode kernels split keys, store no bytes, and have sequences along one dimension of the grid.
+        let fits = options.split_policy != SplitPolicy::BatchInvariant
+            && options.output_scale.is_none()
+            && (1..=MOST_DECODES).contains(&count);
+        if fits { decodes } else { Decodes::None }
     }
 
     /// The first `num_seqs` sequences and `num_tokens` query tokens as a request of their own.
@@ -334,7 +335,7 @@ impl<'a> UnifiedRequest<'a> {
     }
 }
 
-/// Sequences along a dimension of a CUDA grid, where decode kernels have them.
+/// A CUDA grid has at most this many thread blocks along z.
 const MOST_DECODES: usize = 65_535;
 
 /// Sequences that take the decode kernels.
