@@ -43,7 +43,7 @@ fn attend(
     machine: &dyn Runtime,
     case: &DecodeCase,
     mut tensors: DecodeTensors,
-    options: DecodeOptions,
+    options: DecodeOptions<'_>,
     (first, last): (usize, usize),
 ) -> Result<(HostTensor, HostTensor), Error> {
     for tensor in [

@@ -70,6 +70,22 @@ fn automatic_splits_fill_the_machine_and_no_more() {
     }
 }
 
+/// The host knows the longest sequence only: however many there are, none may keep one multiprocessor busy long after
+/// the others.
+#[test]
+fn a_long_sequence_is_split_though_its_batch_fills_the_machine() {
+    for num_seqs in [64, 256, 1000] {
+        for max_seq_len in [16_384, 131_072] {
+            let shape = shape(num_seqs, 8, max_seq_len);
+            let splits = Splits::choose(&shape, &DeviceInfo::H200, SplitPolicy::Auto);
+            assert!(
+                splits.split_len <= 8192 && splits.num_kv_splits > 1,
+                "{num_seqs} x {max_seq_len}: {splits}"
+            );
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn splits_cover_the_longest_sequence_and_none_is_empty(
@@ -119,11 +135,13 @@ fn every_supported_head_size_has_a_kernel_for_every_group() {
     for (head_size, head_size_v) in variants::decode_support() {
         for dtype in [CacheDtype::F16, CacheDtype::Bf16] {
             for group in 1..=64 {
-                variants::decode_entry(dtype, head_size, head_size_v, group)
-                    .unwrap_or_else(|error| panic!("{head_size} x {group}: {error}"));
+                for ruled in [false, true] {
+                    variants::decode_entry(dtype, (head_size, head_size_v), group, ruled)
+                        .unwrap_or_else(|error| panic!("{head_size} x {group}: {error}"));
+                }
             }
         }
     }
-    let refused = variants::decode_entry(CacheDtype::Bf16, 80, 80, 4);
+    let refused = variants::decode_entry(CacheDtype::Bf16, (80, 80), 4, false);
     assert!(matches!(refused, Err(Error::Unsupported { .. })));
 }

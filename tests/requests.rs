@@ -25,7 +25,7 @@ struct Decode {
     softmax_scale: f32,
     q_scale: Option<Parts>,
     kv_scales: Option<(Parts, Parts)>,
-    options: DecodeOptions,
+    options: DecodeOptions<'static>,
 }
 
 impl Decode {

@@ -27,7 +27,7 @@ struct Sparse {
     out: Parts,
     lse: Option<Parts>,
     softmax_scale: f32,
-    options: DecodeOptions,
+    options: DecodeOptions<'static>,
 }
 
 impl Sparse {
@@ -172,6 +172,10 @@ fn tensors_that_do_not_fit_are_named() {
             (
                 |s| s.softmax_scale = f32::NAN,
                 "`softmax_scale` must be positive and finite, but it is NaN",
+            ),
+            (
+                |s| s.options.softcap = Some(7.0),
+                "`options.softcap` must be absent for MLA decode, but it is given",
             ),
             (
                 |s| s.options.max_seq_len = Some(7),

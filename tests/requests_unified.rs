@@ -280,16 +280,53 @@ fn a_plan_says_what_runs() {
         "{text}"
     );
     assert_eq!(launches, 2);
+    // A rule takes other kernels.
+    let rules: [&dyn Fn(&mut Unified); 2] = [&|u| u.options.softcap = Some(30.0), &|u| {
+        u.options.sliding_window = Some(30)
+    }];
+    for rule in rules {
+        let (text, launches) = plan(&|u| {
+            u.options.num_decodes = 2;
+            rule(u);
+        });
+        assert!(
+            text.starts_with("decodes: 1 splits of 64 tokens; decode_gqa_bf16_d64_h8_rule"),
+            "{text}"
+        );
+        assert_eq!(launches, 2);
+    }
+    // With at most one query token each, all sequences take one kernel, which looks up their rows; those that the host
+    // knows to be one each do without. A check comes with it.
+    for (num_decodes, kernel) in [
+        (0, "decode_gqa_bf16_d64_h8_rule"),
+        (3, "decode_gqa_bf16_d64_h8"),
+    ] {
+        let (text, launches) = plan(&|u| {
+            u.options.num_decodes = num_decodes;
+            u.options.max_query_len = Some(1);
+            u.options.check = CheckMode::Device;
+        });
+        assert_eq!(
+            text,
+            format!(
+                "decodes: 1 splits of 64 tokens; check_paged grid [3, 1, 1] x 128 threads; {kernel} grid [2, 1, 3] x 128 \
+                 threads; workspace 256 B"
+            )
+        );
+        assert_eq!(launches, 2);
+    }
     // What the decode kernels do not compute, they do not get; nor if every sequence is to be treated alike.
-    let others: [&dyn Fn(&mut Unified); 4] = [
-        &|u| u.options.softcap = Some(30.0),
-        &|u| u.options.sliding_window = Some(30),
+    let others: [&dyn Fn(&mut Unified); 3] = [
         &|u| u.options.split_policy = SplitPolicy::BatchInvariant,
-        &|u| u.options.check = CheckMode::Device,
+        &|u| (u.options.check, u.options.max_query_len) = (CheckMode::Device, Some(2)),
+        &|u| {
+            u.options.output_scale = Some(parts(Dtype::F32, &[1]).view());
+            u.out.dtype = Dtype::F8E4m3;
+        },
     ];
     for other in others {
         let (text, _) = plan(&|u| {
-            u.options.num_decodes = 2;
+            (u.options.num_decodes, u.options.max_query_len) = (2, Some(1));
             other(u);
         });
         assert!(!text.contains("decodes"), "{text}");

@@ -6,7 +6,8 @@ mod common;
 use common::{assert_pass, case, judge, listed, machines};
 use ferroattn::cases::fill::{Amount, POISON};
 use ferroattn::cases::{Case, DeviceUnified, UnifiedCase, UnifiedTensors, compare_unified};
-use ferroattn::error::Error;
+use ferroattn::error::{CheckError, Error};
+use ferroattn::ops::{CHECK_BYTES, CheckMode, check_result};
 use ferroattn::plan::{DeviceInfo, RowSplitShape, SplitPolicy, Splits};
 use ferroattn::reference::HostTensor;
 use ferroattn::runtime::{Buffer, Runtime};
@@ -52,6 +53,13 @@ fn attend(
     checked.launch(&plan, &mut workspace.view_mut(), machine)?;
     machine.synchronize()?;
     let (out, lse) = device.results()?;
+    if case.base.check == CheckMode::Device
+        && let Err(fault) = check_result(&workspace.read()?[..CHECK_BYTES])
+    {
+        // Nothing may have been written.
+        assert!(out.storage.bytes.iter().all(|&byte| byte == POISON));
+        return Err(fault.into());
+    }
     Ok((out, lse.expect("these cases have an lse")))
 }
 
@@ -207,6 +215,48 @@ fn each_scale_alone_changes_the_result_as_the_formula_says() {
                     let at = [token, head, dim];
                     assert_eq!(v.0.float(&at), 2.0 * base.0.float(&at), "{at:?}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_checked_request_reports_bad_starts_and_writes_nothing() {
+    let line = "unified bf16 heads=4/2 d=64 page=16 layout=nhd lens=40,33,20 check=device";
+    let outside = |seq, start, end, num_tokens| CheckError::QueryStart {
+        seq,
+        start,
+        end,
+        num_tokens,
+    };
+    let too_many = CheckError::QueryLen {
+        seq: 0,
+        value: 2,
+        limit: 1,
+    };
+    // By rows, and by a decode kernel.
+    let (rows, decodes) = ("q_lens=3,1,2", "q_lens=1,0,1 max_q_len=1");
+    let table = [
+        (rows, [0, 3, 4, 6], None),
+        (rows, [0, 3, 2, 6], Some(outside(1, 3, 2, 6))),
+        (rows, [0, 3, 4, 7], Some(outside(2, 4, 7, 6))),
+        (decodes, [0, 1, 1, 2], None),
+        (decodes, [-1, 0, 1, 2], Some(outside(0, -1, 0, 2))),
+        (
+            decodes,
+            [0, 1, 1, i32::MIN],
+            Some(outside(2, 1, i32::MIN.into(), 2)),
+        ),
+        (decodes, [0, 2, 2, 2], Some(too_many)),
+    ];
+    for (q_lens, starts, expected) in table {
+        let (case, mut tensors) = tensors(&format!("{line} {q_lens}"));
+        tensors.query_start_loc = ints("query_start_loc", &starts);
+        for machine in machines() {
+            match (attend(machine.as_ref(), &case, tensors.clone()), &expected) {
+                (Ok(_), None) => {}
+                (Err(Error::Check(fault)), Some(expected)) => assert_eq!(&fault, expected),
+                (other, _) => panic!("{q_lens} {starts:?}: {:?}", other.map(drop)),
             }
         }
     }

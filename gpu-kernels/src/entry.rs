@@ -34,6 +34,8 @@ pub enum Variant {
         head_size_v: u32,
         /// Most query heads of one KV head that a thread block takes.
         heads_per_cta: u32,
+        /// Whether it takes a sliding window, a softcap, ALiBi, sinks and rows that are not sequences.
+        ruled: bool,
     },
     /// Stage 1 of decode attention over a latent cache.
     DecodeMla {
@@ -218,12 +220,14 @@ const fn decode(
     head_size: u32,
     head_size_v: u32,
     heads_per_cta: u32,
+    ruled: bool,
 ) -> Variant {
     Variant::DecodeGqa {
         cache,
         head_size,
         head_size_v,
         heads_per_cta,
+        ruled,
     }
 }
 
@@ -290,66 +294,102 @@ use HalfDtype as D;
 
 #[rustfmt::skip]
 entries! {
-    decode_gqa_bf16_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 4, 4, 1>, decode(C::Bf16, 64, 64, 8), decode_gqa::threads::<Bf16, 4, 4>(), 1, true;
-    decode_gqa_bf16_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 4, 4, 2>, decode(C::Bf16, 64, 64, 16), decode_gqa::threads::<Bf16, 4, 4>(), 1, true;
-    decode_gqa_bf16_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 6, 6, 1>, decode(C::Bf16, 96, 96, 8), decode_gqa::threads::<Bf16, 6, 6>(), 1, true;
-    decode_gqa_bf16_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 6, 6, 2>, decode(C::Bf16, 96, 96, 16), decode_gqa::threads::<Bf16, 6, 6>(), 1, true;
-    decode_gqa_bf16_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 8, 8, 1>, decode(C::Bf16, 128, 128, 8), decode_gqa::threads::<Bf16, 8, 8>(), 1, true;
-    decode_gqa_bf16_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 8, 8, 2>, decode(C::Bf16, 128, 128, 16), decode_gqa::threads::<Bf16, 8, 8>(), 1, true;
-    decode_gqa_bf16_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 12, 8, 1>, decode(C::Bf16, 192, 128, 8), decode_gqa::threads::<Bf16, 12, 8>(), 1, true;
-    decode_gqa_bf16_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 12, 8, 2>, decode(C::Bf16, 192, 128, 16), decode_gqa::threads::<Bf16, 12, 8>(), 1, true;
-    decode_gqa_bf16_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 12, 12, 1>, decode(C::Bf16, 192, 192, 8), decode_gqa::threads::<Bf16, 12, 12>(), 1, true;
-    decode_gqa_bf16_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 16, 16, 1>, decode(C::Bf16, 256, 256, 8), decode_gqa::threads::<Bf16, 16, 16>(), 1, true;
-    decode_gqa_f16_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 4, 4, 1>, decode(C::F16, 64, 64, 8), decode_gqa::threads::<F16, 4, 4>(), 1, true;
-    decode_gqa_f16_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 4, 4, 2>, decode(C::F16, 64, 64, 16), decode_gqa::threads::<F16, 4, 4>(), 1, true;
-    decode_gqa_f16_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 6, 6, 1>, decode(C::F16, 96, 96, 8), decode_gqa::threads::<F16, 6, 6>(), 1, true;
-    decode_gqa_f16_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 6, 6, 2>, decode(C::F16, 96, 96, 16), decode_gqa::threads::<F16, 6, 6>(), 1, true;
-    decode_gqa_f16_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 8, 8, 1>, decode(C::F16, 128, 128, 8), decode_gqa::threads::<F16, 8, 8>(), 1, true;
-    decode_gqa_f16_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 8, 8, 2>, decode(C::F16, 128, 128, 16), decode_gqa::threads::<F16, 8, 8>(), 1, true;
-    decode_gqa_f16_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 12, 8, 1>, decode(C::F16, 192, 128, 8), decode_gqa::threads::<F16, 12, 8>(), 1, true;
-    decode_gqa_f16_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 12, 8, 2>, decode(C::F16, 192, 128, 16), decode_gqa::threads::<F16, 12, 8>(), 1, true;
-    decode_gqa_f16_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 12, 12, 1>, decode(C::F16, 192, 192, 8), decode_gqa::threads::<F16, 12, 12>(), 1, true;
-    decode_gqa_f16_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 16, 16, 1>, decode(C::F16, 256, 256, 8), decode_gqa::threads::<F16, 16, 16>(), 1, true;
-    decode_gqa_e4m3_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 4, 4, 1>, decode(C::E4m3, 64, 64, 8), decode_gqa::threads::<E4m3, 4, 4>(), 1, true;
-    decode_gqa_e4m3_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 4, 4, 2>, decode(C::E4m3, 64, 64, 16), decode_gqa::threads::<E4m3, 4, 4>(), 1, true;
-    decode_gqa_e4m3_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 6, 6, 1>, decode(C::E4m3, 96, 96, 8), decode_gqa::threads::<E4m3, 6, 6>(), 1, true;
-    decode_gqa_e4m3_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 6, 6, 2>, decode(C::E4m3, 96, 96, 16), decode_gqa::threads::<E4m3, 6, 6>(), 1, true;
-    decode_gqa_e4m3_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 8, 8, 1>, decode(C::E4m3, 128, 128, 8), decode_gqa::threads::<E4m3, 8, 8>(), 1, true;
-    decode_gqa_e4m3_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 8, 8, 2>, decode(C::E4m3, 128, 128, 16), decode_gqa::threads::<E4m3, 8, 8>(), 1, true;
-    decode_gqa_e4m3_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 12, 8, 1>, decode(C::E4m3, 192, 128, 8), decode_gqa::threads::<E4m3, 12, 8>(), 1, true;
-    decode_gqa_e4m3_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 12, 8, 2>, decode(C::E4m3, 192, 128, 16), decode_gqa::threads::<E4m3, 12, 8>(), 1, true;
-    decode_gqa_e4m3_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 12, 12, 1>, decode(C::E4m3, 192, 192, 8), decode_gqa::threads::<E4m3, 12, 12>(), 1, true;
-    decode_gqa_e4m3_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 16, 16, 1>, decode(C::E4m3, 256, 256, 8), decode_gqa::threads::<E4m3, 16, 16>(), 1, true;
-    decode_gqa_e5m2_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 4, 4, 1>, decode(C::E5m2, 64, 64, 8), decode_gqa::threads::<E5m2, 4, 4>(), 1, true;
-    decode_gqa_e5m2_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 4, 4, 2>, decode(C::E5m2, 64, 64, 16), decode_gqa::threads::<E5m2, 4, 4>(), 1, true;
-    decode_gqa_e5m2_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 6, 6, 1>, decode(C::E5m2, 96, 96, 8), decode_gqa::threads::<E5m2, 6, 6>(), 1, true;
-    decode_gqa_e5m2_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 6, 6, 2>, decode(C::E5m2, 96, 96, 16), decode_gqa::threads::<E5m2, 6, 6>(), 1, true;
-    decode_gqa_e5m2_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 8, 8, 1>, decode(C::E5m2, 128, 128, 8), decode_gqa::threads::<E5m2, 8, 8>(), 1, true;
-    decode_gqa_e5m2_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 8, 8, 2>, decode(C::E5m2, 128, 128, 16), decode_gqa::threads::<E5m2, 8, 8>(), 1, true;
-    decode_gqa_e5m2_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 12, 8, 1>, decode(C::E5m2, 192, 128, 8), decode_gqa::threads::<E5m2, 12, 8>(), 1, true;
-    decode_gqa_e5m2_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 12, 8, 2>, decode(C::E5m2, 192, 128, 16), decode_gqa::threads::<E5m2, 12, 8>(), 1, true;
-    decode_gqa_e5m2_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 12, 12, 1>, decode(C::E5m2, 192, 192, 8), decode_gqa::threads::<E5m2, 12, 12>(), 1, true;
-    decode_gqa_e5m2_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 16, 16, 1>, decode(C::E5m2, 256, 256, 8), decode_gqa::threads::<E5m2, 16, 16>(), 1, true;
-    decode_gqa_e4m3_token_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 4, 4, 1>, decode(C::E4m3PerToken, 64, 64, 8), decode_gqa::threads::<E4m3PerToken, 4, 4>(), 1, true;
-    decode_gqa_e4m3_token_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 4, 4, 2>, decode(C::E4m3PerToken, 64, 64, 16), decode_gqa::threads::<E4m3PerToken, 4, 4>(), 1, true;
-    decode_gqa_e4m3_token_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 6, 6, 1>, decode(C::E4m3PerToken, 96, 96, 8), decode_gqa::threads::<E4m3PerToken, 6, 6>(), 1, true;
-    decode_gqa_e4m3_token_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 6, 6, 2>, decode(C::E4m3PerToken, 96, 96, 16), decode_gqa::threads::<E4m3PerToken, 6, 6>(), 1, true;
-    decode_gqa_e4m3_token_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 8, 8, 1>, decode(C::E4m3PerToken, 128, 128, 8), decode_gqa::threads::<E4m3PerToken, 8, 8>(), 1, true;
-    decode_gqa_e4m3_token_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 8, 8, 2>, decode(C::E4m3PerToken, 128, 128, 16), decode_gqa::threads::<E4m3PerToken, 8, 8>(), 1, true;
-    decode_gqa_e4m3_token_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 12, 8, 1>, decode(C::E4m3PerToken, 192, 128, 8), decode_gqa::threads::<E4m3PerToken, 12, 8>(), 1, true;
-    decode_gqa_e4m3_token_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 12, 8, 2>, decode(C::E4m3PerToken, 192, 128, 16), decode_gqa::threads::<E4m3PerToken, 12, 8>(), 1, true;
-    decode_gqa_e4m3_token_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 12, 12, 1>, decode(C::E4m3PerToken, 192, 192, 8), decode_gqa::threads::<E4m3PerToken, 12, 12>(), 1, true;
-    decode_gqa_e4m3_token_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 16, 16, 1>, decode(C::E4m3PerToken, 256, 256, 8), decode_gqa::threads::<E4m3PerToken, 16, 16>(), 1, true;
-    decode_gqa_i8_token_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 4, 4, 1>, decode(C::I8PerToken, 64, 64, 8), decode_gqa::threads::<I8PerToken, 4, 4>(), 1, true;
-    decode_gqa_i8_token_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 4, 4, 2>, decode(C::I8PerToken, 64, 64, 16), decode_gqa::threads::<I8PerToken, 4, 4>(), 1, true;
-    decode_gqa_i8_token_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 6, 6, 1>, decode(C::I8PerToken, 96, 96, 8), decode_gqa::threads::<I8PerToken, 6, 6>(), 1, true;
-    decode_gqa_i8_token_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 6, 6, 2>, decode(C::I8PerToken, 96, 96, 16), decode_gqa::threads::<I8PerToken, 6, 6>(), 1, true;
-    decode_gqa_i8_token_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 8, 8, 1>, decode(C::I8PerToken, 128, 128, 8), decode_gqa::threads::<I8PerToken, 8, 8>(), 1, true;
-    decode_gqa_i8_token_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 8, 8, 2>, decode(C::I8PerToken, 128, 128, 16), decode_gqa::threads::<I8PerToken, 8, 8>(), 1, true;
-    decode_gqa_i8_token_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 12, 8, 1>, decode(C::I8PerToken, 192, 128, 8), decode_gqa::threads::<I8PerToken, 12, 8>(), 1, true;
-    decode_gqa_i8_token_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 12, 8, 2>, decode(C::I8PerToken, 192, 128, 16), decode_gqa::threads::<I8PerToken, 12, 8>(), 1, true;
-    decode_gqa_i8_token_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 12, 12, 1>, decode(C::I8PerToken, 192, 192, 8), decode_gqa::threads::<I8PerToken, 12, 12>(), 1, true;
-    decode_gqa_i8_token_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 16, 16, 1>, decode(C::I8PerToken, 256, 256, 8), decode_gqa::threads::<I8PerToken, 16, 16>(), 1, true;
+    decode_gqa_bf16_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 4, 4, 1, false>, decode(C::Bf16, 64, 64, 8, false), decode_gqa::threads::<Bf16, 4, 4>(), 1, true;
+    decode_gqa_bf16_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 4, 4, 2, false>, decode(C::Bf16, 64, 64, 16, false), decode_gqa::threads::<Bf16, 4, 4>(), 1, true;
+    decode_gqa_bf16_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 6, 6, 1, false>, decode(C::Bf16, 96, 96, 8, false), decode_gqa::threads::<Bf16, 6, 6>(), 1, true;
+    decode_gqa_bf16_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 6, 6, 2, false>, decode(C::Bf16, 96, 96, 16, false), decode_gqa::threads::<Bf16, 6, 6>(), 1, true;
+    decode_gqa_bf16_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 8, 8, 1, false>, decode(C::Bf16, 128, 128, 8, false), decode_gqa::threads::<Bf16, 8, 8>(), 1, true;
+    decode_gqa_bf16_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 8, 8, 2, false>, decode(C::Bf16, 128, 128, 16, false), decode_gqa::threads::<Bf16, 8, 8>(), 1, true;
+    decode_gqa_bf16_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 12, 8, 1, false>, decode(C::Bf16, 192, 128, 8, false), decode_gqa::threads::<Bf16, 12, 8>(), 1, true;
+    decode_gqa_bf16_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 12, 8, 2, false>, decode(C::Bf16, 192, 128, 16, false), decode_gqa::threads::<Bf16, 12, 8>(), 1, true;
+    decode_gqa_bf16_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 12, 12, 1, false>, decode(C::Bf16, 192, 192, 8, false), decode_gqa::threads::<Bf16, 12, 12>(), 1, true;
+    decode_gqa_bf16_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 16, 16, 1, false>, decode(C::Bf16, 256, 256, 8, false), decode_gqa::threads::<Bf16, 16, 16>(), 1, true;
+    decode_gqa_f16_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 4, 4, 1, false>, decode(C::F16, 64, 64, 8, false), decode_gqa::threads::<F16, 4, 4>(), 1, true;
+    decode_gqa_f16_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 4, 4, 2, false>, decode(C::F16, 64, 64, 16, false), decode_gqa::threads::<F16, 4, 4>(), 1, true;
+    decode_gqa_f16_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 6, 6, 1, false>, decode(C::F16, 96, 96, 8, false), decode_gqa::threads::<F16, 6, 6>(), 1, true;
+    decode_gqa_f16_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 6, 6, 2, false>, decode(C::F16, 96, 96, 16, false), decode_gqa::threads::<F16, 6, 6>(), 1, true;
+    decode_gqa_f16_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 8, 8, 1, false>, decode(C::F16, 128, 128, 8, false), decode_gqa::threads::<F16, 8, 8>(), 1, true;
+    decode_gqa_f16_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 8, 8, 2, false>, decode(C::F16, 128, 128, 16, false), decode_gqa::threads::<F16, 8, 8>(), 1, true;
+    decode_gqa_f16_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 12, 8, 1, false>, decode(C::F16, 192, 128, 8, false), decode_gqa::threads::<F16, 12, 8>(), 1, true;
+    decode_gqa_f16_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 12, 8, 2, false>, decode(C::F16, 192, 128, 16, false), decode_gqa::threads::<F16, 12, 8>(), 1, true;
+    decode_gqa_f16_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 12, 12, 1, false>, decode(C::F16, 192, 192, 8, false), decode_gqa::threads::<F16, 12, 12>(), 1, true;
+    decode_gqa_f16_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 16, 16, 1, false>, decode(C::F16, 256, 256, 8, false), decode_gqa::threads::<F16, 16, 16>(), 1, true;
+    decode_gqa_e4m3_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 4, 4, 1, false>, decode(C::E4m3, 64, 64, 8, false), decode_gqa::threads::<E4m3, 4, 4>(), 1, true;
+    decode_gqa_e4m3_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 4, 4, 2, false>, decode(C::E4m3, 64, 64, 16, false), decode_gqa::threads::<E4m3, 4, 4>(), 1, true;
+    decode_gqa_e4m3_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 6, 6, 1, false>, decode(C::E4m3, 96, 96, 8, false), decode_gqa::threads::<E4m3, 6, 6>(), 1, true;
+    decode_gqa_e4m3_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 6, 6, 2, false>, decode(C::E4m3, 96, 96, 16, false), decode_gqa::threads::<E4m3, 6, 6>(), 1, true;
+    decode_gqa_e4m3_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 8, 8, 1, false>, decode(C::E4m3, 128, 128, 8, false), decode_gqa::threads::<E4m3, 8, 8>(), 1, true;
+    decode_gqa_e4m3_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 8, 8, 2, false>, decode(C::E4m3, 128, 128, 16, false), decode_gqa::threads::<E4m3, 8, 8>(), 1, true;
+    decode_gqa_e4m3_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 12, 8, 1, false>, decode(C::E4m3, 192, 128, 8, false), decode_gqa::threads::<E4m3, 12, 8>(), 1, true;
+    decode_gqa_e4m3_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 12, 8, 2, false>, decode(C::E4m3, 192, 128, 16, false), decode_gqa::threads::<E4m3, 12, 8>(), 1, true;
+    decode_gqa_e4m3_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 12, 12, 1, false>, decode(C::E4m3, 192, 192, 8, false), decode_gqa::threads::<E4m3, 12, 12>(), 1, true;
+    decode_gqa_e4m3_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 16, 16, 1, false>, decode(C::E4m3, 256, 256, 8, false), decode_gqa::threads::<E4m3, 16, 16>(), 1, true;
+    decode_gqa_e5m2_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 4, 4, 1, false>, decode(C::E5m2, 64, 64, 8, false), decode_gqa::threads::<E5m2, 4, 4>(), 1, true;
+    decode_gqa_e5m2_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 4, 4, 2, false>, decode(C::E5m2, 64, 64, 16, false), decode_gqa::threads::<E5m2, 4, 4>(), 1, true;
+    decode_gqa_e5m2_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 6, 6, 1, false>, decode(C::E5m2, 96, 96, 8, false), decode_gqa::threads::<E5m2, 6, 6>(), 1, true;
+    decode_gqa_e5m2_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 6, 6, 2, false>, decode(C::E5m2, 96, 96, 16, false), decode_gqa::threads::<E5m2, 6, 6>(), 1, true;
+    decode_gqa_e5m2_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 8, 8, 1, false>, decode(C::E5m2, 128, 128, 8, false), decode_gqa::threads::<E5m2, 8, 8>(), 1, true;
+    decode_gqa_e5m2_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 8, 8, 2, false>, decode(C::E5m2, 128, 128, 16, false), decode_gqa::threads::<E5m2, 8, 8>(), 1, true;
+    decode_gqa_e5m2_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 12, 8, 1, false>, decode(C::E5m2, 192, 128, 8, false), decode_gqa::threads::<E5m2, 12, 8>(), 1, true;
+    decode_gqa_e5m2_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 12, 8, 2, false>, decode(C::E5m2, 192, 128, 16, false), decode_gqa::threads::<E5m2, 12, 8>(), 1, true;
+    decode_gqa_e5m2_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 12, 12, 1, false>, decode(C::E5m2, 192, 192, 8, false), decode_gqa::threads::<E5m2, 12, 12>(), 1, true;
+    decode_gqa_e5m2_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 16, 16, 1, false>, decode(C::E5m2, 256, 256, 8, false), decode_gqa::threads::<E5m2, 16, 16>(), 1, true;
+    decode_gqa_e4m3_token_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 4, 4, 1, false>, decode(C::E4m3PerToken, 64, 64, 8, false), decode_gqa::threads::<E4m3PerToken, 4, 4>(), 1, true;
+    decode_gqa_e4m3_token_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 4, 4, 2, false>, decode(C::E4m3PerToken, 64, 64, 16, false), decode_gqa::threads::<E4m3PerToken, 4, 4>(), 1, true;
+    decode_gqa_e4m3_token_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 6, 6, 1, false>, decode(C::E4m3PerToken, 96, 96, 8, false), decode_gqa::threads::<E4m3PerToken, 6, 6>(), 1, true;
+    decode_gqa_e4m3_token_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 6, 6, 2, false>, decode(C::E4m3PerToken, 96, 96, 16, false), decode_gqa::threads::<E4m3PerToken, 6, 6>(), 1, true;
+    decode_gqa_e4m3_token_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 8, 8, 1, false>, decode(C::E4m3PerToken, 128, 128, 8, false), decode_gqa::threads::<E4m3PerToken, 8, 8>(), 1, true;
+    decode_gqa_e4m3_token_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 8, 8, 2, false>, decode(C::E4m3PerToken, 128, 128, 16, false), decode_gqa::threads::<E4m3PerToken, 8, 8>(), 1, true;
+    decode_gqa_e4m3_token_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 12, 8, 1, false>, decode(C::E4m3PerToken, 192, 128, 8, false), decode_gqa::threads::<E4m3PerToken, 12, 8>(), 1, true;
+    decode_gqa_e4m3_token_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 12, 8, 2, false>, decode(C::E4m3PerToken, 192, 128, 16, false), decode_gqa::threads::<E4m3PerToken, 12, 8>(), 1, true;
+    decode_gqa_e4m3_token_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 12, 12, 1, false>, decode(C::E4m3PerToken, 192, 192, 8, false), decode_gqa::threads::<E4m3PerToken, 12, 12>(), 1, true;
+    decode_gqa_e4m3_token_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 16, 16, 1, false>, decode(C::E4m3PerToken, 256, 256, 8, false), decode_gqa::threads::<E4m3PerToken, 16, 16>(), 1, true;
+    decode_gqa_i8_token_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 4, 4, 1, false>, decode(C::I8PerToken, 64, 64, 8, false), decode_gqa::threads::<I8PerToken, 4, 4>(), 1, true;
+    decode_gqa_i8_token_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 4, 4, 2, false>, decode(C::I8PerToken, 64, 64, 16, false), decode_gqa::threads::<I8PerToken, 4, 4>(), 1, true;
+    decode_gqa_i8_token_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 6, 6, 1, false>, decode(C::I8PerToken, 96, 96, 8, false), decode_gqa::threads::<I8PerToken, 6, 6>(), 1, true;
+    decode_gqa_i8_token_d96_h16(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 6, 6, 2, false>, decode(C::I8PerToken, 96, 96, 16, false), decode_gqa::threads::<I8PerToken, 6, 6>(), 1, true;
+    decode_gqa_i8_token_d128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 8, 8, 1, false>, decode(C::I8PerToken, 128, 128, 8, false), decode_gqa::threads::<I8PerToken, 8, 8>(), 1, true;
+    decode_gqa_i8_token_d128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 8, 8, 2, false>, decode(C::I8PerToken, 128, 128, 16, false), decode_gqa::threads::<I8PerToken, 8, 8>(), 1, true;
+    decode_gqa_i8_token_d192v128_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 12, 8, 1, false>, decode(C::I8PerToken, 192, 128, 8, false), decode_gqa::threads::<I8PerToken, 12, 8>(), 1, true;
+    decode_gqa_i8_token_d192v128_h16(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 12, 8, 2, false>, decode(C::I8PerToken, 192, 128, 16, false), decode_gqa::threads::<I8PerToken, 12, 8>(), 1, true;
+    decode_gqa_i8_token_d192_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 12, 12, 1, false>, decode(C::I8PerToken, 192, 192, 8, false), decode_gqa::threads::<I8PerToken, 12, 12>(), 1, true;
+    decode_gqa_i8_token_d256_h8(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 16, 16, 1, false>, decode(C::I8PerToken, 256, 256, 8, false), decode_gqa::threads::<I8PerToken, 16, 16>(), 1, true;
+    decode_gqa_bf16_d64_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 4, 4, 1, true>, decode(C::Bf16, 64, 64, 8, true), decode_gqa::threads::<Bf16, 4, 4>(), 1, true;
+    decode_gqa_bf16_d96_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 6, 6, 1, true>, decode(C::Bf16, 96, 96, 8, true), decode_gqa::threads::<Bf16, 6, 6>(), 1, true;
+    decode_gqa_bf16_d128_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 8, 8, 1, true>, decode(C::Bf16, 128, 128, 8, true), decode_gqa::threads::<Bf16, 8, 8>(), 1, true;
+    decode_gqa_bf16_d192v128_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 12, 8, 1, true>, decode(C::Bf16, 192, 128, 8, true), decode_gqa::threads::<Bf16, 12, 8>(), 1, true;
+    decode_gqa_bf16_d192_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 12, 12, 1, true>, decode(C::Bf16, 192, 192, 8, true), decode_gqa::threads::<Bf16, 12, 12>(), 1, true;
+    decode_gqa_bf16_d256_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 16, 16, 1, true>, decode(C::Bf16, 256, 256, 8, true), decode_gqa::threads::<Bf16, 16, 16>(), 1, true;
+    decode_gqa_f16_d64_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 4, 4, 1, true>, decode(C::F16, 64, 64, 8, true), decode_gqa::threads::<F16, 4, 4>(), 1, true;
+    decode_gqa_f16_d96_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 6, 6, 1, true>, decode(C::F16, 96, 96, 8, true), decode_gqa::threads::<F16, 6, 6>(), 1, true;
+    decode_gqa_f16_d128_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 8, 8, 1, true>, decode(C::F16, 128, 128, 8, true), decode_gqa::threads::<F16, 8, 8>(), 1, true;
+    decode_gqa_f16_d192v128_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 12, 8, 1, true>, decode(C::F16, 192, 128, 8, true), decode_gqa::threads::<F16, 12, 8>(), 1, true;
+    decode_gqa_f16_d192_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 12, 12, 1, true>, decode(C::F16, 192, 192, 8, true), decode_gqa::threads::<F16, 12, 12>(), 1, true;
+    decode_gqa_f16_d256_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, F16, 16, 16, 1, true>, decode(C::F16, 256, 256, 8, true), decode_gqa::threads::<F16, 16, 16>(), 1, true;
+    decode_gqa_e4m3_d64_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 4, 4, 1, true>, decode(C::E4m3, 64, 64, 8, true), decode_gqa::threads::<E4m3, 4, 4>(), 1, true;
+    decode_gqa_e4m3_d96_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 6, 6, 1, true>, decode(C::E4m3, 96, 96, 8, true), decode_gqa::threads::<E4m3, 6, 6>(), 1, true;
+    decode_gqa_e4m3_d128_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 8, 8, 1, true>, decode(C::E4m3, 128, 128, 8, true), decode_gqa::threads::<E4m3, 8, 8>(), 1, true;
+    decode_gqa_e4m3_d192v128_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 12, 8, 1, true>, decode(C::E4m3, 192, 128, 8, true), decode_gqa::threads::<E4m3, 12, 8>(), 1, true;
+    decode_gqa_e4m3_d192_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 12, 12, 1, true>, decode(C::E4m3, 192, 192, 8, true), decode_gqa::threads::<E4m3, 12, 12>(), 1, true;
+    decode_gqa_e4m3_d256_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3, 16, 16, 1, true>, decode(C::E4m3, 256, 256, 8, true), decode_gqa::threads::<E4m3, 16, 16>(), 1, true;
+    decode_gqa_e5m2_d64_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 4, 4, 1, true>, decode(C::E5m2, 64, 64, 8, true), decode_gqa::threads::<E5m2, 4, 4>(), 1, true;
+    decode_gqa_e5m2_d96_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 6, 6, 1, true>, decode(C::E5m2, 96, 96, 8, true), decode_gqa::threads::<E5m2, 6, 6>(), 1, true;
+    decode_gqa_e5m2_d128_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 8, 8, 1, true>, decode(C::E5m2, 128, 128, 8, true), decode_gqa::threads::<E5m2, 8, 8>(), 1, true;
+    decode_gqa_e5m2_d192v128_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 12, 8, 1, true>, decode(C::E5m2, 192, 128, 8, true), decode_gqa::threads::<E5m2, 12, 8>(), 1, true;
+    decode_gqa_e5m2_d192_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 12, 12, 1, true>, decode(C::E5m2, 192, 192, 8, true), decode_gqa::threads::<E5m2, 12, 12>(), 1, true;
+    decode_gqa_e5m2_d256_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E5m2, 16, 16, 1, true>, decode(C::E5m2, 256, 256, 8, true), decode_gqa::threads::<E5m2, 16, 16>(), 1, true;
+    decode_gqa_e4m3_token_d64_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 4, 4, 1, true>, decode(C::E4m3PerToken, 64, 64, 8, true), decode_gqa::threads::<E4m3PerToken, 4, 4>(), 1, true;
+    decode_gqa_e4m3_token_d96_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 6, 6, 1, true>, decode(C::E4m3PerToken, 96, 96, 8, true), decode_gqa::threads::<E4m3PerToken, 6, 6>(), 1, true;
+    decode_gqa_e4m3_token_d128_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 8, 8, 1, true>, decode(C::E4m3PerToken, 128, 128, 8, true), decode_gqa::threads::<E4m3PerToken, 8, 8>(), 1, true;
+    decode_gqa_e4m3_token_d192v128_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 12, 8, 1, true>, decode(C::E4m3PerToken, 192, 128, 8, true), decode_gqa::threads::<E4m3PerToken, 12, 8>(), 1, true;
+    decode_gqa_e4m3_token_d192_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 12, 12, 1, true>, decode(C::E4m3PerToken, 192, 192, 8, true), decode_gqa::threads::<E4m3PerToken, 12, 12>(), 1, true;
+    decode_gqa_e4m3_token_d256_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, E4m3PerToken, 16, 16, 1, true>, decode(C::E4m3PerToken, 256, 256, 8, true), decode_gqa::threads::<E4m3PerToken, 16, 16>(), 1, true;
+    decode_gqa_i8_token_d64_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 4, 4, 1, true>, decode(C::I8PerToken, 64, 64, 8, true), decode_gqa::threads::<I8PerToken, 4, 4>(), 1, true;
+    decode_gqa_i8_token_d96_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 6, 6, 1, true>, decode(C::I8PerToken, 96, 96, 8, true), decode_gqa::threads::<I8PerToken, 6, 6>(), 1, true;
+    decode_gqa_i8_token_d128_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 8, 8, 1, true>, decode(C::I8PerToken, 128, 128, 8, true), decode_gqa::threads::<I8PerToken, 8, 8>(), 1, true;
+    decode_gqa_i8_token_d192v128_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 12, 8, 1, true>, decode(C::I8PerToken, 192, 128, 8, true), decode_gqa::threads::<I8PerToken, 12, 8>(), 1, true;
+    decode_gqa_i8_token_d192_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 12, 12, 1, true>, decode(C::I8PerToken, 192, 192, 8, true), decode_gqa::threads::<I8PerToken, 12, 12>(), 1, true;
+    decode_gqa_i8_token_d256_h8_rule(DecodeParams) = decode_gqa::decode_gqa::<_, I8PerToken, 16, 16, 1, true>, decode(C::I8PerToken, 256, 256, 8, true), decode_gqa::threads::<I8PerToken, 16, 16>(), 1, true;
     decode_mla_bf16_d576v512_h16(DecodeMlaParams) = decode_mla::decode_mla::<_, Bf16, 36, 32, 2, 1, 1, 8, 1>, mla::<Bf16, 36, 32, 2, 1, 1, 8>(), 128, 2, true;
     decode_mla_bf16_d576v512_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, Bf16, 36, 32, 8, 2, 2, 4, 1>, mla::<Bf16, 36, 32, 8, 2, 2, 4>(), 256, 1, true;
     decode_mla_bf16_d288v256_h16(DecodeMlaParams) = decode_mla::decode_mla::<_, Bf16, 18, 16, 2, 1, 1, 4, 1>, mla::<Bf16, 18, 16, 2, 1, 1, 4>(), 128, 2, true;

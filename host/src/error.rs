@@ -144,6 +144,32 @@ pub enum CheckError {
         /// Blocks in the cache.
         num_blocks: i64,
     },
+    /// Query tokens that begin before 0, end before they begin, or end past the last.
+    #[error(
+        "`query_start_loc` gives sequence {seq} the query tokens {start}..{end}, which is no part of 0..{num_tokens}"
+    )]
+    QueryStart {
+        /// The sequence.
+        seq: u32,
+        /// Where its query tokens begin.
+        start: i64,
+        /// Where they end.
+        end: i64,
+        /// Query tokens, all sequences.
+        num_tokens: i64,
+    },
+    /// More query tokens than the host said.
+    #[error(
+        "`query_start_loc` gives sequence {seq} {value} query tokens, more than max_query_len {limit}"
+    )]
+    QueryLen {
+        /// The sequence.
+        seq: u32,
+        /// Its query tokens.
+        value: i64,
+        /// The most allowed.
+        limit: i64,
+    },
     /// A slot outside the cache.
     #[error(
         "`slot_mapping[{token}]` is {value}, outside 0..{num_slots} (negative slots are skipped)"

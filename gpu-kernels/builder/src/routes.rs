@@ -208,10 +208,16 @@ pub(crate) fn dynamic_shared_bytes(entry: &Entry) -> u32 {
             cache,
             head_size,
             head_size_v,
+            ruled,
             ..
         } => {
             let (value_bytes, token_scales) = cache_values(cache);
-            Shape::of(head_size, head_size_v, value_bytes, token_scales).shared_bytes()
+            let shape = Shape::of(head_size, head_size_v, value_bytes, token_scales);
+            if ruled {
+                shape.shared_bytes_of(1, head_size_v)
+            } else {
+                shape.shared_bytes()
+            }
         }
         Variant::PrefillGqa {
             cache,

@@ -20,7 +20,7 @@ pub(super) unsafe fn found_fault<G: Gpu>(gpu: G, check: u64) -> bool {
     check != 0 && unsafe { gpu.ld_global_b32(check) } != 0
 }
 
-/// Checks lengths against what a row can name, block ids against the cache, and scales.
+/// Checks lengths against what a row can name, block ids against the cache, starts of query tokens, and scales.
 ///
 /// # Safety
 /// Launched on the grid above with [`THREADS`] threads; `params` names tensors of the shapes it documents.
@@ -34,6 +34,10 @@ pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
             check_scales(gpu, params, 1, params.k_scale, params.stride_k_scale);
             check_scales(gpu, params, 2, params.v_scale, params.stride_v_scale);
         }
+    }
+    if params.query_start_loc != 0 && gpu.thread_idx() == 0 {
+        // SAFETY: the start of every sequence of the grid, and the end of the last, are readable.
+        unsafe { check_query_start(gpu, params, seq) };
     }
     // SAFETY: one length per sequence of the grid.
     let seq_len = unsafe {
@@ -109,6 +113,33 @@ pub unsafe fn check_slots<G: Gpu>(gpu: G, params: &CheckSlotsParams) {
         }
         token += THREADS * gpu.grid_dim_x();
     }
+}
+
+/// Checks that a sequence's query tokens lie within all, after those of the sequence before, and are not too many.
+///
+/// # Safety
+/// `query_start_loc` holds the start of the sequence and of the next.
+#[inline(always)]
+unsafe fn check_query_start<G: Gpu>(gpu: G, params: &CheckPagedParams, seq: u32) {
+    let at = params.query_start_loc + 4 * seq as u64;
+    // SAFETY: as the caller promises.
+    let (start, end) = unsafe { (gpu.ld_global_b32(at), gpu.ld_global_b32(at + 4)) };
+    let (first, last) = (start as i32, end as i32);
+    let (kind, value, limit);
+    if first < 0 || last < first || last as u32 > params.num_tokens {
+        (kind, value, limit) = (
+            CheckFault::QUERY_START,
+            first as i64,
+            params.num_tokens as i64,
+        );
+    } else if end - start > params.max_query_len {
+        kind = CheckFault::QUERY_LEN;
+        (value, limit) = ((end - start) as i64, params.max_query_len as i64);
+    } else {
+        return;
+    }
+    // SAFETY: a valid record.
+    unsafe { report(gpu, params.check, kind, seq, end, value, limit) };
 }
 
 /// Checks that scales are positive and finite.

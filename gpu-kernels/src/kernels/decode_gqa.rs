@@ -8,31 +8,37 @@
 //! ```text
 //! for each tile of this warp, four or so ahead in flight:
 //!     scores  = keys · queryᵀ                      16 tokens x 8 heads, tensor cores
+//!     softcap, ALiBi, keys before the window       only in kernels with a rule
 //!     max, sum, acc rescaled                       online softmax, base 2
 //!     acc    += valuesᵀ · probs                    head_size_v x 8 heads, tensor cores
 //! partials of the warps are merged through shared memory
 //! a sequence of one split is finished: out, lse; else partial_out, partial_lse
 //! ```
+//!
+//! Kernels with a rule count tokens and splits from the window's first group of 8, so that a window needs no more
+//! thread blocks than it has tokens for, and take sinks into account where a sequence is finished.
 
 use core::marker::PhantomData;
 
-use crate::dtype::{Bf16, F16, Half};
-use crate::gpu::{Gpu, WARP, div};
+use crate::gpu::{Gpu, div};
 use crate::kv::{CacheFormat, CacheHead, TokenScales};
 use crate::params::DecodeParams;
-use crate::tile::{HEADS, KvStream, Partial, QueryDtype, QueryWords, Shape, TILE_KV, query_bytes};
-use crate::unroll::unroll;
+use crate::tile::rows::Visible;
+use crate::tile::{
+    HEADS, HeadRule, KvStream, Partial, QueryWords, Shape, TILE_GROUP, TILE_KV, query_bytes,
+};
 
 /// Threads per thread block for a kernel's generics.
 pub const fn threads<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>() -> u32 {
     Shape::of_kernel::<C, K_STEPS, V_STEPS>().threads()
 }
 
-/// The kernel. `K_STEPS = head_size / 16`, `V_STEPS = head_size_v / 16`.
+/// The kernel. `K_STEPS = head_size / 16`, `V_STEPS = head_size_v / 16`; `RULED` if scores are more than products times
+/// a scale, or rows are not sequences.
 ///
 /// # Safety
-/// Launched on the grid above with [`threads`] threads and `Shape::shared_bytes` shared memory; `params`
-/// names tensors of the shapes it documents, valid for the launch.
+/// Launched on the grid above with [`threads`] threads and `Shape::shared_bytes` shared memory, `shared_bytes_of` with
+/// `RULED`; `params` names tensors of the shapes it documents, valid for the launch.
 #[inline(always)]
 pub unsafe fn decode_gqa<
     G: Gpu,
@@ -40,6 +46,7 @@ pub unsafe fn decode_gqa<
     const K_STEPS: usize,
     const V_STEPS: usize,
     const HEAD_TILES: usize,
+    const RULED: bool,
 >(
     gpu: G,
     params: &DecodeParams,
@@ -49,14 +56,20 @@ pub unsafe fn decode_gqa<
         return;
     }
     let shape = const { Shape::of_kernel::<C, K_STEPS, V_STEPS>() };
-    let cta = Cta::<C, V_STEPS, HEAD_TILES>::new(gpu, params);
+    let mut cta = Cta::<C, V_STEPS, HEAD_TILES, RULED>::new(gpu, params);
     let len_at = params.seq_lens + 4 * (cta.seq as u64 * params.stride_seq_lens as u64);
     // SAFETY: one length per sequence of the grid.
     let seq_len = unsafe { gpu.ld_global_b32(len_at) };
+    if RULED {
+        // SAFETY: the start of every sequence of the grid, and the end of the last, are readable.
+        let row = unsafe { query_row(gpu, params.query_start_loc, params.num_tokens, cta.seq) };
+        let Some(row) = row else { return };
+        cta.row = row;
+    }
     // The query and the scales are under way before the length, on which all else depends, is waited for.
     let query_row = |head: u32| {
         let head = (cta.first_head + head) as u64;
-        let at = cta.seq as u64 * params.stride_query_seq as u64
+        let at = cta.row as u64 * params.stride_query_seq as u64
             + head * params.stride_query_head as u64;
         params.query + query_bytes::<C>(params.query_dtype) * at
     };
@@ -72,7 +85,12 @@ pub unsafe fn decode_gqa<
     // SAFETY: this head's scales.
     let (k_scale, v_scale) = unsafe { cta.kv_scales(gpu, params) };
     let seq_len = clamp_len(seq_len, params.max_seq_len);
-    let split_start = cta.split * params.split_len;
+    let (mut begin, mut first) = (0, 0);
+    if RULED {
+        begin = first_key(seq_len, params.score.sliding_window);
+        first = begin / TILE_GROUP * TILE_GROUP;
+    }
+    let split_start = first + cta.split * params.split_len;
     if split_start >= seq_len {
         if cta.split == 0 {
             // SAFETY: rows of this thread block's heads.
@@ -98,10 +116,15 @@ pub unsafe fn decode_gqa<
     );
     let row = params.block_table + 4 * (cta.seq as u64 * params.stride_block_table as u64);
     let first_token = split_start + gpu.warp() * TILE_KV;
-    let ring = gpu.shared_base() + gpu.warp() * (shape.stages * shape.tile_bytes);
+    let ring_tiles = if RULED {
+        params.ring_tiles
+    } else {
+        shape.stages
+    };
+    let ring = gpu.shared_base() + gpu.warp() * (ring_tiles * shape.tile_bytes);
     // SAFETY: converged; the ring is this warp's; the block table names every token below `seq_len`.
     let mut stream = unsafe {
-        KvStream::<C, K_STEPS, V_STEPS>::start(
+        KvStream::<C, K_STEPS, V_STEPS, RULED>::start(
             gpu,
             keys,
             values,
@@ -110,19 +133,31 @@ pub unsafe fn decode_gqa<
             params.block_size,
             first_token,
             shape.tokens_per_cta(),
-            split_end,
+            (begin, split_end),
             ring,
         )
     };
     // SAFETY: converged.
-    let query =
-        unsafe { query.into_tile::<G, C>(gpu, params.query_dtype, params.qk_scale_log2 * k_scale) };
+    let query = unsafe {
+        query.into_tile::<G, C>(
+            gpu,
+            params.query_dtype,
+            params.score.qk_scale_log2 * k_scale,
+        )
+    };
+    let mut rule = HeadRule::NONE;
+    if RULED {
+        let position = seq_len as i32 - 1;
+        // SAFETY: one slope for each head, if there are any.
+        rule =
+            unsafe { HeadRule::load(gpu, &params.score, cta.first_head, cta.num_heads, position) };
+    }
 
     let mut partial = Partial::<V_STEPS, HEAD_TILES>::EMPTY;
     // SAFETY: converged; each tile is used up before the next is asked for.
     while let Some(tile) = unsafe { stream.next(gpu) } {
         // SAFETY: converged; the tile was just handed out.
-        unsafe { partial.attend::<G, C, K_STEPS>(gpu, &query, tile) };
+        unsafe { partial.attend::<G, C, K_STEPS, RULED>(gpu, &query, &rule, tile) };
     }
     gpu.let_next_kernel_start();
     // SAFETY: converged.
@@ -135,7 +170,7 @@ pub unsafe fn decode_gqa<
             &partial,
             shape.warps,
             v_scale,
-            seq_len <= params.split_len,
+            seq_len - first <= params.split_len,
         )
     };
 }
@@ -169,25 +204,53 @@ fn clamp_len(seq_len: u32, max: u32) -> u32 {
     }
 }
 
+/// The first key that the last of `seq_len` tokens sees.
+#[inline(always)]
+pub(super) fn first_key(seq_len: u32, sliding_window: u32) -> u32 {
+    let visible = Visible::of_last(seq_len, sliding_window);
+    visible.first(visible.position(0))
+}
+
+/// The row of query, output and lse that sequence `seq` has; none if it has no query token.
+///
+/// # Safety
+/// `query_start_loc` is 0, or holds the start of the sequence and of the next.
+#[inline(always)]
+pub(super) unsafe fn query_row<G: Gpu>(
+    gpu: G,
+    query_start_loc: u64,
+    num_tokens: u32,
+    seq: u32,
+) -> Option<u32> {
+    if query_start_loc == 0 {
+        return Some(seq);
+    }
+    let at = query_start_loc + 4 * seq as u64;
+    // SAFETY: as the caller promises.
+    let (start, next) = unsafe { (gpu.ld_global_b32(at), gpu.ld_global_b32(at + 4)) };
+    // A table that does not increase gives a sequence without tokens.
+    (start < next.min(num_tokens)).then_some(start)
+}
+
 /// What a thread block owns.
 #[derive(Clone, Copy)]
-struct Cta<C, const V_STEPS: usize, const HEAD_TILES: usize> {
+pub(super) struct Cta<C, const V_STEPS: usize, const HEAD_TILES: usize, const RULED: bool> {
     kv_head: u32,
-    split: u32,
-    seq: u32,
+    pub(super) split: u32,
+    pub(super) seq: u32,
+    /// The row of query, output and lse.
+    pub(super) row: u32,
     /// First query head, and how many.
-    first_head: u32,
-    num_heads: u32,
+    pub(super) first_head: u32,
+    pub(super) num_heads: u32,
     format: PhantomData<C>,
 }
 
-impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize> Cta<C, V_STEPS, HEAD_TILES> {
-    const HEAD_SIZE_V: u32 = V_STEPS as u32 * 16;
+impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED: bool>
+    Cta<C, V_STEPS, HEAD_TILES, RULED>
+{
     /// Heads that the tiles have room for.
-    const MAX_HEADS: u32 = HEAD_TILES as u32 * HEADS;
-    /// Bytes of a head's row in shared memory; 16 more than its values, so that heads fall into different
-    /// banks.
-    const ROW_BYTES: u32 = Self::HEAD_SIZE_V * 4 + 16;
+    pub(super) const MAX_HEADS: u32 = HEAD_TILES as u32 * HEADS;
 
     #[inline(always)]
     fn new<G: Gpu>(gpu: G, params: &DecodeParams) -> Self {
@@ -199,6 +262,7 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize> Cta<C, V_STE
             kv_head,
             split: gpu.cta_idx_y(),
             seq: gpu.cta_idx_z(),
+            row: gpu.cta_idx_z(),
             first_head: kv_head * params.num_queries_per_kv + skipped,
             num_heads: Self::MAX_HEADS.min(params.num_queries_per_kv - skipped),
             format: PhantomData,
@@ -253,242 +317,5 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize> Cta<C, V_STE
             q_scale * k_scale,
             load(params.v_scale, params.stride_v_scale),
         )
-    }
-
-    /// Merges the warps' partials and stores the result, as `out` if the sequence has one split, else as
-    /// this split's part.
-    ///
-    /// In shared memory: `[warp, head]` pairs of maximum and sum, then `[warp, head, dim]` accumulators,
-    /// each already multiplied by its share of the whole.
-    ///
-    /// # Safety
-    /// Every thread of the thread block comes here; the rings are no longer used.
-    #[inline(always)]
-    unsafe fn merge_warps<G: Gpu>(
-        self,
-        gpu: G,
-        params: &DecodeParams,
-        partial: &Partial<V_STEPS, HEAD_TILES>,
-        warps: u32,
-        v_scale: f32,
-        is_whole: bool,
-    ) {
-        let stats = gpu.shared_base();
-        let rows = stats + warps * Self::MAX_HEADS * 8;
-        let (group, pair) = (gpu.lane() / 4, gpu.lane() % 4);
-        let (low_dim, high_dim) = C::value_dims(group);
-        gpu.cp_async_wait::<0>();
-        // SAFETY: all come here; from now on the rings may be overwritten.
-        unsafe { gpu.sync_cta() };
-        if group == 0 {
-            unroll!([2] tile in 0..HEAD_TILES {
-                unroll!([2] i in 0..2 {
-                    let head = tile as u32 * HEADS + pair * 2 + i as u32;
-                    let at = stats + (gpu.warp() * Self::MAX_HEADS + head) * 8;
-                    // SAFETY: this warp's pair of this head.
-                    unsafe {
-                        gpu.st_shared_b32(at, partial.max[tile][i].to_bits());
-                        gpu.st_shared_b32(at + 4, partial.sum[tile][i].to_bits());
-                    }
-                });
-            });
-        }
-        // SAFETY: all come here.
-        unsafe { gpu.sync_cta() };
-        unroll!([2] tile in 0..HEAD_TILES {
-            unroll!([2] i in 0..2 {
-                let head = tile as u32 * HEADS + pair * 2 + i as u32;
-                // SAFETY: written before the barrier.
-                let (max, sum) =
-                    unsafe { total(gpu, stats + head * 8, Self::MAX_HEADS * 8, warps) };
-                // A warp without a tile has a maximum of -inf and hence a share of 0.
-                let mut share = gpu.exp2(partial.max[tile][i] - max) * gpu.recip(sum) * v_scale;
-                if C::TOKEN_SCALES {
-                    share *= partial.value_unit;
-                }
-                let row = rows + (gpu.warp() * Self::MAX_HEADS + head) * Self::ROW_BYTES;
-                unroll!([16] step in 0..V_STEPS {
-                    let [low, high] = [partial.acc[tile][step][i], partial.acc[tile][step][i + 2]];
-                    let at = row + step as u32 * 64;
-                    // SAFETY: this lane's dims of this warp's row of this head.
-                    unsafe {
-                        gpu.st_shared_b32(at + low_dim * 4, (low * share).to_bits());
-                        gpu.st_shared_b32(at + high_dim * 4, (high * share).to_bits());
-                    }
-                });
-                if gpu.warp() == 0 && group == 0 && head < self.num_heads {
-                    let lse_log2 = max - C::Math::PROB_SHIFT + gpu.log2(sum);
-                    // SAFETY: this head's element; one lane writes it.
-                    unsafe { self.store_lse(gpu, params, head, lse_log2, is_whole) };
-                }
-            });
-        });
-        // SAFETY: all come here.
-        unsafe { gpu.sync_cta() };
-        let quads = self.num_heads * (Self::HEAD_SIZE_V / 4);
-        let mut quad = gpu.thread_idx();
-        while quad < quads {
-            let head = quad / (Self::HEAD_SIZE_V / 4);
-            let dim = quad % (Self::HEAD_SIZE_V / 4) * 4;
-            let mut sum = [0.0; 4];
-            for warp in 0..warps {
-                let at = rows + (warp * Self::MAX_HEADS + head) * Self::ROW_BYTES + dim * 4;
-                // SAFETY: written before the barrier.
-                let part = unsafe { gpu.ld_shared_b128(at) };
-                unroll!([4] i in 0..4 {
-                    sum[i] += f32::from_bits(part[i]);
-                });
-            }
-            // SAFETY: four dims of this head; one lane writes them.
-            unsafe { self.store_quad(gpu, params, head, dim, sum, is_whole) };
-            quad += warps * WARP;
-        }
-    }
-
-    /// Stores the log of the sum of exponentials of one head.
-    #[inline(always)]
-    unsafe fn store_lse<G: Gpu>(
-        self,
-        gpu: G,
-        params: &DecodeParams,
-        head: u32,
-        lse_log2: f32,
-        is_whole: bool,
-    ) {
-        let head = self.first_head + head;
-        if is_whole {
-            // SAFETY: as the caller promises.
-            unsafe { store_natural_lse(gpu, params, self.seq, head, lse_log2) };
-        } else {
-            // SAFETY: this split's element, as the caller promises.
-            unsafe {
-                gpu.st_global_b32(
-                    params.partial_lse + 4 * self.part(params, head),
-                    lse_log2.to_bits(),
-                )
-            };
-        }
-    }
-
-    /// Stores four output values of one head.
-    #[inline(always)]
-    unsafe fn store_quad<G: Gpu>(
-        self,
-        gpu: G,
-        params: &DecodeParams,
-        head: u32,
-        dim: u32,
-        [a, b, c, d]: [f32; 4],
-        is_whole: bool,
-    ) {
-        let head = self.first_head + head;
-        if is_whole {
-            let at = params.out
-                + 2 * (self.seq as u64 * params.stride_out_seq as u64
-                    + head as u64 * params.stride_out_head as u64
-                    + dim as u64);
-            let packed = pack_out::<G, C>(gpu, [a, b, c, d], params.out_dtype);
-            // SAFETY: as the caller promises; 8-byte aligned because strides and dims are multiples of 4.
-            unsafe { gpu.st_global_b64(at, packed) };
-        } else {
-            let at = params.partial_out
-                + 4 * (self.part(params, head) * Self::HEAD_SIZE_V as u64 + dim as u64);
-            // SAFETY: as the caller promises; the workspace is aligned and rows are multiples of 16 values.
-            unsafe { gpu.st_global_b128(at, [a.to_bits(), b.to_bits(), c.to_bits(), d.to_bits()]) };
-        }
-    }
-
-    /// Index of this split's part of a head.
-    #[inline(always)]
-    fn part(self, params: &DecodeParams, head: u32) -> u64 {
-        let row = self.seq as u64 * params.num_query_heads as u64 + head as u64;
-        row * params.num_kv_splits as u64 + self.split as u64
-    }
-
-    /// The output of a sequence without tokens: zero, and minus infinity.
-    ///
-    /// # Safety
-    /// As the kernel.
-    #[inline(always)]
-    unsafe fn store_empty<G: Gpu>(self, gpu: G, params: &DecodeParams) {
-        if gpu.warp() != 0 {
-            return;
-        }
-        for head in 0..self.num_heads {
-            let row = params.out
-                + 2 * (self.seq as u64 * params.stride_out_seq as u64
-                    + (self.first_head + head) as u64 * params.stride_out_head as u64);
-            let mut dim = gpu.lane() * 4;
-            while dim < Self::HEAD_SIZE_V {
-                // SAFETY: four dims of this thread block's head.
-                unsafe { gpu.st_global_b64(row + 2 * dim as u64, 0) };
-                dim += WARP * 4;
-            }
-            if gpu.lane() == 0 {
-                // SAFETY: this thread block's head; one lane writes it.
-                unsafe {
-                    store_natural_lse(
-                        gpu,
-                        params,
-                        self.seq,
-                        self.first_head + head,
-                        f32::NEG_INFINITY,
-                    )
-                };
-            }
-        }
-    }
-}
-
-/// Four output values; `out_dtype` is only looked at if the cache is of bytes.
-#[inline(always)]
-pub(super) fn pack_out<G: Gpu, C: CacheFormat>(
-    gpu: G,
-    [a, b, c, d]: [f32; 4],
-    out_dtype: u32,
-) -> u64 {
-    let pack = |low, high| match (C::BYTES, out_dtype == QueryDtype::F16 as u32) {
-        (2, _) => C::Math::pack(gpu, low, high),
-        (_, true) => F16::pack(gpu, low, high),
-        (_, false) => Bf16::pack(gpu, low, high),
-    };
-    pack(a, b) as u64 | (pack(c, d) as u64) << 32
-}
-
-/// Maximum and sum of a head over all warps; `stats` is warp 0's pair, `stride` the step to the next warp's.
-#[inline(always)]
-unsafe fn total<G: Gpu>(gpu: G, stats: u32, stride: u32, warps: u32) -> (f32, f32) {
-    let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
-    for warp in 0..warps {
-        // SAFETY: written before the barrier, as the caller promises.
-        max = gpu.max(
-            max,
-            f32::from_bits(unsafe { gpu.ld_shared_b32(stats + warp * stride) }),
-        );
-    }
-    for warp in 0..warps {
-        let at = stats + warp * stride;
-        // SAFETY: as above.
-        let (m, s) = unsafe { (gpu.ld_shared_b32(at), gpu.ld_shared_b32(at + 4)) };
-        sum = gpu.fma(gpu.exp2(f32::from_bits(m) - max), f32::from_bits(s), sum);
-    }
-    (max, sum)
-}
-
-/// Stores an lse, turned from base 2 to base e, if one is wanted.
-#[inline(always)]
-unsafe fn store_natural_lse<G: Gpu>(
-    gpu: G,
-    params: &DecodeParams,
-    seq: u32,
-    head: u32,
-    lse_log2: f32,
-) {
-    if params.lse != 0 {
-        let at = params.lse
-            + 4 * (seq as u64 * params.stride_lse_seq as u64
-                + head as u64 * params.stride_lse_head as u64);
-        // SAFETY: this head's element, as the caller promises.
-        unsafe { gpu.st_global_b32(at, (lse_log2 * core::f32::consts::LN_2).to_bits()) };
     }
 }

@@ -13,7 +13,8 @@
 //! a sequence of one split is finished: out, lse; else partial_out, partial_lse
 //! ```
 
-use super::decode_gqa::{pack_out, seq_len};
+use super::decode_gqa::seq_len;
+use super::warp_merge::pack_out;
 use crate::gpu::{Gpu, WARP, div};
 use crate::kv::{CacheFormat, CacheHead};
 use crate::latent::{Cut, LatentQuery, LatentStream, LatentWords, Running};

@@ -74,7 +74,7 @@ unsafe fn merge_row<G: Gpu>(
         f32::from_bits(unsafe { gpu.ld_global_b32(params.partial_lse + 4 * (first + part as u64)) })
     };
     // SAFETY: one for each head, if there are any.
-    let sink = unsafe { sink_log2(gpu, params, head) };
+    let sink = unsafe { sink_log2(gpu, &params.score, head) };
     let mut max = sink;
     for part in 0..num_parts {
         max = gpu.max(max, lse_of(part));

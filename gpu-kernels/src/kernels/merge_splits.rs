@@ -8,16 +8,18 @@
 //! for each split of this warp:
 //!     weight = 2^(partial_lse - max)
 //!     acc   += weight * partial_out;  sum += weight
-//! acc and sum are added over the warps; out = acc / (sum + 2^(sink - max)); lse = ln 2 * (max + log2 sum)
+//! acc and sum are added over the warps; out = acc / (sum + 2^(sink - max)); lse = ln 2 * (max + log2 sum), or with
+//! the sink in the sum
 //! ```
 //!
 //! Sequences of one split were finished by stage 1.
 
-use super::decode_gqa::seq_len;
+use super::decode_gqa::{first_key, query_row, seq_len};
 use crate::dtype::Half;
 use crate::gpu::{Gpu, WARP, div};
 use crate::latent::finite;
 use crate::params::MergeParams;
+use crate::tile::TILE_GROUP;
 use crate::unroll::unroll;
 
 const WARPS: u32 = 4;
@@ -61,16 +63,21 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
             )
         }
     };
-    if seq_len <= params.split_len {
+    // Stage 1's splits begin at the window's first group of tokens.
+    let first = first_key(seq_len, params.sliding_window) / TILE_GROUP * TILE_GROUP;
+    if seq_len - first <= params.split_len {
         return;
     }
+    // SAFETY: the start of every sequence of the grid, and the end of the last, are readable.
+    let out_row = unsafe { query_row(gpu, params.query_start_loc, params.num_tokens, seq) };
+    let Some(out_row) = out_row else { return };
     gpu.wait_for_previous_kernels();
     // SAFETY: a valid check record, or none.
     if unsafe { super::check::found_fault(gpu, params.check) } {
         return;
     }
     // SAFETY: splits hold at least a tile.
-    let num_splits = unsafe { div(seq_len - 1, params.split_len) } + 1;
+    let num_splits = unsafe { div(seq_len - first - 1, params.split_len) } + 1;
     let row = seq as u64 * params.num_rows as u64 + (token * params.num_query_heads + head) as u64;
     let partial_lse = params.partial_lse + 4 * (row * params.num_kv_splits as u64);
     // SAFETY: stage 1 wrote the lse of every split below `num_splits`.
@@ -81,10 +88,12 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
     // Of a row that sees no token, every part is empty.
     let base = finite(max);
     let mut denominator = sum;
+    let mut sink_log2 = f32::NEG_INFINITY;
     if params.sink != 0 {
         // SAFETY: one sink for each head.
         let sink = f32::from_bits(unsafe { gpu.ld_global_b32(params.sink + 4 * head as u64) });
-        denominator += gpu.exp2(sink * core::f32::consts::LOG2_E - base);
+        sink_log2 = sink * core::f32::consts::LOG2_E;
+        denominator += gpu.exp2(sink_log2 - base);
     }
     let scale = if sum == 0.0 {
         0.0
@@ -135,7 +144,7 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
         let [a, b, c, d] = total;
         let packed = T::pack(gpu, a, b) as u64 | (T::pack(gpu, c, d) as u64) << 32;
         let out = params.out
-            + 2 * (seq as u64 * params.stride_out_seq as u64
+            + 2 * (out_row as u64 * params.stride_out_seq as u64
                 + token as u64 * params.stride_out_token as u64
                 + head as u64 * params.stride_out_head as u64
                 + column as u64);
@@ -143,9 +152,15 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
         unsafe { gpu.st_global_b64(out, packed) };
     }
     if gpu.thread_idx() == 0 && tile == 0 && params.lse != 0 {
-        let lse = (max + gpu.log2(sum)) * core::f32::consts::LN_2;
+        let mut lse_log2 = max + gpu.log2(sum);
+        if params.sink_in_lse != 0 {
+            let largest = gpu.max(lse_log2, sink_log2);
+            let both = gpu.exp2(lse_log2 - largest) + gpu.exp2(sink_log2 - largest);
+            lse_log2 = largest + gpu.log2(both);
+        }
+        let lse = lse_log2 * core::f32::consts::LN_2;
         let at = params.lse
-            + 4 * (seq as u64 * params.stride_lse_seq as u64
+            + 4 * (out_row as u64 * params.stride_lse_seq as u64
                 + token as u64 * params.stride_lse_token as u64
                 + head as u64 * params.stride_lse_head as u64);
         // SAFETY: this row's element; one lane writes it.

@@ -18,3 +18,4 @@ pub mod reshape_and_cache_per_token_head;
 pub mod rope_and_cache;
 mod row_work;
 mod slots;
+mod warp_merge;

@@ -94,7 +94,7 @@ pub unsafe fn prefill_gqa<
                 work.query_start,
                 work.first_head(params),
                 gpu.shared_base(),
-                params.qk_scale_log2 * k_scale,
+                params.score.qk_scale_log2 * k_scale,
             )
         };
         // SAFETY: every thread comes here, done with the tile before.
@@ -103,7 +103,8 @@ pub unsafe fn prefill_gqa<
             // A warp without rows only helps to load.
             if rows.first < rows.end {
                 let first_head = work.first_head(params);
-                let rule = ScoreRule::new(params, rows, ROW_TILES as u32, visible, first_head);
+                let rule =
+                    ScoreRule::new(&params.score, rows, ROW_TILES as u32, visible, first_head);
                 // SAFETY: converged; the tile was just handed out.
                 unsafe { partial.attend::<G, C, K_STEPS, PAIRS>(gpu, &query, tile, &rule) };
             }
@@ -192,7 +193,12 @@ impl Row {
         let (mut sink, mut out) = (f32::NEG_INFINITY, 1.0);
         if part.is_none() {
             // SAFETY: one for each head, if there are any; a scale, if the output is of bytes.
-            (sink, out) = unsafe { (sink_log2(gpu, params, self.head), out_scale(gpu, params)) };
+            (sink, out) = unsafe {
+                (
+                    sink_log2(gpu, &params.score, self.head),
+                    out_scale(gpu, params),
+                )
+            };
         }
         let max = gpu.max(partial.max[tile][half], sink);
         // A row that saw nothing, and has no sink: 0 and -inf.

@@ -7,7 +7,7 @@
 
 use super::decode_gqa::seq_len;
 use crate::gpu::{Gpu, WARP, div};
-use crate::params::PrefillParams;
+use crate::params::{PrefillParams, ScoreParams};
 use crate::tile::rows::{Visible, WarpRows};
 
 /// The tile.
@@ -134,8 +134,8 @@ impl RowWork {
         Visible {
             seq_len,
             context_len: seq_len as i32 - self.query_len as i32,
-            sliding_window: params.sliding_window,
-            causal: params.flags & PrefillParams::CAUSAL != 0,
+            sliding_window: params.score.sliding_window,
+            causal: params.score.flags & ScoreParams::CAUSAL != 0,
         }
     }
 
@@ -197,7 +197,7 @@ unsafe fn query_start<G: Gpu>(gpu: G, params: &PrefillParams, seq: u32) -> u32 {
 /// # Safety
 /// Sinks, if there are any, are one for each head.
 #[inline(always)]
-pub(super) unsafe fn sink_log2<G: Gpu>(gpu: G, params: &PrefillParams, head: u32) -> f32 {
+pub(super) unsafe fn sink_log2<G: Gpu>(gpu: G, params: &ScoreParams, head: u32) -> f32 {
     if params.sinks == 0 {
         return f32::NEG_INFINITY;
     }

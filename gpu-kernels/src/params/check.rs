@@ -32,6 +32,11 @@ impl CheckFault {
     pub const SCALE: u32 = 4;
     /// An index of a gather that names a slot outside the cache.
     pub const INDEX: u32 = 5;
+    /// Query tokens of a sequence that begin before 0, end before they begin, or end past the last: `position` is the
+    /// end, an i32, `value` the beginning.
+    pub const QUERY_START: u32 = 6;
+    /// More query tokens in a sequence than the host said.
+    pub const QUERY_LEN: u32 = 7;
 }
 
 const _: () = assert!(size_of::<CheckFault>() == 32);
@@ -70,9 +75,15 @@ pub struct CheckPagedParams {
     pub stride_k_scale: i64,
     /// As in [`super::DecodeParams`].
     pub stride_v_scale: i64,
+    /// `[num_seqs + 1]`, i32, contiguous: first query token of each sequence; 0 if there is none to check.
+    pub query_start_loc: u64,
+    /// Query tokens, all sequences.
+    pub num_tokens: u32,
+    /// The most query tokens of a sequence.
+    pub max_query_len: u32,
 }
 
-const _: () = assert!(size_of::<CheckPagedParams>() == 11 * 8 + 4 * 4);
+const _: () = assert!(size_of::<CheckPagedParams>() == 12 * 8 + 6 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for CheckPagedParams {}
 

@@ -1,6 +1,6 @@
 //! Arguments of `decode_gqa`.
 
-use super::KernelParams;
+use super::{KernelParams, ScoreParams};
 
 /// Arguments of `decode_gqa`. Strides count elements of their tensor.
 #[repr(C)]
@@ -34,6 +34,11 @@ pub struct DecodeParams {
     pub v_scale: u64,
     /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
     pub check: u64,
+    /// `[num_seqs + 1]`, i32, contiguous: the row of `query`, `out` and `lse` that each sequence has, none if the next
+    /// one's is the same; 0 if every sequence has its own number. Only kernels with a rule look at it.
+    pub query_start_loc: u64,
+    /// What becomes of products; of kernels without a rule only the scale is looked at.
+    pub score: ScoreParams,
     /// Elements from a sequence's query to the next one's.
     pub stride_query_seq: i64,
     /// Elements from a query head to the next.
@@ -88,14 +93,20 @@ pub struct DecodeParams {
     pub split_len: u32,
     /// Splits of the longest sequence: the row length of `partial_lse`.
     pub num_kv_splits: u32,
-    /// `softmax_scale * log2 e`: multiplies q·k once, so that the softmax can use powers of two.
-    pub qk_scale_log2: f32,
     /// If the cache is FP8: a [`crate::tile::QueryDtype`].
     pub query_dtype: u32,
     /// If the cache is FP8: a [`crate::tile::QueryDtype`], of 16 bits.
     pub out_dtype: u32,
+    /// Rows of `query`: what `query_start_loc` is cut to.
+    pub num_tokens: u32,
+    /// Tiles that a warp's ring has room for, in kernels with a rule: no more than a split has tiles for a warp, so
+    /// that more thread blocks fit on a multiprocessor if a window leaves them little to do.
+    pub ring_tiles: u32,
+    /// Zero; keeps the size a multiple of 8.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<DecodeParams>() == 13 * 8 + 20 * 8 + 10 * 4);
+const _: () =
+    assert!(size_of::<DecodeParams>() == 14 * 8 + size_of::<ScoreParams>() + 20 * 8 + 12 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for DecodeParams {}

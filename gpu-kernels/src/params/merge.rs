@@ -18,9 +18,11 @@ pub struct MergeParams {
     pub lse: u64,
     /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
     pub check: u64,
-    /// `[num_query_heads]`, f32, natural logarithm: `exp(sink)` is added to the softmax's denominator, and not
-    /// to the lse; 0 if there are none.
+    /// `[num_query_heads]`, f32, natural logarithm: `exp(sink)` is added to the softmax's denominator; 0 if there
+    /// are none.
     pub sink: u64,
+    /// As in the stage-1 launch, if it has one; else 0.
+    pub query_start_loc: u64,
     /// Elements from a sequence's length to the next one's.
     pub stride_seq_lens: i64,
     /// Elements from a sequence's output to the next one's.
@@ -47,8 +49,16 @@ pub struct MergeParams {
     pub split_len: u32,
     /// As in the stage-1 launch.
     pub num_kv_splits: u32,
+    /// Keys visible to a query, as in the stage-1 launch: its splits begin where they do; 0 for all.
+    pub sliding_window: u32,
+    /// Whether the sink is added to the lse too.
+    pub sink_in_lse: u32,
+    /// As in the stage-1 launch.
+    pub num_tokens: u32,
+    /// Zero; keeps the size a multiple of 8.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<MergeParams>() == 14 * 8 + 6 * 4);
+const _: () = assert!(size_of::<MergeParams>() == 15 * 8 + 10 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for MergeParams {}

@@ -15,6 +15,7 @@ mod mla;
 mod prefill;
 mod read_ceiling;
 mod rope;
+mod score;
 
 pub use blocks::{CompactParams, CopyBlocksParams};
 pub use cache::{CacheSide, PerTokenHeadParams, ReshapeAndCacheParams};
@@ -28,6 +29,7 @@ pub use mla::MlaEntryParams;
 pub use prefill::PrefillParams;
 pub use read_ceiling::ReadCeilingParams;
 pub use rope::RopeAndCacheParams;
+pub use score::ScoreParams;
 
 /// A parameter block that may be sent to a kernel as bytes.
 ///

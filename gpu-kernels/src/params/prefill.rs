@@ -1,6 +1,6 @@
 //! Arguments of `prefill_gqa` and `merge_rows`.
 
-use super::KernelParams;
+use super::{KernelParams, ScoreParams};
 use crate::divider::Divider;
 
 /// Arguments of `prefill_gqa` and `merge_rows`. Strides count elements of their tensor, those of caches bytes: the kernel has no
@@ -33,10 +33,6 @@ pub struct PrefillParams {
     pub v_scale: u64,
     /// One f32 that the output is divided by before it is stored as FP8; read only then.
     pub output_scale: u64,
-    /// `[num_query_heads]` f32; 0 for none.
-    pub alibi_slopes: u64,
-    /// `[num_query_heads]` f32; 0 for none.
-    pub sinks: u64,
     /// `[num_tokens, num_query_heads, num_kv_splits, head_size_v]`, f32, each part normalised by itself; written
     /// only for rows of several parts.
     pub partial_out: u64,
@@ -44,6 +40,8 @@ pub struct PrefillParams {
     pub partial_lse: u64,
     /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
     pub check: u64,
+    /// What becomes of products.
+    pub score: ScoreParams,
     /// Elements from a token's query to the next one's.
     pub stride_query_token: i64,
     /// Elements from a query head to the next.
@@ -112,27 +110,13 @@ pub struct PrefillParams {
     pub tile_kv: u32,
     /// Zero; keeps the size a multiple of 8.
     pub reserved: u32,
-    /// Keys visible to a query, itself included; 0 for all.
-    pub sliding_window: u32,
-    /// Sum of the constants of this type.
-    pub flags: u32,
-    /// `softmax_scale * log2 e`, or `2 log2 e * softmax_scale / softcap` if scores are capped.
-    pub qk_scale_log2: f32,
-    /// `softcap * log2 e`; 0 for no cap.
-    pub softcap_log2: f32,
     /// If the cache is of bytes: a [`crate::tile::QueryDtype`].
     pub query_dtype: u32,
     /// A [`crate::tile::QueryDtype`].
     pub out_dtype: u32,
 }
 
-impl PrefillParams {
-    /// A query sees no key after its own.
-    pub const CAUSAL: u32 = 1;
-    /// ALiBi takes the root of the distance.
-    pub const ALIBI_SQRT: u32 = 2;
-}
-
-const _: () = assert!(size_of::<PrefillParams>() == 17 * 8 + 20 * 8 + 24 * 4);
+const _: () =
+    assert!(size_of::<PrefillParams>() == 15 * 8 + size_of::<ScoreParams>() + 20 * 8 + 20 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for PrefillParams {}

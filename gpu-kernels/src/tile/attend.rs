@@ -3,7 +3,7 @@
 //! Everything is in powers of two: products are multiplied by `softmax_scale * log2 e` (and the scales of
 //! query and keys) once, inside the `fma` that subtracts the running maximum.
 
-use super::{KvTile, QueryTile, TILE_KV, row_bytes, swizzle};
+use super::{HeadRule, KvTile, QueryTile, TILE_KV, row_bytes, swizzle};
 use crate::dtype::Half;
 use crate::gpu::Gpu;
 use crate::kv::CacheFormat;
@@ -34,15 +34,16 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES>
         value_unit: f32::MIN_POSITIVE,
     };
 
-    /// Takes one tile.
+    /// Takes one tile. `rule` is only looked at with `RULED`.
     ///
     /// # Safety
-    /// Converged; the tile is visible to the warp and holds at least one token.
+    /// Converged; the tile is visible to the warp and holds at least one token that the query sees.
     #[inline(always)]
-    pub unsafe fn attend<G: Gpu, C: CacheFormat, const K_STEPS: usize>(
+    pub unsafe fn attend<G: Gpu, C: CacheFormat, const K_STEPS: usize, const RULED: bool>(
         &mut self,
         gpu: G,
         query: &QueryTile<K_STEPS, HEAD_TILES>,
+        rule: &HeadRule<HEAD_TILES>,
         tile: KvTile,
     ) {
         // SAFETY: as the caller promises.
@@ -52,12 +53,16 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES>
             // SAFETY: converged, and the tile is visible.
             value_scales = unsafe { scale_keys(gpu, &mut scores, tile.scales) };
         }
+        let mut scale_log2 = query.scale_log2;
+        if RULED {
+            rule.apply(gpu, &mut scores, &scale_log2, &tile);
+            scale_log2 = [[1.0; 2]; HEAD_TILES];
+        }
         if tile.len < TILE_KV {
             mask_past_end(gpu, &mut scores, tile.len);
         }
         // SAFETY: converged.
-        let probs =
-            unsafe { self.softmax_step::<G, C>(gpu, &scores, &query.scale_log2, value_scales) };
+        let probs = unsafe { self.softmax_step::<G, C>(gpu, &scores, &scale_log2, value_scales) };
         // SAFETY: as the caller promises.
         unsafe { self.add_values::<G, C>(gpu, &probs, tile.values) };
     }

@@ -8,11 +8,13 @@
 //! tile, query heads its 8 columns, so a group of up to 8 query heads wastes no half of the tile.
 
 mod attend;
+mod head_rule;
 mod query;
 pub mod rows;
 mod stream;
 
 pub use attend::Partial;
+pub use head_rule::HeadRule;
 pub(crate) use query::query_bytes;
 pub use query::{QueryDtype, QueryTile, QueryWords};
 pub use stream::{KvStream, KvTile};
@@ -21,6 +23,8 @@ use crate::kv::CacheFormat;
 
 /// Tokens of a tile: the rows of one `mma`.
 pub const TILE_KV: u32 = 16;
+/// Tokens that lie side by side in a cache block: tiles begin at multiples of it.
+pub const TILE_GROUP: u32 = 8;
 /// Query heads of a head tile: the columns of one `mma`.
 pub const HEADS: u32 = 8;
 
@@ -87,6 +91,22 @@ impl Shape {
     pub const fn shared_bytes(self) -> u32 {
         self.warps * self.stages * self.tile_bytes
     }
+    /// Tiles that a warp's ring needs room for, if a thread block has at most `split_len` tokens.
+    pub const fn ring_tiles(self, split_len: u32) -> u32 {
+        let tiles = split_len.div_ceil(self.tokens_per_cta());
+        if tiles < self.stages {
+            tiles
+        } else {
+            self.stages
+        }
+    }
+    /// Dynamic shared memory of a thread block with rings of `ring_tiles` tiles and one head tile: the rings, or what
+    /// the warps leave in their place for each other at the end.
+    pub const fn shared_bytes_of(self, ring_tiles: u32, head_size_v: u32) -> u32 {
+        let rings = self.warps * ring_tiles * self.tile_bytes;
+        let merge = self.warps * HEADS * (STATS_BYTES + merge_row_bytes(head_size_v));
+        if rings > merge { rings } else { merge }
+    }
 }
 
 /// Which 16-byte chunk of a row a chunk is stored in, so that the eight rows of an `ldmatrix` fall into
@@ -102,6 +122,15 @@ pub(crate) const fn swizzle(row: u32, chunk: u32, chunks: u32) -> u32 {
     } else {
         chunk ^ ((row >> 2) & 1)
     }
+}
+
+/// Bytes of a head's maximum and sum, where warps merge their parts.
+pub(crate) const STATS_BYTES: u32 = 8;
+
+/// Bytes of a head's row where warps merge their parts; 16 more than its values, so that heads fall into different
+/// banks.
+pub(crate) const fn merge_row_bytes(head_size_v: u32) -> u32 {
+    head_size_v * 4 + 16
 }
 
 /// Bytes of a row of `STEPS * 16` values.

@@ -2,13 +2,13 @@
 
 use core::marker::PhantomData;
 
-use super::{Shape, TILE_KV, row_bytes, swizzle};
+use super::{Shape, TILE_GROUP, TILE_KV, row_bytes, swizzle};
 use crate::gpu::{Gpu, WARP};
 use crate::kv::{BlockWindow, CacheFormat, CacheHead, TokenScales};
 use crate::unroll::unroll;
 
-/// Groups of 8 tokens in a tile.
-const TILE_GROUPS: u32 = TILE_KV / 8;
+/// Groups of tokens in a tile.
+const TILE_GROUPS: u32 = TILE_KV / TILE_GROUP;
 /// Tiles that a block window covers.
 const WINDOW_TILES: u32 = WARP / TILE_GROUPS;
 
@@ -23,16 +23,22 @@ pub struct KvTile {
     pub scales: u32,
     /// Tokens of the tile that exist; the rest is zero.
     pub len: u32,
+    /// Tokens of the tile, its first, that the query does not see: zero too.
+    pub skipped: u32,
+    /// Position of the tile's first token.
+    pub token: u32,
 }
 
-/// The tiles of one warp, in order: tokens `first_token + i * tile_step`, 16 each, up to `end`.
+/// The tiles of one warp, in order: tokens `first_token + i * tile_step`, 16 each, up to `end`. With `WINDOWED`, tokens
+/// before `begin` are not read.
 #[derive(Clone, Copy, Debug)]
-pub struct KvStream<C, const K_STEPS: usize, const V_STEPS: usize> {
+pub struct KvStream<C, const K_STEPS: usize, const V_STEPS: usize, const WINDOWED: bool> {
     keys: CacheHead,
     values: CacheHead,
     key_scales: TokenScales,
     value_scales: TokenScales,
     window: BlockWindow,
+    begin: u32,
     end: u32,
     tile_step: u32,
     /// First token of the next tile to load.
@@ -47,7 +53,9 @@ pub struct KvStream<C, const K_STEPS: usize, const V_STEPS: usize> {
     format: PhantomData<C>,
 }
 
-impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize> KvStream<C, K_STEPS, V_STEPS> {
+impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const WINDOWED: bool>
+    KvStream<C, K_STEPS, V_STEPS, WINDOWED>
+{
     const SHAPE: Shape = Shape::of_kernel::<C, K_STEPS, V_STEPS>();
     /// Bytes of a stage before its scales.
     const SCALES: u32 = TILE_KV * (row_bytes::<C, K_STEPS>() + row_bytes::<C, V_STEPS>());
@@ -55,8 +63,9 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize> KvStream<C, K_S
     /// Starts streaming: all but one stage of the ring at `ring` are on their way when this returns.
     ///
     /// # Safety
-    /// Converged. `ring` is this warp's own, `Shape::stages * Shape::tile_bytes` long. The block-table row
-    /// at `block_row` and the caches hold every token below `end`.
+    /// Converged. `ring` is this warp's own, with room for `Shape::stages` tiles, or for as many as the warp has if those
+    /// are fewer. `first_token` and `tile_step` are multiples of 8. The block-table row at `block_row` and the caches
+    /// hold every token from `first_token`, or `begin`, up to `end`.
     #[inline(always)]
     #[allow(
         clippy::too_many_arguments,
@@ -71,7 +80,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize> KvStream<C, K_S
         block_size: u32,
         first_token: u32,
         tile_step: u32,
-        end: u32,
+        (begin, end): (u32, u32),
         ring: u32,
     ) -> Self {
         // SAFETY: the row covers `end`, as the caller promises.
@@ -92,6 +101,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize> KvStream<C, K_S
             key_scales,
             value_scales,
             window,
+            begin,
             end,
             tile_step,
             load_token: first_token,
@@ -138,6 +148,8 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize> KvStream<C, K_S
             values: keys + TILE_KV * row_bytes::<C, K_STEPS>(),
             scales: keys + Self::SCALES,
             len: self.end - self.token,
+            skipped: self.unseen(self.token),
+            token: self.token,
         };
         self.token += self.tile_step;
         self.stage = if self.stage + 1 == Self::SHAPE.stages {
@@ -146,6 +158,16 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize> KvStream<C, K_S
             self.stage + 1
         };
         Some(tile)
+    }
+
+    /// Tokens before the first that the query sees, of those from `token` on.
+    #[inline(always)]
+    fn unseen(&self, token: u32) -> u32 {
+        if WINDOWED {
+            self.begin.saturating_sub(token)
+        } else {
+            0
+        }
     }
 
     /// Starts copying the next tile into the next stage. Past the end it only closes an empty group, so
@@ -160,7 +182,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize> KvStream<C, K_S
             }
             let stage = self.ring + self.load_stage * Self::SHAPE.tile_bytes;
             let values = stage + TILE_KV * row_bytes::<C, K_STEPS>();
-            let tokens_left = self.end - self.load_token;
+            let rows = (self.unseen(self.load_token), self.end - self.load_token);
             unroll!([2] group in 0..2 {
                 let group = group as u32;
                 // SAFETY: converged; the group is one of the window's.
@@ -177,7 +199,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize> KvStream<C, K_S
                         slot,
                         stage,
                         group,
-                        tokens_left,
+                        rows,
                     );
                     copy_group::<G, C, V_STEPS>(
                         gpu,
@@ -186,7 +208,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize> KvStream<C, K_S
                         slot,
                         values,
                         group,
-                        tokens_left,
+                        rows,
                     );
                 }
             });
@@ -206,7 +228,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize> KvStream<C, K_S
                     gpu.cp_async_b32(
                         stage + Self::SCALES + gpu.lane() * 4,
                         source,
-                        token < tokens_left,
+                        token >= rows.0 && token < rows.1,
                     )
                 };
             }
@@ -222,7 +244,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize> KvStream<C, K_S
     }
 }
 
-/// Copies 8 rows of `STEPS * 16` values, 16 bytes a lane; rows from `tokens_left` on become zero.
+/// Copies 8 rows of `STEPS * 16` values, 16 bytes a lane; rows before `begin` and from `end` on become zero.
 #[inline(always)]
 unsafe fn copy_group<G: Gpu, C: CacheFormat, const STEPS: usize>(
     gpu: G,
@@ -231,7 +253,7 @@ unsafe fn copy_group<G: Gpu, C: CacheFormat, const STEPS: usize>(
     slot: u32,
     tile: u32,
     group: u32,
-    tokens_left: u32,
+    (begin, end): (u32, u32),
 ) {
     let bytes = row_bytes::<C, STEPS>();
     let chunks = bytes / 16;
@@ -246,9 +268,9 @@ unsafe fn copy_group<G: Gpu, C: CacheFormat, const STEPS: usize>(
             let tile_row = group * 8 + row;
             let target = tile + tile_row * bytes + swizzle(tile_row, chunk, chunks) * 16;
             let offset = row * head.stride_slot_bytes() + chunk * 16;
-            // SAFETY: the row is a slot of the block and only read if it holds a token; the target is a
-            // chunk of the free stage.
-            unsafe { gpu.cp_async_b128(target, source + offset as u64, tile_row < tokens_left, half_lines) };
+            // SAFETY: the row is a slot of the block and only read if it holds a token that is seen; the target is
+            // a chunk of the free stage.
+            unsafe { gpu.cp_async_b128(target, source + offset as u64, tile_row >= begin && tile_row < end, half_lines) };
         }
     });
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::text::{CaseError, Fields, MAX_HEADS, check_size, parse};
-use super::{CacheShape, Lens};
+use super::{CacheShape, Lens, ScoreCase};
 use crate::ops::{CheckMode, DecodeOptions};
 use crate::plan::SplitPolicy;
 use crate::tensor::Dtype;
@@ -63,6 +63,8 @@ pub struct DecodeCase {
     pub max_seq_len: Option<u32>,
     /// Query tokens per sequence, if the cache is a latent one (MLA): values are the first columns of the keys.
     pub latent: Option<usize>,
+    /// What becomes of scores; nothing if the cache is latent.
+    pub scores: ScoreCase,
 }
 
 impl DecodeCase {
@@ -82,15 +84,15 @@ impl DecodeCase {
         self.cache.dtype.size() == 1
     }
 
-    /// The options of the request.
-    pub fn options(&self) -> DecodeOptions {
-        let options = DecodeOptions::default()
+    /// The options of the request, but for tensors.
+    pub fn options(&self) -> DecodeOptions<'static> {
+        let mut options = DecodeOptions::default()
             .split_policy(self.split_policy)
             .check(self.check);
-        match self.max_seq_len {
-            Some(tokens) => options.max_seq_len(tokens),
-            None => options,
-        }
+        options.max_seq_len = self.max_seq_len;
+        options.sliding_window = self.scores.sliding_window;
+        options.softcap = self.scores.softcap;
+        options
     }
 
     /// Lengths that count: none below zero, none above the bound.
@@ -101,6 +103,12 @@ impl DecodeCase {
             .into_iter()
             .map(|len| usize::try_from(len).unwrap_or(0).min(bound))
             .collect()
+    }
+
+    /// Tokens that the sequences' queries see.
+    pub(super) fn seen(&self, seed: u64) -> Vec<usize> {
+        let tokens = self.tokens(seed).into_iter();
+        tokens.map(|len| self.scores.seen_by_last(len)).collect()
     }
 
     /// Query tokens per sequence.
@@ -119,7 +127,7 @@ impl DecodeCase {
     /// Keys and values of all tokens, query, output, lse, lengths and the block-table entries that name
     /// tokens.
     pub fn unavoidable_bytes(&self, seed: u64) -> u64 {
-        let tokens = self.tokens(seed);
+        let tokens = self.seen(seed);
         let blocks: usize = tokens
             .iter()
             .map(|len| len.div_ceil(self.cache.block_size))
@@ -146,7 +154,7 @@ impl DecodeCase {
 
     /// Two per multiplication and addition of the two products.
     pub fn flops(&self, seed: u64) -> u64 {
-        let tokens: usize = self.tokens(seed).iter().sum();
+        let tokens: usize = self.seen(seed).iter().sum();
         let rows = self.query_len() * self.num_query_heads;
         (tokens * 2 * rows * (self.cache.head_size + self.cache.head_size_v)) as u64
     }
@@ -197,7 +205,8 @@ impl DecodeCase {
             }
             None => {}
         }
-        format!("{family}{heads}_{kv_heads}_{sizes} kv={kv} pg={page} {lens}{query}")
+        let scores = self.scores;
+        format!("{family}{heads}_{kv_heads}_{sizes} kv={kv} pg={page} {lens}{query}{scores}")
     }
 
     pub(super) fn read(fields: &mut Fields<'_>, is_latent: bool) -> Result<Self, CaseError> {
@@ -286,6 +295,10 @@ impl DecodeCase {
                 )?),
                 false => None,
             },
+            scores: match is_latent {
+                true => ScoreCase::default(),
+                false => ScoreCase::read(fields)?,
+            },
         })
     }
 }
@@ -336,7 +349,7 @@ impl fmt::Display for DecodeCase {
         if let Some(len @ 2..) = self.latent {
             write!(f, " q_len={len}")?;
         }
-        Ok(())
+        self.scores.fmt(f)
     }
 }
 

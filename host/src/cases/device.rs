@@ -121,7 +121,8 @@ impl<'m> DeviceDecode<'m> {
             runtime,
             all.into_iter()
                 .chain(&tensors.lse)
-                .chain(tensors.scales.iter().flat_map(HostScales::tensors)),
+                .chain(tensors.scales.iter().flat_map(HostScales::tensors))
+                .chain(tensors.scores.tensors()),
         )?;
         Ok(Self { tensors, uploads })
     }
@@ -173,12 +174,12 @@ impl<'m> DeviceDecode<'m> {
     ///
     /// # Errors
     /// None: the views fit.
-    pub fn mla_request(
-        &mut self,
+    pub fn mla_request<'s>(
+        &'s mut self,
         set: usize,
         softmax_scale: f32,
-        options: DecodeOptions,
-    ) -> Result<DecodeMlaRequest<'_>, RequestError> {
+        options: DecodeOptions<'s>,
+    ) -> Result<DecodeMlaRequest<'s>, RequestError> {
         let (tensors, uploads) = (&self.tensors, &self.uploads);
         let query_len = tensors.latent.unwrap_or(1);
         let num_seqs = tensors.num_seqs;
@@ -218,19 +219,20 @@ impl<'m> DeviceDecode<'m> {
         })
     }
 
-    /// The request over copy `set` of the batch.
+    /// The request over copy `set` of the batch; slopes and sinks are those of the tensors.
     ///
     /// # Errors
     /// None: the views fit.
-    pub fn request(
-        &mut self,
+    pub fn request<'s>(
+        &'s mut self,
         set: usize,
         softmax_scale: f32,
-        options: DecodeOptions,
-    ) -> Result<DecodeRequest<'_>, RequestError> {
+        mut options: DecodeOptions<'s>,
+    ) -> Result<DecodeRequest<'s>, RequestError> {
         let (tensors, uploads) = (&self.tensors, &self.uploads);
         let num_seqs = tensors.num_seqs;
         let part = |tensor: &HostTensor| tensor.slice(set * num_seqs, num_seqs);
+        (options.alibi, options.sinks) = tensors.scores.views(uploads)?;
         Ok(DecodeRequest {
             scales: match &tensors.scales {
                 Some(scales) => Some(KvScales {

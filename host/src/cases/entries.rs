@@ -94,7 +94,7 @@ impl EntryCase {
     }
 
     /// The options of the request.
-    pub fn options(&self) -> DecodeOptions {
+    pub fn options(&self) -> DecodeOptions<'static> {
         DecodeOptions::default()
             .split_policy(self.split_policy)
             .check(self.check)

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 pub use super::fill_cache::{CacheWriteTensors, RopeTensors, cache_write};
 use super::layout::Placement;
-use super::{CacheShape, DecodeCase, LseForm, ScaleForm};
+use super::{CacheShape, DecodeCase, LseForm, ScaleForm, ScoreTensors};
 use crate::reference::{HostTensor, Storage};
 use crate::tensor::Dtype;
 
@@ -67,6 +67,8 @@ pub struct DecodeTensors {
     pub lse: Option<HostTensor>,
     /// Of the query, if it is FP8; of keys and values, if the cache is of bytes.
     pub scales: Option<HostScales>,
+    /// Slopes and sinks.
+    pub scores: ScoreTensors,
 }
 
 /// What stored values were divided by.
@@ -155,6 +157,7 @@ pub fn decode(case: &DecodeCase, seed: u64, amount: Amount) -> DecodeTensors {
         block_table,
         seq_lens: HostTensor::contiguous("seq_lens", Dtype::I32, &[rows], lens_bytes),
         scales: case.is_scaled().then(|| scales(case, &valid, seed)),
+        scores: ScoreTensors::new(&case.scores, heads, seed),
         out: padded(
             "out",
             case.dtype,

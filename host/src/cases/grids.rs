@@ -1,8 +1,8 @@
 //! The named lists of cases.
 
 use super::{
-    CacheShape, CacheWriteCase, Case, DecodeCase, Layout, Lens, LseForm, ScaleForm, cache_grids,
-    entry_grids, mla_grids, scaled_grids, unified_grids,
+    CacheShape, CacheWriteCase, Case, DecodeCase, Layout, Lens, LseForm, ScaleForm, ScoreCase,
+    cache_grids, entry_grids, mla_grids, scaled_grids, scored_grids, unified_grids,
 };
 use crate::ops::CheckMode;
 use crate::plan::{SplitPolicy, variants};
@@ -76,6 +76,7 @@ pub(super) fn decode(
         check: CheckMode::Off,
         max_seq_len: None,
         latent: None,
+        scores: ScoreCase::default(),
     }
 }
 
@@ -240,6 +241,7 @@ fn smoke() -> Vec<Case> {
     unequal.cache.head_size_v = 128;
     cases.push(Case::CacheWrite(unequal));
     cases.extend(scaled_grids::smoke());
+    cases.extend(scored_grids::smoke());
     cases.extend(mla_grids::smoke());
     cases.extend(entry_grids::smoke());
     cases.extend(unified_grids::smoke());
@@ -310,6 +312,7 @@ fn edges() -> Vec<Case> {
     for (heads, d) in [(1, 1), (1, 8), (13, 46), (5, 40), (1, 256), (7, 12)] {
         cases.push(Case::CacheWrite(write(Dtype::F16, heads, d, 16, 17)));
     }
+    cases.extend(scored_grids::edges());
     cases.extend(mla_grids::edges());
     cases.extend(entry_grids::edges());
     cases.extend(unified_grids::edges());
@@ -412,6 +415,7 @@ fn sweep() -> Vec<Case> {
         cases.push(Case::CacheWrite(case));
     }
     cases.extend(scaled_grids::sweep());
+    cases.extend(scored_grids::sweep());
     cases.extend(mla_grids::sweep());
     cases.extend(entry_grids::sweep());
     cases.extend(unified_grids::sweep());

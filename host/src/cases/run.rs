@@ -3,8 +3,8 @@
 use super::fill::{self, Amount, DecodeTensors};
 use super::{
     Accuracy, Case, DecodeCase, DeviceDecode, DeviceEntries, DeviceUnified, EntryCase,
-    EntryTensors, Mismatch, UnifiedCase, UnifiedTensors, compare, compare_entries, exact,
-    sample_rows,
+    EntryTensors, Mismatch, ScoreCase, UnifiedCase, UnifiedTensors, compare, compare_entries,
+    exact, sample_rows,
 };
 use crate::error::{RequestError, Result};
 use crate::ops::{CHECK_BYTES, CheckMode, check_result};
@@ -143,7 +143,16 @@ pub fn compare_decode(
         }),
         max_seq_len,
     };
-    let expected = reference::decode(&inputs, &rows);
+    let expected = if case.scores == ScoreCase::default() {
+        reference::decode(&inputs, &rows)
+    } else {
+        // Each sequence is one query token of unified attention.
+        let num_seqs = i32::try_from(tensors.seq_lens.shape[0]).expect("cases have few sequences");
+        let starts = (0..=num_seqs).flat_map(i32::to_le_bytes).collect();
+        let shape = [tensors.seq_lens.shape[0] + 1];
+        let starts = HostTensor::contiguous("query_start_loc", Dtype::I32, &shape, starts);
+        reference::unified(&tensors.inputs(case, &starts), &rows)
+    };
     let accuracy = compare::decode(out, lse, &rows, &expected)?;
     compare::gaps_untouched(&tensors.out, out)?;
     Ok(accuracy)
@@ -189,7 +198,7 @@ fn by_query_token(
 /// All sequences if the reference can do them with `budget` multiplications, else as many as it can: the
 /// first, the last, the longest, the shortest, and others spread between.
 pub fn sample_seqs(case: &DecodeCase, seed: u64, budget: u64) -> Vec<usize> {
-    let tokens = case.tokens(seed);
+    let tokens = case.seen(seed);
     let rows = case.query_len() * case.num_query_heads;
     let per_token = (rows * (case.cache.head_size + case.cache.head_size_v)) as u64;
     let cost = |seq: usize| tokens[seq] as u64 * per_token;

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::scores::is_on;
 use super::text::{CaseError, Fields, MAX_TOKENS, parse};
 use super::{DecodeCase, Lens, LseForm};
-use crate::ops::{AlibiForm, CheckMode};
+use crate::ops::CheckMode;
 use crate::tensor::Dtype;
 
 /// Parameters of a step of unified attention.
@@ -20,18 +21,12 @@ pub struct UnifiedCase {
     pub extra_tokens: usize,
     /// No key after the query's own.
     pub causal: bool,
-    /// Keys that a query sees.
-    pub sliding_window: Option<u32>,
-    /// The softcap.
-    pub softcap: Option<f32>,
-    /// ALiBi.
-    pub alibi: Option<AlibiForm>,
-    /// Whether heads have sinks.
-    pub sinks: bool,
     /// The output is fp8_e4m3, divided by this.
     pub output_scale: Option<f32>,
     /// Whether the host says that the first sequences have one query token each.
     pub decodes_first: bool,
+    /// The bound of the sequences' query tokens that the host knows, if any.
+    pub max_query_len: Option<u32>,
 }
 
 /// Query tokens of the sequences of a batch.
@@ -53,12 +48,9 @@ impl UnifiedCase {
             query_lens,
             extra_tokens: 0,
             causal: true,
-            sliding_window: None,
-            softcap: None,
-            alibi: None,
-            sinks: false,
             output_scale: None,
             decodes_first: false,
+            max_query_len: None,
         }
     }
 
@@ -89,9 +81,7 @@ impl UnifiedCase {
 
     /// Keys that query token `token` of a sequence sees.
     fn visible(&self, query_len: usize, seq_len: usize, token: usize) -> usize {
-        let window = self
-            .sliding_window
-            .map_or(seq_len, |window| window as usize);
+        let window = self.base.scores.seen_by_last(seq_len);
         if self.causal {
             (seq_len + token + 1).saturating_sub(query_len).min(window)
         } else {
@@ -115,9 +105,7 @@ impl UnifiedCase {
             if query_len == 0 {
                 return 0;
             }
-            let window = self
-                .sliding_window
-                .map_or(seq_len, |window| window as usize);
+            let window = self.base.scores.seen_by_last(seq_len);
             seq_len.min(query_len - 1 + window)
         });
         let heads = self.num_query_tokens(seed) * base.num_query_heads;
@@ -190,11 +178,12 @@ impl UnifiedCase {
         let chunk = query_lens.iter().zip(&lens).find(|&(&len, _)| len > 1);
         let what = match chunk {
             None => {
-                let window = self
+                let scores = &self.base.scores;
+                let window = scores
                     .sliding_window
                     .map_or(String::new(), |w| format!(" window={w}"));
-                let sinks = if self.sinks { " sinks" } else { "" };
-                let softcap = self
+                let sinks = if scores.sinks { " sinks" } else { "" };
+                let softcap = scores
                     .softcap
                     .map_or(String::new(), |cap| format!(" softcap={cap}"));
                 let ctx = lens.iter().copied().max().unwrap_or(0);
@@ -232,21 +221,9 @@ impl UnifiedCase {
                     return Err(CaseError(format!("`causal={other}`: given, it is off")));
                 }
             },
-            sliding_window: fields.optional("window")?,
-            softcap: fields.optional("softcap")?,
-            alibi: match fields.text("alibi") {
-                None => None,
-                Some("linear") => Some(AlibiForm::Linear),
-                Some("sqrt") => Some(AlibiForm::Sqrt),
-                Some(other) => {
-                    return Err(CaseError(format!(
-                        "`alibi={other}`: given, it is linear or sqrt"
-                    )));
-                }
-            },
-            sinks: is_on(fields, "sinks")?,
             output_scale: fields.optional("output_scale")?,
             decodes_first: is_on(fields, "decodes_first")?,
+            max_query_len: fields.optional("max_q_len")?,
             base: DecodeCase::read(fields, false)?,
         };
         let seqs = case.base.lens.num_seqs();
@@ -267,17 +244,11 @@ impl UnifiedCase {
     }
 }
 
-fn is_on(fields: &mut Fields<'_>, key: &str) -> Result<bool, CaseError> {
-    match fields.text(key) {
-        None => Ok(false),
-        Some("on") => Ok(true),
-        Some(other) => Err(CaseError(format!("`{key}={other}`: given, it is on"))),
-    }
-}
-
 impl fmt::Display for UnifiedCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let base = self.base.to_string();
+        let mut base = self.base.clone();
+        let scores = std::mem::take(&mut base.scores);
+        let base = base.to_string();
         let fields = base.strip_prefix("decode").unwrap_or(&base);
         write!(f, "unified{fields} q_lens={}", self.query_lens)?;
         if self.extra_tokens > 0 {
@@ -286,25 +257,15 @@ impl fmt::Display for UnifiedCase {
         if !self.causal {
             f.write_str(" causal=off")?;
         }
-        if let Some(window) = self.sliding_window {
-            write!(f, " window={window}")?;
-        }
-        if let Some(softcap) = self.softcap {
-            write!(f, " softcap={softcap}")?;
-        }
-        match self.alibi {
-            None => {}
-            Some(AlibiForm::Linear) => f.write_str(" alibi=linear")?,
-            Some(AlibiForm::Sqrt) => f.write_str(" alibi=sqrt")?,
-        }
-        if self.sinks {
-            f.write_str(" sinks=on")?;
-        }
+        scores.fmt(f)?;
         if let Some(scale) = self.output_scale {
             write!(f, " output_scale={scale}")?;
         }
         if self.decodes_first {
             f.write_str(" decodes_first=on")?;
+        }
+        if let Some(len) = self.max_query_len {
+            write!(f, " max_q_len={len}")?;
         }
         Ok(())
     }

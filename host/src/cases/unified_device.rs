@@ -1,13 +1,10 @@
 //! The tensors of a step of unified attention, and the request over them on a machine.
 
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-
 use super::fill::{self, Amount, DecodeTensors, HostScales, POISON};
 use super::{CaseError, LseForm, UnifiedCase, Uploads};
 use crate::error::{RequestError, Result};
-use crate::ops::{AlibiSlopes, KvScales, UnifiedOptions, UnifiedRequest};
-use crate::reference::{HostTensor, Scales, Storage, UnifiedInputs};
+use crate::ops::{KvScales, UnifiedOptions, UnifiedRequest};
+use crate::reference::{HostTensor, Storage, UnifiedInputs};
 use crate::runtime::Runtime;
 use crate::tensor::{Dtype, TensorView};
 
@@ -21,10 +18,6 @@ pub struct UnifiedTensors {
     pub num_tokens: usize,
     /// `[sets * (num_seqs + 1)]`
     pub query_start_loc: HostTensor,
-    /// `[num_query_heads]`
-    pub alibi_slopes: Option<HostTensor>,
-    /// `[num_query_heads]`
-    pub sinks: Option<HostTensor>,
     /// `[1]`
     pub output_scale: Option<HostTensor>,
 }
@@ -51,13 +44,6 @@ impl UnifiedTensors {
             (0..amount.sets).flat_map(|_| starts.iter().flat_map(|start| start.to_le_bytes()));
         let starts: Vec<u8> = starts.collect();
 
-        let mut random = ChaCha8Rng::seed_from_u64(seed ^ 0x5eed);
-        let mut per_head = |name, low: f32, high: f32| {
-            let bytes = (0..heads)
-                .flat_map(|_| (low + (high - low) * random.random::<f32>()).to_le_bytes())
-                .collect();
-            HostTensor::contiguous(name, Dtype::F32, &[heads], bytes)
-        };
         let out_dtype = match case.output_scale {
             Some(_) => Dtype::F8E4m3,
             None => case.base.dtype,
@@ -70,8 +56,6 @@ impl UnifiedTensors {
             strides: strides.to_vec(),
         };
         Ok(Self {
-            alibi_slopes: case.alibi.map(|_| per_head("alibi_slopes", 0.01, 0.3)),
-            sinks: case.sinks.then(|| per_head("sinks", -1.0, 4.0)),
             output_scale: case.output_scale.map(|scale| {
                 HostTensor::contiguous(
                     "output_scale",
@@ -107,28 +91,10 @@ impl UnifiedTensors {
 
     /// What the reference needs of the first set.
     pub fn inputs(&self, case: &UnifiedCase) -> UnifiedInputs<'_> {
-        let base = &self.base;
         UnifiedInputs {
-            query: &base.query,
-            key_cache: &base.key_cache,
-            value_cache: &base.value_cache,
-            block_table: &base.block_table,
-            seq_lens: &base.seq_lens,
-            query_start_loc: &self.query_start_loc,
-            softmax_scale: f64::from(case.base.scale()),
-            scales: base.scales.as_ref().map(|scales| Scales {
-                q_scale: scales.q_scale.as_ref(),
-                k_scale: &scales.k_scale,
-                v_scale: &scales.v_scale,
-            }),
-            max_seq_len: case.base.max_seq_len.map(|bound| bound as usize),
             causal: case.causal,
-            sliding_window: case.sliding_window.map(i64::from),
-            softcap: case.softcap.map(f64::from),
-            alibi_slopes: self.alibi_slopes.as_ref(),
-            alibi_sqrt: case.alibi == Some(crate::ops::AlibiForm::Sqrt),
-            sinks: self.sinks.as_ref(),
             output_scale: self.output_scale.as_ref(),
+            ..self.base.inputs(&case.base, &self.query_start_loc)
         }
     }
 }
@@ -160,8 +126,7 @@ impl<'m> DeviceUnified<'m> {
             all.into_iter()
                 .chain(&base.lse)
                 .chain(base.scales.iter().flat_map(HostScales::tensors))
-                .chain(&tensors.alibi_slopes)
-                .chain(&tensors.sinks)
+                .chain(base.scores.tensors())
                 .chain(&tensors.output_scale),
         )?;
         Ok(Self { tensors, uploads })
@@ -193,17 +158,16 @@ impl<'m> DeviceUnified<'m> {
                 .map(|tensor| uploads.view(tensor))
                 .transpose()
         };
+        let (alibi, sinks) = base.scores.views(uploads)?;
         let options = UnifiedOptions {
             causal: case.causal,
-            sliding_window: case.sliding_window,
-            softcap: case.softcap,
-            alibi: match (case.alibi, view(&tensors.alibi_slopes)?) {
-                (Some(form), Some(slopes)) => Some(AlibiSlopes { slopes, form }),
-                _ => None,
-            },
-            sinks: view(&tensors.sinks)?,
+            sliding_window: case.base.scores.sliding_window,
+            softcap: case.base.scores.softcap,
+            alibi,
+            sinks,
             output_scale: view(&tensors.output_scale)?,
             num_decodes: case.num_decodes(seed),
+            max_query_len: case.max_query_len,
             max_seq_len: case.base.max_seq_len,
             split_policy: case.base.split_policy,
             check: case.base.check,

@@ -47,17 +47,25 @@ type Change = fn(&mut UnifiedCase);
 const OPTIONS: [Change; 24] = [
     |_| {},
     |case| case.causal = false,
-    |case| case.sliding_window = Some(16),
-    |case| (case.sliding_window, case.causal) = (Some(20), false),
-    |case| case.sliding_window = Some(1),
-    |case| case.softcap = Some(50.0),
+    |case| case.base.scores.sliding_window = Some(16),
+    |case| (case.base.scores.sliding_window, case.causal) = (Some(20), false),
+    |case| case.base.scores.sliding_window = Some(1),
+    |case| case.base.scores.softcap = Some(50.0),
     // Scores up to 1e4.
-    |case| (case.softcap, case.base.softmax_scale) = (Some(50.0), Some(150.0)),
-    |case| (case.softcap, case.sinks, case.sliding_window) = (Some(2.0), true, Some(40)),
-    |case| case.alibi = Some(AlibiForm::Linear),
-    |case| case.alibi = Some(AlibiForm::Sqrt),
-    |case| (case.alibi, case.softcap) = (Some(AlibiForm::Linear), Some(30.0)),
-    |case| case.sinks = true,
+    |case| (case.base.scores.softcap, case.base.softmax_scale) = (Some(50.0), Some(150.0)),
+    |case| {
+        (
+            case.base.scores.softcap,
+            case.base.scores.sinks,
+            case.base.scores.sliding_window,
+        ) = (Some(2.0), true, Some(40))
+    },
+    |case| case.base.scores.alibi = Some(AlibiForm::Linear),
+    |case| case.base.scores.alibi = Some(AlibiForm::Sqrt),
+    |case| {
+        (case.base.scores.alibi, case.base.scores.softcap) = (Some(AlibiForm::Linear), Some(30.0))
+    },
+    |case| case.base.scores.sinks = true,
     |case| case.output_scale = Some(0.01),
     |case| case.extra_tokens = 5,
     |case| case.base.lse = LseForm::HeadsFirst,
@@ -75,12 +83,18 @@ const OPTIONS: [Change; 24] = [
     |case| case.base.split_policy = SplitPolicy::BatchInvariant,
     |case| case.base.split_policy = SplitPolicy::Fixed(1),
     |case| {
-        (case.base.split_policy, case.sinks, case.output_scale) =
-            (SplitPolicy::Fixed(64), true, Some(0.01))
+        (
+            case.base.split_policy,
+            case.base.scores.sinks,
+            case.output_scale,
+        ) = (SplitPolicy::Fixed(64), true, Some(0.01))
     },
     |case| {
-        (case.base.split_policy, case.sliding_window, case.causal) =
-            (SplitPolicy::Fixed(64), Some(30), false)
+        (
+            case.base.split_policy,
+            case.base.scores.sliding_window,
+            case.causal,
+        ) = (SplitPolicy::Fixed(64), Some(30), false)
     },
 ];
 
@@ -143,6 +157,19 @@ pub(super) fn smoke() -> Vec<Case> {
         case.decodes_first = decodes_first;
         cases.push(case);
     }
+    // Decodes only, with sequences between that have no query token, and tokens after the last.
+    for (at, change) in OPTIONS.into_iter().enumerate() {
+        let lens = [(1, 100), (0, 20), (1, 0), (1, 133), (0, 0), (1, 5)];
+        let mut case = unified(Bf16, (6, 2), 64, &lens);
+        change(&mut case);
+        case.max_query_len = Some(1);
+        case.extra_tokens += at % 3;
+        cases.push(case);
+        let mut case = unified(F16, (6, 2), 64, &[(1, 100), (1, 33), (10, 133)]);
+        change(&mut case);
+        case.decodes_first = true;
+        cases.push(case);
+    }
     cases.into_iter().map(Case::Unified).collect()
 }
 
@@ -158,7 +185,7 @@ pub(super) fn edges() -> Vec<Case> {
     for (heads, lens) in [((2, 2), &all), ((4, 2), &some), ((1, 1), &ones)] {
         for sliding_window in [None, Some(32)] {
             let mut case = unified(Bf16, heads, 64, lens);
-            case.sliding_window = sliding_window;
+            case.base.scores.sliding_window = sliding_window;
             cases.push(case);
         }
     }
@@ -179,14 +206,14 @@ pub(super) fn edges() -> Vec<Case> {
             (256, Some(64), None),
         ] {
             let mut case = unified(Bf16, heads, d, &[(1, 132), (5, 18), (40, 90)]);
-            (case.sliding_window, case.softcap) = (sliding_window, softcap);
+            (case.base.scores.sliding_window, case.base.scores.softcap) = (sliding_window, softcap);
             cases.push(case);
         }
     }
     // Splits that begin where windows do not.
     for sliding_window in [None, Some(64), Some(65), Some(100)] {
         let mut case = unified(Bf16, (4, 2), 64, &[(70, 320), (1, 300), (129, 129), (2, 1)]);
-        case.sliding_window = sliding_window;
+        case.base.scores.sliding_window = sliding_window;
         case.base.split_policy = SplitPolicy::Fixed(64);
         cases.push(case);
     }
@@ -212,7 +239,8 @@ pub(super) fn sweep() -> Vec<Case> {
                         for (query, kv) in [(Bf16, Bf16), (Bf16, F8E4m3), (F8E4m3, F8E4m3)] {
                             let mut case = unified(Bf16, heads, d, &lens);
                             (case.base.query_dtype, case.base.cache.dtype) = (query, kv);
-                            (case.sliding_window, case.softcap) = (sliding_window, softcap);
+                            (case.base.scores.sliding_window, case.base.scores.softcap) =
+                                (sliding_window, softcap);
                             cases.push(case);
                         }
                     }
@@ -242,7 +270,8 @@ pub(super) fn sweep() -> Vec<Case> {
             let mut case = unified(dtype, (12, 2), 64, &lens);
             adapt(&mut case);
             change(&mut case);
-            case.sliding_window = case.sliding_window.map(|window| window * 13);
+            case.base.scores.sliding_window =
+                case.base.scores.sliding_window.map(|window| window * 13);
             cases.push(case);
         }
     }
@@ -306,11 +335,11 @@ pub(super) fn bench() -> Vec<Case> {
         let lens = Lens::Uniform(num_seqs, 8192);
         let base = decode(Bf16, (64, 8), 64, 16, lens.clone());
         let mut case = UnifiedCase::of(base, QueryLens::Each(1));
-        (case.sliding_window, case.sinks) = (Some(128), true);
+        (case.base.scores.sliding_window, case.base.scores.sinks) = (Some(128), true);
         cases.push(timed(case, 8192));
         let base = decode(Bf16, (16, 8), 256, 16, lens);
         let mut case = UnifiedCase::of(base, QueryLens::Each(1));
-        case.softcap = Some(50.0);
+        case.base.scores.softcap = Some(50.0);
         cases.push(timed(case, 8192));
     }
     cases.into_iter().map(Case::Unified).collect()

@@ -20,7 +20,7 @@ pub(super) const DECODE: Names = Names {
         "block_table",
         "seq_lens",
     ],
-    optional: &["q_scale", "k_scale", "v_scale"],
+    optional: &["q_scale", "k_scale", "v_scale", "alibi_slopes", "sinks"],
 };
 
 pub(super) fn decode(
@@ -52,7 +52,13 @@ pub(super) fn decode(
         lse: Some(job.view_mut("lse")?),
         softmax_scale,
         scales: scales(&job)?,
-        options: options(inputs)?.check(CheckMode::Device),
+        options: DecodeOptions {
+            sliding_window: inputs.file.scalar("sliding_window")?,
+            softcap: inputs.file.scalar("softcap")?,
+            alibi: alibi(&job)?,
+            sinks: job.optional("sinks")?,
+            ..options(inputs)?.check(CheckMode::Device)
+        },
     }
     .check()?;
     let plan = checked.plan(&machine.device())?;
@@ -104,17 +110,15 @@ pub(super) fn unified(
             ("lse", Dtype::F32, &[num_tokens, num_query_heads]),
         ],
     )?;
-    let form = AlibiForm::Linear;
     let options = UnifiedOptions {
         causal: file.scalar("causal")?.unwrap_or(true),
         sliding_window: file.scalar("sliding_window")?,
         softcap: file.scalar("softcap")?,
-        alibi: job
-            .optional("alibi_slopes")?
-            .map(|slopes| AlibiSlopes { slopes, form }),
+        alibi: alibi(&job)?,
         sinks: job.optional("sinks")?,
         output_scale: job.optional("output_scale")?,
         num_decodes: file.scalar("num_decodes")?.unwrap_or(0),
+        max_query_len: file.scalar("max_query_len")?,
         max_seq_len: file.scalar("max_seq_len")?,
         split_policy: inputs.split_policy()?,
         check: CheckMode::Device,
@@ -282,7 +286,13 @@ pub(super) fn decode_mla_entry(
     job.results()
 }
 
-fn options(inputs: &Inputs<'_>) -> anyhow::Result<DecodeOptions> {
+fn alibi<'j>(job: &'j Job<'_>) -> anyhow::Result<Option<AlibiSlopes<'j>>> {
+    let form = AlibiForm::Linear;
+    let slopes = job.optional("alibi_slopes")?;
+    Ok(slopes.map(|slopes| AlibiSlopes { slopes, form }))
+}
+
+fn options(inputs: &Inputs<'_>) -> anyhow::Result<DecodeOptions<'static>> {
     let options = DecodeOptions::default().split_policy(inputs.split_policy()?);
     Ok(match inputs.file.scalar("max_seq_len")? {
         Some(bound) => options.max_seq_len(bound),

@@ -3,7 +3,8 @@
 //! For sequence `s` and query head `h` of KV head `g = h / num_queries_per_kv`,
 //! `score[t] = softmax_scale * query[s, h] · key[t, g]` over the `seq_lens[s]` tokens that the block table
 //! names, `out[s, h] = Σ softmax(score)[t] value[t, g]`, and `lse[s, h] = ln Σ exp(score[t])`. A sequence of
-//! length 0 gives 0 and −inf.
+//! length 0 gives 0 and −inf. The query token is the last of its sequence; with a sliding window, a softcap, ALiBi or
+//! sinks, scores and sums are those of unified attention for it.
 //!
 //! Over an FP8 cache the stored bytes are widened exactly, and the scales multiply sums: `q_scale * k_scale`
 //! the score, `v_scale` the output (the probability, if every token has its own). Nothing is rounded twice, as it would be if keys and values were turned
@@ -17,6 +18,7 @@ use gpu_kernels::tile::QueryDtype;
 use super::checks::{count, grid_count, named, scale, slot_stride_fits};
 use super::device_check::CheckMode;
 use super::paged::check_scales;
+use super::score::{AlibiSlopes, ScoreOptions};
 use crate::error::{RequestError, Result};
 use crate::plan::{SplitPolicy, variants};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
@@ -49,7 +51,7 @@ pub struct DecodeRequest<'a> {
     /// silently wrong results.
     pub scales: Option<KvScales<'a>>,
     /// The rest.
-    pub options: DecodeOptions,
+    pub options: DecodeOptions<'a>,
 }
 
 /// What stored values were divided by: real value = stored × scale. The scales are read on the device at
@@ -68,7 +70,16 @@ pub struct KvScales<'a> {
 /// What most callers leave as it is.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
-pub struct DecodeOptions {
+pub struct DecodeOptions<'a> {
+    /// Keys that a query sees, itself included; all, if there is none. Keys before are not read, nor are the
+    /// block-table entries of blocks that hold nothing else.
+    pub sliding_window: Option<u32>,
+    /// Scores become `softcap * tanh(score / softcap)`.
+    pub softcap: Option<f32>,
+    /// A bias that grows with the distance.
+    pub alibi: Option<AlibiSlopes<'a>>,
+    /// `[num_query_heads]`, f32: scores of a key that has no value. They count in the lse too.
+    pub sinks: Option<TensorView<'a>>,
     /// An upper bound of `seq_lens`, if the host knows one below `max_num_blocks_per_seq * block_size`:
     /// the split is made for it. Longer sequences are cut to it.
     pub max_seq_len: Option<u32>,
@@ -78,7 +89,31 @@ pub struct DecodeOptions {
     pub check: CheckMode,
 }
 
-impl DecodeOptions {
+impl<'a> DecodeOptions<'a> {
+    /// See [`DecodeOptions::sliding_window`].
+    #[must_use]
+    pub fn sliding_window(mut self, keys: u32) -> Self {
+        self.sliding_window = Some(keys);
+        self
+    }
+    /// See [`DecodeOptions::softcap`].
+    #[must_use]
+    pub fn softcap(mut self, softcap: f32) -> Self {
+        self.softcap = Some(softcap);
+        self
+    }
+    /// See [`DecodeOptions::alibi`].
+    #[must_use]
+    pub fn alibi(mut self, alibi: AlibiSlopes<'a>) -> Self {
+        self.alibi = Some(alibi);
+        self
+    }
+    /// See [`DecodeOptions::sinks`].
+    #[must_use]
+    pub fn sinks(mut self, sinks: TensorView<'a>) -> Self {
+        self.sinks = Some(sinks);
+        self
+    }
     /// See [`DecodeOptions::max_seq_len`].
     #[must_use]
     pub fn max_seq_len(mut self, tokens: u32) -> Self {
@@ -97,12 +132,25 @@ impl DecodeOptions {
         self.check = mode;
         self
     }
+    /// Those about scores.
+    pub(super) fn scores(&self) -> ScoreOptions<'a> {
+        ScoreOptions {
+            sliding_window: self.sliding_window,
+            softcap: self.softcap,
+            alibi: self.alibi,
+            sinks: self.sinks,
+        }
+    }
 }
 
 /// A request whose tensors agree with each other and with a compiled kernel.
 #[derive(Debug)]
 pub struct CheckedDecode<'a> {
     pub(super) request: DecodeRequest<'a>,
+    /// `[num_seqs + 1]`, i32, contiguous: each sequence's row of query, output and lse, if it is not its number.
+    pub(super) query_start_loc: Option<TensorView<'a>>,
+    /// Rows of query, output and lse.
+    pub(super) num_tokens: u32,
     /// Of the output.
     pub(super) dtype: HalfDtype,
     pub(super) query_dtype: QueryDtype,
@@ -120,6 +168,8 @@ pub struct CheckedDecode<'a> {
     pub(super) max_seq_len: u32,
     /// The compiled kernel's most query heads per thread block.
     pub(super) heads_per_cta: u32,
+    /// Whether the kernel is one with a rule.
+    pub(super) ruled: bool,
     pub(super) stage1: &'static Entry,
 }
 
@@ -130,10 +180,22 @@ impl<'a> DecodeRequest<'a> {
     /// [`RequestError`] naming the first tensor that does not fit; [`crate::error::Error::Unsupported`] for a head size
     /// that was not compiled.
     pub fn check(self) -> Result<CheckedDecode<'a>> {
+        self.check_rows(None)
+    }
+
+    /// The same for sequences whose rows `query_start_loc` names, `[num_seqs + 1]`, i32, contiguous: each has the one
+    /// that its start says, or none. There may be more rows than sequences.
+    pub(super) fn check_rows(
+        self,
+        query_start_loc: Option<TensorView<'a>>,
+    ) -> Result<CheckedDecode<'a>> {
         let query = named("query", &self.query);
         let query_dtype = query.dtype(&[Dtype::Bf16, Dtype::F16, Dtype::F8E4m3])?;
-        let [num_seqs, num_query_heads, head_size] =
+        let [num_rows, num_query_heads, head_size] =
             query.rank("[num_seqs, num_query_heads, head_size]")?;
+        let num_seqs = query_start_loc
+            .as_ref()
+            .map_or(num_rows, |starts| starts.shape()[0] - 1);
         query.strides(2)?;
         query.aligned(2 * query_dtype.size())?;
 
@@ -213,18 +275,20 @@ impl<'a> DecodeRequest<'a> {
         };
         out.shape(
             "[num_seqs, num_query_heads, head_size_v]",
-            &[num_seqs, num_query_heads, head_size_v],
+            &[num_rows, num_query_heads, head_size_v],
         )?;
         out.strides(4)?;
         out.aligned(8)?;
         if let Some(lse) = &self.lse {
             let lse = named("lse", lse.view());
             lse.dtype(&[Dtype::F32])?;
-            lse.shape("[num_seqs, num_query_heads]", &[num_seqs, num_query_heads])?;
+            lse.shape("[num_seqs, num_query_heads]", &[num_rows, num_query_heads])?;
             lse.no_negative_strides()?;
             lse.aligned(4)?;
         }
         scale("softmax_scale", self.softmax_scale)?;
+        let scores = self.options.scores();
+        scores.check(num_query_heads)?;
 
         let token_scales = check_scales(
             self.scales.as_ref(),
@@ -250,11 +314,15 @@ impl<'a> DecodeRequest<'a> {
             count("head_size_v", head_size_v)?,
         );
         let num_queries_per_kv = count("num_query_heads", num_query_heads / num_kv_heads)?;
-        let stage1 = variants::decode_entry(cache, head_size, head_size_v, num_queries_per_kv)?;
+        let ruled = query_start_loc.is_some() || scores.given().is_some();
+        let stage1 =
+            variants::decode_entry(cache, (head_size, head_size_v), num_queries_per_kv, ruled)?;
         let Variant::DecodeGqa { heads_per_cta, .. } = stage1.variant else {
             unreachable!("decode_entry returns decode variants");
         };
         Ok(CheckedDecode {
+            query_start_loc,
+            num_tokens: count("num_tokens", num_rows)?,
             dtype,
             query_dtype: match query_dtype {
                 Dtype::F8E4m3 => QueryDtype::E4m3,
@@ -271,6 +339,7 @@ impl<'a> DecodeRequest<'a> {
             num_blocks: i64::from(count("num_blocks", num_blocks)?),
             max_seq_len,
             heads_per_cta,
+            ruled,
             stage1,
             request: self,
         })

@@ -6,7 +6,7 @@ use gpu_kernels::dtype::HalfDtype;
 use gpu_kernels::entry::Variant;
 use gpu_kernels::kernels::merge_splits;
 use gpu_kernels::params::{CheckPagedParams, DecodeParams, KernelParams, MergeParams};
-use gpu_kernels::tile::{QueryDtype, Shape};
+use gpu_kernels::tile::{QueryDtype, Shape, TILE_GROUP};
 
 use super::decode::{CheckedDecode, KvScales};
 use super::device_check::{CHECK_BYTES, CheckMode, workspace_base};
@@ -53,19 +53,21 @@ impl CheckedDecode<'_> {
                 supported: format!("at least {} bytes", tile.shared_bytes()),
             });
         }
+        let visible = self.most_visible();
         let splits = Splits::choose(
             &SplitShape {
                 num_seqs: self.num_seqs,
                 ctas_per_split: self.num_kv_heads * head_tiles,
-                max_seq_len: self.max_seq_len,
+                max_seq_len: visible,
                 token_bytes: self.cache_bytes * (self.head_size + self.head_size_v),
                 tile_nanoseconds: warp_tile_nanoseconds(self.head_size.max(self.head_size_v)),
                 tile_len: tile.tokens_per_cta(),
-                shared_bytes: tile.shared_bytes(),
+                shared_bytes: self.shared_bytes(tile, visible).0,
             },
             device,
             self.request.options.split_policy,
         );
+        let (shared_bytes, ring_tiles) = self.shared_bytes(tile, splits.split_len.min(visible));
         let stage1 = Launch {
             kernel: self.stage1.id,
             grid: [
@@ -73,7 +75,7 @@ impl CheckedDecode<'_> {
                 splits.num_kv_splits,
                 self.num_seqs,
             ],
-            shared_bytes: tile.shared_bytes(),
+            shared_bytes,
             overlaps_previous: false,
         };
         let rows = Rows {
@@ -85,7 +87,32 @@ impl CheckedDecode<'_> {
         };
         let check = self.request.options.check;
         let plan = DecodePlan::around(stage1, splits, rows, check);
-        Ok(DecodePlan { head_tiles, ..plan })
+        Ok(DecodePlan {
+            head_tiles,
+            stages: ring_tiles,
+            ..plan
+        })
+    }
+
+    /// The most keys that a query sees, with those that share the first one's group in the cache.
+    fn most_visible(&self) -> u32 {
+        match self.request.options.sliding_window {
+            None => self.max_seq_len,
+            Some(window) => self.max_seq_len.min(window + TILE_GROUP - 1),
+        }
+    }
+
+    /// Shared memory of a thread block that has at most `split_len` tokens, and tiles in a ring.
+    fn shared_bytes(&self, shape: Shape, split_len: u32) -> (u32, u32) {
+        if self.ruled {
+            let ring_tiles = shape.ring_tiles(split_len);
+            (
+                shape.shared_bytes_of(ring_tiles, self.head_size_v),
+                ring_tiles,
+            )
+        } else {
+            (shape.shared_bytes(), shape.stages)
+        }
     }
 
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing, so it can be captured into a
@@ -124,6 +151,10 @@ impl CheckedDecode<'_> {
             v_scale: if self.token_scales { 0 } else { decode.v_scale },
             stride_k_scale: decode.stride_k_scale,
             stride_v_scale: decode.stride_v_scale,
+            query_start_loc: decode.query_start_loc,
+            num_tokens: self.num_tokens,
+            // Only sequences with one query token at most come with such a table.
+            max_query_len: 1,
         };
         let merge = self.merge_params(plan, &decode);
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised;
@@ -158,6 +189,8 @@ impl CheckedDecode<'_> {
             k_scale: scales.map_or(0, |scales| scales.k_scale.address()),
             v_scale: scales.map_or(0, |scales| scales.v_scale.address()),
             check,
+            query_start_loc: self.query_start_loc.as_ref().map_or(0, TensorView::address),
+            score: request.options.scores().params(request.softmax_scale, true),
             stride_query_seq: query[0],
             stride_query_head: query[1],
             stride_key_block: key[0],
@@ -185,9 +218,11 @@ impl CheckedDecode<'_> {
             max_seq_len: self.max_seq_len,
             split_len: plan.splits.split_len,
             num_kv_splits: plan.splits.num_kv_splits,
-            qk_scale_log2: request.softmax_scale * std::f32::consts::LOG2_E,
             query_dtype: self.query_dtype as u32,
             out_dtype: QueryDtype::of(self.dtype) as u32,
+            num_tokens: self.num_tokens,
+            ring_tiles: plan.stages,
+            reserved: 0,
         }
     }
 
@@ -199,7 +234,8 @@ impl CheckedDecode<'_> {
             out: stage1.out,
             lse: stage1.lse,
             check: stage1.check,
-            sink: 0,
+            sink: stage1.score.sinks,
+            query_start_loc: stage1.query_start_loc,
             stride_seq_lens: stage1.stride_seq_lens,
             stride_out_seq: stage1.stride_out_seq,
             stride_out_token: 0,
@@ -213,6 +249,10 @@ impl CheckedDecode<'_> {
             max_seq_len: self.max_seq_len,
             split_len: plan.splits.split_len,
             num_kv_splits: plan.splits.num_kv_splits,
+            sliding_window: stage1.score.sliding_window,
+            sink_in_lse: u32::from(stage1.score.sinks != 0),
+            num_tokens: self.num_tokens,
+            reserved: 0,
         }
     }
 }

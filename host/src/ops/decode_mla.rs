@@ -48,7 +48,7 @@ pub struct DecodeMlaRequest<'a> {
     /// What an FP8 cache was divided by. There is no default.
     pub scales: Option<MlaScales<'a>>,
     /// The rest.
-    pub options: DecodeOptions,
+    pub options: DecodeOptions<'a>,
 }
 
 /// What stored values were divided by: real value = stored × scale. Read on the device at each launch.
@@ -150,6 +150,7 @@ impl<'a> DecodeMlaRequest<'a> {
             lse.aligned(4)?;
         }
         scale("softmax_scale", self.softmax_scale)?;
+        self.options.scores().refuse("MLA decode")?;
         self.check_scales(query_dtype, cache_dtype)?;
 
         let dtype = match out_dtype {
@@ -335,6 +336,9 @@ impl CheckedDecodeMla<'_> {
             v_scale: 0,
             stride_k_scale: 0,
             stride_v_scale: 0,
+            query_start_loc: 0,
+            num_tokens: 0,
+            max_query_len: 0,
         };
         let merge = MergeParams {
             partial_out: stage1.partial_out,
@@ -357,6 +361,11 @@ impl CheckedDecodeMla<'_> {
             max_seq_len: self.max_seq_len,
             split_len: stage1.split_len,
             num_kv_splits: stage1.num_kv_splits,
+            query_start_loc: 0,
+            sliding_window: 0,
+            sink_in_lse: 0,
+            num_tokens: 0,
+            reserved: 0,
         };
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`
         // and `plan()` made shapes, strides and grid agree.

@@ -45,7 +45,7 @@ pub struct DecodeMlaEntryRequest<'a> {
     /// Multiplies query · row.
     pub softmax_scale: f32,
     /// The rest. With index lists neither `max_seq_len` nor checks: bad indices are skipped.
-    pub options: DecodeOptions,
+    pub options: DecodeOptions<'a>,
 }
 
 /// Which tokens a query token attends to.
@@ -227,6 +227,7 @@ impl<'a> DecodeMlaEntryRequest<'a> {
 
     /// What index lists leave no use for is not given.
     fn check_options(&self) -> Result<(), RequestError> {
+        self.options.scores().refuse("MLA decode")?;
         let refuse = |name, got: String| {
             Err(RequestError::Value {
                 name,

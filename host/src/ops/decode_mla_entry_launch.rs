@@ -158,6 +158,9 @@ impl CheckedDecodeMlaEntry<'_> {
             v_scale: 0,
             stride_k_scale: 0,
             stride_v_scale: 0,
+            query_start_loc: 0,
+            num_tokens: 0,
+            max_query_len: 0,
         };
         let merge = MergeParams {
             partial_out: rows.partial_out,
@@ -180,6 +183,11 @@ impl CheckedDecodeMlaEntry<'_> {
             max_seq_len: rows.max_seq_len,
             split_len: rows.split_len,
             num_kv_splits: rows.num_kv_splits,
+            query_start_loc: 0,
+            sliding_window: 0,
+            sink_in_lse: 0,
+            num_tokens: 0,
+            reserved: 0,
         };
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`
         // and `plan()` made shapes, strides and grid agree.

@@ -62,6 +62,17 @@ pub fn check_result(record: &[u8]) -> Result<(), CheckError> {
             value,
             num_slots: limit,
         }),
+        CheckFault::QUERY_START => Err(CheckError::QueryStart {
+            seq: row,
+            start: value,
+            end: position.cast_signed().into(),
+            num_tokens: limit,
+        }),
+        CheckFault::QUERY_LEN => Err(CheckError::QueryLen {
+            seq: row,
+            value,
+            limit,
+        }),
         CheckFault::SLOT => Err(CheckError::Slot {
             token: row,
             value,

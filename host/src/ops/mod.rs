@@ -22,6 +22,7 @@ mod gather_launch;
 mod paged;
 mod rope_and_cache;
 mod row_write;
+mod score;
 mod unified;
 mod unified_launch;
 
@@ -47,5 +48,6 @@ pub use gpu_kernels::mla_entry::EntryForm;
 pub use rope_and_cache::{
     CheckedRopeAndCache, RopeAndCacheRequest, RopeQuery, RopeStyle, RopeTable,
 };
-pub use unified::{AlibiForm, AlibiSlopes, CheckedUnified, UnifiedOptions, UnifiedRequest};
+pub use score::{AlibiForm, AlibiSlopes};
+pub use unified::{CheckedUnified, UnifiedOptions, UnifiedRequest};
 pub use unified_launch::UnifiedPlan;

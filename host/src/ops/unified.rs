@@ -22,6 +22,7 @@ use super::checks::{count, named, scale};
 use super::decode::{CheckedDecode, DecodeOptions, DecodeRequest, KvScales};
 use super::device_check::CheckMode;
 use super::paged::{self, PagedCache, floats};
+use super::score::{AlibiSlopes, ScoreOptions};
 use crate::error::{RequestError, Result};
 use crate::plan::{SplitPolicy, variants};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
@@ -76,36 +77,23 @@ pub struct UnifiedOptions<'a> {
     /// `[1]`, f32: an fp8_e4m3 output is divided by it, and only that.
     pub output_scale: Option<TensorView<'a>>,
     /// The first so many sequences have exactly one query token each, as serving stacks order their batches.
-    /// The host knows it, so they can take the kernels that split a long context over thread blocks.
+    /// The host knows it, so they can take the decode kernels, which split a long context over thread blocks.
     pub num_decodes: u32,
+    /// An upper bound of the sequences' query tokens, if the host knows one; `num_tokens` is one. With at most 1, all
+    /// sequences take the decode kernels: those without a query token are skipped, and tokens past the last
+    /// sequence's are left alone, as otherwise. Of a sequence that has more after all, only the first is computed.
+    pub max_query_len: Option<u32>,
     /// An upper bound of `seq_lens`, if the host knows one below `max_num_blocks_per_seq * block_size`. Longer
     /// sequences are cut to it.
     pub max_seq_len: Option<u32>,
-    /// How keys are split over thread blocks. With [`SplitPolicy::BatchInvariant`] they are not, and all
-    /// sequences take one kernel: the bits of a query token's output then depend on nothing but the token,
+    /// How keys are split over thread blocks. With [`SplitPolicy::BatchInvariant`] they are not, and no
+    /// sequence takes a decode kernel: the bits of a query token's output then depend on nothing but the token,
     /// the keys before it and the options, not on the batch, nor on how a prefill was cut into chunks.
     pub split_policy: SplitPolicy,
-    /// Whether `block_table`, `seq_lens` and scales are checked on the device first. A checked step takes one
-    /// kernel for all sequences.
+    /// Whether `query_start_loc` (in order, within `num_tokens`, no more than `max_query_len` apart), `block_table`,
+    /// `seq_lens` and scales are checked on the device first. A checked step takes one
+    /// kernel for all sequences, a decode kernel if each has at most one query token.
     pub check: CheckMode,
-}
-
-/// ALiBi.
-#[derive(Clone, Copy, Debug)]
-pub struct AlibiSlopes<'a> {
-    /// `[num_query_heads]`, f32.
-    pub slopes: TensorView<'a>,
-    /// What they multiply.
-    pub form: AlibiForm,
-}
-
-/// What an ALiBi slope multiplies. `context_len = seq_len - query_len`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AlibiForm {
-    /// `key - context_len`: up to what is the same for all keys of a query, minus the distance.
-    Linear,
-    /// `-sqrt(query - key)`.
-    Sqrt,
 }
 
 impl Default for UnifiedOptions<'_> {
@@ -118,6 +106,7 @@ impl Default for UnifiedOptions<'_> {
             sinks: None,
             output_scale: None,
             num_decodes: 0,
+            max_query_len: None,
             max_seq_len: None,
             split_policy: SplitPolicy::default(),
             check: CheckMode::default(),
@@ -201,16 +190,16 @@ impl<'a> UnifiedRequest<'a> {
             count("head_size_v", cache.head_size_v)?,
         );
         let prefill = variants::prefill_entry(cache.format, head_size, head_size_v)?;
-        let decodes = match self.takes_decode_kernels() {
-            true => Some(self.decodes()?.check()?),
-            false => None,
+        let decodes = match self.decodes(num_seqs, num_tokens) {
+            Decodes::None => None,
+            Decodes::First(count) => Some(self.decode_request(count, count)?.check()?),
+            Decodes::All => Some(
+                self.decode_request(num_seqs, num_tokens)?
+                    .check_rows(Some(self.query_start_loc))?,
+            ),
         };
         Ok(CheckedUnified {
-            num_decodes: if decodes.is_some() {
-                self.options.num_decodes
-            } else {
-                0
-            },
+            num_decodes: decodes.as_ref().map_or(0, |decodes| decodes.num_seqs),
             decodes,
             query_dtype: kernel_dtype(query_dtype),
             out_dtype,
@@ -258,34 +247,7 @@ impl<'a> UnifiedRequest<'a> {
 
     fn check_options(&self, num_query_heads: usize, num_seqs: usize) -> Result<()> {
         let options = &self.options;
-        if let Some(window) = options.sliding_window
-            && (window == 0 || window > i32::MAX as u32 / 2)
-        {
-            return Err(RequestError::Value {
-                name: "sliding_window",
-                expected: format!("between 1 and {}", i32::MAX / 2),
-                got: window.to_string(),
-            }
-            .into());
-        }
-        if let Some(softcap) = options.softcap {
-            scale("softcap", softcap)?;
-        }
-        let per_head = |name, tensor: &TensorView<'_>| -> Result<()> {
-            let tensor = named(name, tensor);
-            floats(
-                tensor,
-                &[&[num_query_heads]],
-                &format!("[num_query_heads] = [{num_query_heads}]"),
-            )?;
-            Ok(tensor.strides(1)?)
-        };
-        if let Some(alibi) = &options.alibi {
-            per_head("alibi_slopes", &alibi.slopes)?;
-        }
-        if let Some(sinks) = &options.sinks {
-            per_head("sinks", sinks)?;
-        }
+        options.scores().check(num_query_heads)?;
         if let Some(output_scale) = &options.output_scale {
             floats(named("output_scale", output_scale), &[&[1]], "[1]")?;
         }
@@ -300,52 +262,101 @@ impl<'a> UnifiedRequest<'a> {
         Ok(())
     }
 
-    /// Whether the decodes are of the kind that the decode kernels compute.
-    fn takes_decode_kernels(&self) -> bool {
+    /// The sequences that take the decode kernels.
+    fn decodes(&self, num_seqs: usize, num_tokens: usize) -> Decodes {
         let options = &self.options;
-        options.num_decodes > 0
-            && options.split_policy != SplitPolicy::BatchInvariant
-            && options.check == CheckMode::Off
-            && options.sliding_window.is_none()
-            && options.softcap.is_none()
-            && options.alibi.is_none()
-            && options.sinks.is_none()
+        let num_decodes = options.num_decodes as usize;
+        let longest = options.max_query_len.map_or(num_tokens, |len| len as usize);
+        let decodes = if num_decodes == num_seqs {
+            Decodes::First(num_seqs)
+        } else if longest.min(num_tokens) <= 1 {
+            Decodes::All
+        } else if num_decodes > 0 && options.check == CheckMode::Off {
+            Decodes::First(num_decodes)
+        } else {
+            Decodes::None
+        };
+        let count = match decodes {
+            Decodes::First(count) => count,
+            _ => num_seqs,
+        };
+        // The decode kernels split keys, store no bytes, and have sequences along one dimension of the grid.
+        let fits = options.split_policy != SplitPolicy::BatchInvariant
             && options.output_scale.is_none()
+            && (1..=MOST_DECODES).contains(&count);
+        if fits { decodes } else { Decodes::None }
     }
 
-    /// The decodes as a request of their own: sequence `s` has query token `s`.
-    fn decodes(&self) -> Result<DecodeRequest<'a>, RequestError> {
-        let first = |view: &TensorView<'a>| {
+    /// The first `num_seqs` sequences and `num_tokens` query tokens as a request of their own.
+    fn decode_request(
+        &self,
+        num_seqs: usize,
+        num_tokens: usize,
+    ) -> Result<DecodeRequest<'a>, RequestError> {
+        let first = |view: &TensorView<'a>, count: usize| {
             let mut shape = view.shape().to_vec();
-            shape[0] = self.options.num_decodes as usize;
+            shape[0] = count;
             if shape[0] > view.shape()[0] {
                 return Err(named("query", view)
-                    .wrong_shape(format!("at least num_decodes = {} tokens", shape[0])));
+                    .wrong_shape(format!("at least num_decodes = {count} tokens")));
             }
             // SAFETY: a part of the view, whose maker promised that it is readable.
             unsafe { TensorView::from_raw(view.address(), view.dtype(), &shape, view.strides()) }
         };
         let first_mut = |view: &TensorViewMut<'a>| {
-            let part = first(view.view())?;
+            let part = first(view.view(), num_tokens)?;
             let (shape, strides) = (part.shape(), part.strides());
             // SAFETY: a part of the view, whose maker promised that nobody else uses it; what the decode
             // kernels write, the other kernel does not touch, and both run in order.
             unsafe { TensorViewMut::from_raw(part.address(), part.dtype(), shape, strides) }
         };
-        let mut options = DecodeOptions::default().split_policy(self.options.split_policy);
-        options.max_seq_len = self.options.max_seq_len;
+        let options = &self.options;
         Ok(DecodeRequest {
-            query: first(&self.query)?,
+            query: first(&self.query, num_tokens)?,
             key_cache: self.key_cache,
             value_cache: self.value_cache,
-            block_table: first(&self.block_table)?,
-            seq_lens: first(&self.seq_lens)?,
+            block_table: first(&self.block_table, num_seqs)?,
+            seq_lens: first(&self.seq_lens, num_seqs)?,
             out: first_mut(&self.out)?,
             lse: self.lse.as_ref().map(first_mut).transpose()?,
             softmax_scale: self.softmax_scale,
             scales: self.scales,
-            options,
+            // `causal` makes no difference to the last token of a sequence.
+            options: DecodeOptions {
+                sliding_window: options.sliding_window,
+                softcap: options.softcap,
+                alibi: options.alibi,
+                sinks: options.sinks,
+                max_seq_len: options.max_seq_len,
+                split_policy: options.split_policy,
+                check: options.check,
+            },
         })
+    }
+}
+
+/// A CUDA grid has at most this many thread blocks along z.
+const MOST_DECODES: usize = 65_535;
+
+/// Sequences that take the decode kernels.
+enum Decodes {
+    /// None of them.
+    None,
+    /// The first so many, each with the query token of its number.
+    First(usize),
+    /// All of them, each with the query token that `query_start_loc` says, or none.
+    All,
+}
+
+impl<'a> UnifiedOptions<'a> {
+    /// Those about scores.
+    pub(super) fn scores(&self) -> ScoreOptions<'a> {
+        ScoreOptions {
+            sliding_window: self.sliding_window,
+            softcap: self.softcap,
+            alibi: self.alibi,
+            sinks: self.sinks,
+        }
     }
 }
 

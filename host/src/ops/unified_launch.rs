@@ -1,6 +1,5 @@
 //! Planning and launching a checked step of unified attention.
 
-use std::f32::consts::LOG2_E;
 use std::fmt;
 
 use gpu_kernels::divider::Divider;
@@ -11,7 +10,7 @@ use gpu_kernels::tile::rows::RowShape;
 use super::decode::KvScales;
 use super::decode_launch::DecodePlan;
 use super::device_check::{CHECK_BYTES, CheckMode, workspace_base};
-use super::unified::{AlibiForm, CheckedUnified};
+use super::unified::CheckedUnified;
 use crate::error::{Error, Result};
 use crate::plan::{DeviceInfo, RowSplitShape, Splits, variants};
 use crate::runtime::{Launch, Launcher};
@@ -53,7 +52,10 @@ impl CheckedUnified<'_> {
                 supported: format!("at least {} bytes", shape.shared_bytes()),
             });
         }
-        let check = (self.request.options.check == CheckMode::Device).then(|| Launch {
+        // Without other sequences, the decodes' plan has it.
+        let has_rows = self.num_seqs > self.num_decodes;
+        let checks = has_rows && self.request.options.check == CheckMode::Device;
+        let check = checks.then(|| Launch {
             kernel: variants::entry(Variant::CheckPaged).id,
             grid: [self.num_seqs, 1, 1],
             shared_bytes: 0,
@@ -83,7 +85,6 @@ impl CheckedUnified<'_> {
             },
             (_, None) => splits,
         };
-        let has_rows = self.num_seqs > self.num_decodes;
         let prefill = has_rows.then(|| Launch {
             kernel: self.prefill.id,
             grid: [ctas, splits.num_kv_splits, 1],
@@ -205,6 +206,9 @@ impl CheckedUnified<'_> {
             v_scale: if token_scales { 0 } else { prefill.v_scale },
             stride_k_scale: prefill.stride_k_scale,
             stride_v_scale: prefill.stride_v_scale,
+            query_start_loc: prefill.query_start_loc,
+            num_tokens: self.num_tokens,
+            max_query_len: self.request.options.max_query_len.unwrap_or(u32::MAX),
         }
     }
 
@@ -228,20 +232,6 @@ impl CheckedUnified<'_> {
         let after = |address: u64, stride: i64| address.wrapping_add_signed(4 * skipped * stride);
         let address = |view: Option<&TensorView<'_>>| view.map_or(0, TensorView::address);
         let num_queries_per_kv = self.num_query_heads / self.num_kv_heads;
-        let (qk_scale_log2, softcap_log2) = match options.softcap {
-            Some(cap) => (2.0 * LOG2_E * request.softmax_scale / cap, cap * LOG2_E),
-            None => (request.softmax_scale * LOG2_E, 0.0),
-        };
-        let mut flags = 0;
-        if options.causal {
-            flags |= PrefillParams::CAUSAL;
-        }
-        if options
-            .alibi
-            .is_some_and(|alibi| alibi.form == AlibiForm::Sqrt)
-        {
-            flags |= PrefillParams::ALIBI_SQRT;
-        }
         PrefillParams {
             query: request.query.address(),
             key_cache: request.key_cache.address(),
@@ -255,11 +245,12 @@ impl CheckedUnified<'_> {
             k_scale: address(scales.map(|scales| &scales.k_scale)),
             v_scale: address(scales.map(|scales| &scales.v_scale)),
             output_scale: address(options.output_scale.as_ref()),
-            alibi_slopes: address(options.alibi.as_ref().map(|alibi| &alibi.slopes)),
-            sinks: address(options.sinks.as_ref()),
             partial_out: base + plan.partial_out_offset as u64,
             partial_lse: base + plan.partial_lse_offset as u64,
             check: if plan.check.is_some() { base } else { 0 },
+            score: options
+                .scores()
+                .params(request.softmax_scale, options.causal),
             stride_query_token: query[0],
             stride_query_head: query[1],
             stride_key_block_bytes: bytes * key[0],
@@ -294,10 +285,6 @@ impl CheckedUnified<'_> {
             tile_rows: plan.tile_rows,
             tile_kv: shape.tile_kv,
             reserved: 0,
-            sliding_window: options.sliding_window.unwrap_or(0),
-            flags,
-            qk_scale_log2,
-            softcap_log2,
             query_dtype: self.query_dtype as u32,
             out_dtype: self.out_dtype as u32,
         }
@@ -326,7 +313,11 @@ impl UnifiedPlan {
 impl fmt::Display for UnifiedPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(decodes) = &self.decodes {
-            write!(f, "decodes: {decodes}; ")?;
+            write!(f, "decodes: {decodes}")?;
+            if self.prefill.is_none() {
+                return Ok(());
+            }
+            f.write_str("; ")?;
         }
         write!(f, "tiles of {} rows, {}", self.tile_rows, self.splits)?;
         let own = self.check.iter().chain(&self.prefill).chain(&self.merge);

@@ -55,6 +55,9 @@ const LONGEST_SPLIT: u32 = 8192;
 /// Splits up to this many tokens are not cut further against stragglers: merging would cost more.
 const LONG_SPLIT: u32 = 2048;
 
+/// Thread blocks of 128 threads that take a quarter of the registers each: what fits beside each other, however little
+/// shared memory they need.
+const MOST_CTAS_PER_SM: u32 = 4;
 /// A CUDA grid has at most this many thread blocks along y.
 const MOST_SPLITS: u32 = 65_535;
 /// Most splits that are made only against stragglers.
@@ -136,7 +139,8 @@ impl Cost {
     const MERGE_MANY: f64 = 30.0;
 
     fn of(shape: &SplitShape, device: &DeviceInfo) -> Self {
-        let ctas_per_sm = (device.shared_bytes_per_sm / shape.shared_bytes.max(1)).max(1);
+        let ctas_per_sm = device.shared_bytes_per_sm / shape.shared_bytes.max(1);
+        let ctas_per_sm = ctas_per_sm.clamp(1, MOST_CTAS_PER_SM);
         Self {
             slots: device.num_sms * ctas_per_sm,
             ctas_per_split: shape.num_seqs.saturating_mul(shape.ctas_per_split).max(1),

@@ -15,16 +15,17 @@ pub fn entry(variant: Variant) -> &'static Entry {
     Entry::find(variant).expect("the entry table has every variant that takes no shape")
 }
 
-/// The decode kernel for a head size and group: the one that takes the whole group in one thread block if
-/// there is one, else the widest.
+/// The decode kernel for head sizes (of keys, of values) and a group: the one that takes the whole group in one thread
+/// block if there is one, else the widest. `ruled` if it has to take a sliding window, a softcap, ALiBi, sinks or rows
+/// that are not sequences.
 ///
 /// # Errors
 /// [`Error::Unsupported`] with the list of head sizes.
 pub fn decode_entry(
     cache: CacheDtype,
-    head_size: u32,
-    head_size_v: u32,
+    head_sizes: (u32, u32),
     num_queries_per_kv: u32,
+    ruled: bool,
 ) -> Result<&'static Entry> {
     let mut rows: Vec<_> = ENTRIES
         .iter()
@@ -34,7 +35,8 @@ pub fn decode_entry(
                 head_size: k,
                 head_size_v: v,
                 heads_per_cta,
-            } if (c, k, v) == (cache, head_size, head_size_v) => Some((heads_per_cta, entry)),
+                ruled: r,
+            } if (c, (k, v), r) == (cache, head_sizes, ruled) => Some((heads_per_cta, entry)),
             _ => None,
         })
         .collect();
@@ -47,7 +49,7 @@ pub fn decode_entry(
         .ok_or_else(|| Error::Unsupported {
             operation: "decode",
             what: "head sizes (of keys, of values)",
-            got: format!("({head_size}, {head_size_v})"),
+            got: format!("{head_sizes:?}"),
             supported: decode_support()
                 .iter()
                 .map(|shape| format!("{shape:?}"))

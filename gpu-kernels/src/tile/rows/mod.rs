@@ -14,6 +14,7 @@ mod visible;
 pub use attend::RowPartial;
 pub use query::RowQueries;
 pub use rule::ScoreRule;
+pub(super) use rule::cap;
 pub use stream::{SharedStream, SharedTile};
 pub use visible::{Alibi, Visible, WarpRows};
 

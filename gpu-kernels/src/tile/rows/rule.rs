@@ -2,7 +2,7 @@
 
 use super::{Alibi, Visible, WarpRows};
 use crate::gpu::Gpu;
-use crate::params::PrefillParams;
+use crate::params::ScoreParams;
 use crate::unroll::unroll;
 
 /// Scores of 16 rows by 16 tokens, twice 8 tokens in the accumulator layout of `mma`; of a tile, `PAIRS`
@@ -13,7 +13,7 @@ pub(super) type Scores<const PAIRS: usize, const ROW_TILES: usize> =
 /// What becomes of products before the softmax: bent, biased, masked.
 #[derive(Clone, Copy, Debug)]
 pub struct ScoreRule<'p> {
-    params: &'p PrefillParams,
+    params: &'p ScoreParams,
     rows: WarpRows,
     visible: Visible,
     /// Query head of the KV head's first.
@@ -26,7 +26,7 @@ impl<'p> ScoreRule<'p> {
     /// The rule for a warp's rows.
     #[inline(always)]
     pub fn new(
-        params: &'p PrefillParams,
+        params: &'p ScoreParams,
         rows: WarpRows,
         row_tiles: u32,
         visible: Visible,
@@ -75,8 +75,7 @@ impl<'p> ScoreRule<'p> {
                         let mut score = scores[tile][pair][i / 2][2 * half + i % 2];
                         score *= scale_log2[tile][half];
                         if cap_log2 != 0.0 {
-                            // tanh(x) = 1 - 2 / (e^2x + 1), with e^2x = 2^score: no infinity minus infinity.
-                            score = cap_log2 * gpu.fma(-2.0, gpu.recip(gpu.exp2(score) + 1.0), 1.0);
+                            score = cap(gpu, score, cap_log2);
                         }
                         scores[tile][pair][i / 2][2 * half + i % 2] = score;
                     });
@@ -128,4 +127,11 @@ impl<'p> ScoreRule<'p> {
             });
         });
     }
+}
+
+/// The softcap of a score that was multiplied by `2 log2 e / softcap`; the result is in powers of two.
+#[inline(always)]
+pub(in crate::tile) fn cap<G: Gpu>(gpu: G, score: f32, cap_log2: f32) -> f32 {
+    // tanh(x) = 1 - 2 / (e^2x + 1), with e^2x = 2^score: no infinity minus infinity.
+    cap_log2 * gpu.fma(-2.0, gpu.recip(gpu.exp2(score) + 1.0), 1.0)
 }

@@ -2,7 +2,7 @@
 
 use crate::divider::Divider;
 use crate::gpu::Gpu;
-use crate::params::PrefillParams;
+use crate::params::ScoreParams;
 
 /// The rows of one warp: consecutive rows of one sequence and KV head.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +53,18 @@ pub struct Visible {
 }
 
 impl Visible {
+    /// What the one query token of a sequence sees: it is the last of `seq_len` tokens, so that nothing follows
+    /// it.
+    #[inline(always)]
+    pub fn of_last(seq_len: u32, sliding_window: u32) -> Self {
+        Self {
+            seq_len,
+            context_len: seq_len as i32 - 1,
+            sliding_window,
+            causal: true,
+        }
+    }
+
     /// The position of query token `token`.
     #[inline(always)]
     pub fn position(self, token: u32) -> i32 {
@@ -85,9 +97,9 @@ impl Visible {
 #[derive(Clone, Copy, Debug)]
 pub struct Alibi {
     /// Of the row's head, times log2 e.
-    slope_log2: f32,
+    pub(in crate::tile) slope_log2: f32,
     /// The bias is `-slope * sqrt(distance)`, not `slope * (key - context_len)`.
-    is_sqrt: bool,
+    pub(in crate::tile) is_sqrt: bool,
 }
 
 impl Alibi {
@@ -96,12 +108,12 @@ impl Alibi {
     /// # Safety
     /// The parameters name slopes, one for each head.
     #[inline(always)]
-    pub unsafe fn of_head<G: Gpu>(gpu: G, params: &PrefillParams, head: u32) -> Self {
+    pub unsafe fn of_head<G: Gpu>(gpu: G, params: &ScoreParams, head: u32) -> Self {
         // SAFETY: as the caller promises.
         let slope = unsafe { gpu.ld_global_b32(params.alibi_slopes + 4 * head as u64) };
         Self {
             slope_log2: f32::from_bits(slope) * core::f32::consts::LOG2_E,
-            is_sqrt: params.flags & PrefillParams::ALIBI_SQRT != 0,
+            is_sqrt: params.flags & ScoreParams::ALIBI_SQRT != 0,
         }
     }
 

@@ -1,0 +1,116 @@
+//! What an attention request says of its scores, beyond their scale: window, softcap, ALiBi, sinks.
+
+use std::f32::consts::LOG2_E;
+
+use gpu_kernels::params::ScoreParams;
+
+use super::checks::{named, scale};
+use super::paged::floats;
+use crate::error::{RequestError, Result};
+use crate::tensor::TensorView;
+
+/// ALiBi.
+#[derive(Clone, Copy, Debug)]
+pub struct AlibiSlopes<'a> {
+    /// `[num_query_heads]`, f32.
+    pub slopes: TensorView<'a>,
+    /// What they multiply.
+    pub form: AlibiForm,
+}
+
+/// What an ALiBi slope multiplies. `context_len = seq_len - query_len`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AlibiForm {
+    /// `key - context_len`: up to what is the same for all keys of a query, minus the distance.
+    Linear,
+    /// `-sqrt(query - key)`.
+    Sqrt,
+}
+
+/// The options of that name, of any request that has them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ScoreOptions<'a> {
+    pub(super) sliding_window: Option<u32>,
+    pub(super) softcap: Option<f32>,
+    pub(super) alibi: Option<AlibiSlopes<'a>>,
+    pub(super) sinks: Option<TensorView<'a>>,
+}
+
+impl ScoreOptions<'_> {
+    /// Checks them for so many query heads.
+    pub(super) fn check(&self, num_query_heads: usize) -> Result<()> {
+        if let Some(window) = self.sliding_window
+            && (window == 0 || window > i32::MAX as u32 / 2)
+        {
+            return Err(RequestError::Value {
+                name: "sliding_window",
+                expected: format!("between 1 and {}", i32::MAX / 2),
+                got: window.to_string(),
+            }
+            .into());
+        }
+        if let Some(softcap) = self.softcap {
+            scale("softcap", softcap)?;
+        }
+        let per_head = |name, tensor: &TensorView<'_>| -> Result<()> {
+            let tensor = named(name, tensor);
+            let form = format!("[num_query_heads] = [{num_query_heads}]");
+            floats(tensor, &[&[num_query_heads]], &form)?;
+            Ok(tensor.strides(1)?)
+        };
+        if let Some(alibi) = &self.alibi {
+            per_head("alibi_slopes", &alibi.slopes)?;
+        }
+        if let Some(sinks) = &self.sinks {
+            per_head("sinks", sinks)?;
+        }
+        Ok(())
+    }
+
+    /// The name of one that is given, if one is.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("options.sliding_window", self.sliding_window.is_some()),
+            ("options.softcap", self.softcap.is_some()),
+            ("options.alibi", self.alibi.is_some()),
+            ("options.sinks", self.sinks.is_some()),
+        ];
+        given.into_iter().find(|&(_, is)| is).map(|(name, _)| name)
+    }
+
+    /// Refuses those that are given to an operation that has none.
+    pub(super) fn refuse(&self, operation: &str) -> Result<(), RequestError> {
+        match self.given() {
+            None => Ok(()),
+            Some(name) => Err(RequestError::Value {
+                name,
+                expected: format!("absent for {operation}"),
+                got: "given".into(),
+            }),
+        }
+    }
+
+    /// As kernels want them.
+    pub(super) fn params(&self, softmax_scale: f32, causal: bool) -> ScoreParams {
+        let address = |view: Option<&TensorView<'_>>| view.map_or(0, TensorView::address);
+        let (qk_scale_log2, softcap_log2) = match self.softcap {
+            Some(cap) => (2.0 * LOG2_E * softmax_scale / cap, cap * LOG2_E),
+            None => (softmax_scale * LOG2_E, 0.0),
+        };
+        let mut flags = 0;
+        if causal {
+            flags |= ScoreParams::CAUSAL;
+        }
+        if matches!(&self.alibi, Some(alibi) if alibi.form == AlibiForm::Sqrt) {
+            flags |= ScoreParams::ALIBI_SQRT;
+        }
+        ScoreParams {
+            alibi_slopes: address(self.alibi.as_ref().map(|alibi| &alibi.slopes)),
+            sinks: address(self.sinks.as_ref()),
+            sliding_window: self.sliding_window.unwrap_or(0),
+            flags,
+            qk_scale_log2,
+            softcap_log2,
+        }
+    }
+}
