@@ -188,10 +188,17 @@ macro_rules! entries {
         pub unsafe fn run<G: crate::gpu::Gpu>(id: EntryId, gpu: G, params: *const u8) {
             match id {
                 $(EntryId::$name => {
-                    // SAFETY: the caller promises a readable parameter block of this type.
-                    let params = unsafe { params.cast::<$params>().read_unaligned() };
-                    // SAFETY: the caller promises the kernel's conditions.
-                    unsafe { $kernel(gpu, &params) }
+                    // A function and a stack frame for each: all in one would be more than a compiler, or a
+                    // lane's stack, can take.
+                    #[inline(never)]
+                    unsafe fn lane<G: crate::gpu::Gpu>(gpu: G, params: *const u8) {
+                        // SAFETY: the caller promises a readable parameter block of this type.
+                        let params = unsafe { params.cast::<$params>().read_unaligned() };
+                        // SAFETY: the caller promises the kernel's conditions.
+                        unsafe { $kernel(gpu, &params) }
+                    }
+                    // SAFETY: as the caller promises.
+                    unsafe { lane(gpu, params) }
                 })*
             }
         }
