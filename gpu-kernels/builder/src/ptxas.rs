@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use gpu_kernels::entry::{ENTRIES, Entry};
 use serde::Serialize;
 
-use crate::compile::output;
+use crate::compile::{ARCHS, output};
 use crate::manifest::{path_of, read_text};
 use crate::routes::dynamic_shared_bytes;
 
@@ -47,11 +47,14 @@ impl Usage {
         self.stack_bytes + self.spill_store_bytes + self.spill_load_bytes > 0
     }
 
-    /// Whether it matters here that registers stay registers: the kernel is hot, and this GPU's thread blocks have
-    /// the shared memory without which it is never launched.
+    /// Whether it matters here that registers stay registers: the kernel is hot, this GPU's thread blocks have the
+    /// shared memory without which it is never launched, and it is a GPU that PTX is compiled for. Others take an
+    /// older one's, and a few words in memory are no reason to change that.
     pub fn is_hot(&self) -> bool {
-        self.row()
-            .is_none_or(|row| row.hot && dynamic_shared_bytes(row) <= shared_limit(&self.target))
+        let is_compiled_for = ARCHS.contains(&self.target.as_str());
+        self.row().is_none_or(|row| {
+            row.hot && is_compiled_for && dynamic_shared_bytes(row) <= shared_limit(&self.target)
+        })
     }
 
     /// The row of the kernels' table.
@@ -235,13 +238,14 @@ ptxas info    : Used 4 registers, used 0 barriers
     }
 
     #[test]
-    fn a_kernel_is_not_held_to_its_registers_where_it_cannot_be_launched() {
+    fn a_kernel_is_not_held_to_its_registers_where_it_is_not_launched_or_not_compiled_for() {
         let on = |target: &str| Usage {
-            entry: "decode_mla_bf16_d576v512_h64".into(),
+            entry: "decode_mla_entry_fp8_ds_h64".into(),
             target: target.into(),
             ..Usage::default()
         };
-        assert!(on("sm_90").is_hot() && on("sm_100").is_hot());
-        assert!(!on("sm_80").is_hot() && !on("sm_120").is_hot());
+        assert!(on("sm_90").is_hot());
+        assert!(!on("sm_80").is_hot() && !on("sm_89").is_hot());
+        assert!(!on("sm_100").is_hot());
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use gpu_kernels::entry::{ENTRIES, Entry, Variant};
 use gpu_kernels::kernels::merge_splits;
 use gpu_kernels::kv::CacheDtype;
-use gpu_kernels::latent::STAGES;
+use gpu_kernels::latent::{RAW_STAGES, STAGES};
 use gpu_kernels::tile::Shape;
 use gpu_kernels::tile::rows::RowShape;
 use serde::Deserialize;
@@ -204,6 +204,7 @@ fn ctas_per_sm(entry: &Entry, usage: &Usage) -> u32 {
 pub(crate) fn dynamic_shared_bytes(entry: &Entry) -> u32 {
     match entry.variant {
         Variant::DecodeMla { cut, .. } => cut.shared_bytes(STAGES.0),
+        Variant::DecodeMlaEntry { form, cut } => cut.entry_shared_bytes(form, RAW_STAGES.0, 1),
         Variant::DecodeGqa {
             cache,
             head_size,
