@@ -17,13 +17,14 @@ use crate::runtime::{Route, Runtime};
 /// Tensors by their names, those in brackets if wanted; then `metadata:` with entries of the file's metadata. Shapes
 /// and dtypes are those of the library's requests.
 ///
-/// decode: query, key_cache, value_cache, block_table, seq_lens, [q_scale, k_scale, v_scale]; metadata: softmax_scale,
-/// [out_dtype, max_seq_len, split_policy]. Writes out, lse.
+/// decode: query, key_cache, value_cache, block_table, seq_lens, [q_scale, k_scale, v_scale, alibi_slopes, sinks];
+/// metadata: softmax_scale, [out_dtype, max_seq_len, split_policy, sliding_window, softcap]. Writes out, lse.
 ///
-/// unified: as decode, and query_start_loc, [alibi_slopes, sinks, output_scale]; metadata: as decode, and [causal,
-/// sliding_window, softcap, num_decodes].
+/// unified: as decode, and query_start_loc, [output_scale]; metadata: as decode, and [causal, num_decodes,
+/// max_query_len].
 ///
-/// decode_mla: query, cache, block_table, seq_lens, [q_scale, k_scale]; metadata: as decode, and kv_lora_rank.
+/// decode_mla: query, cache, block_table, seq_lens, [q_scale, k_scale]; metadata: kv_lora_rank, softmax_scale,
+/// [out_dtype, max_seq_len, split_policy].
 ///
 /// decode_mla_entry: query, cache, [sinks], and either block_table, seq_lens or topk_indices, [topk_length,
 /// block_table, window_cache, window_indices, window_length]; metadata: form (fp8_ds_mla or v4), softmax_scale,

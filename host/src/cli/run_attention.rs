@@ -28,20 +28,8 @@ pub(super) fn decode(
     machine: &dyn Runtime,
 ) -> anyhow::Result<Vec<HostTensor>> {
     let softmax_scale = inputs.file.needed("softmax_scale")?;
-    let [num_seqs, num_query_heads, _] = inputs.shape("query")?;
     let [_, _, _, head_size_v] = inputs.shape("value_cache")?;
-    let job = Job::new(
-        machine,
-        inputs,
-        &[
-            (
-                "out",
-                out_dtype(inputs)?,
-                &[num_seqs, num_query_heads, head_size_v],
-            ),
-            ("lse", Dtype::F32, &[num_seqs, num_query_heads]),
-        ],
-    )?;
+    let job = job::<3>(inputs, machine, out_dtype(inputs)?, head_size_v)?;
     let checked = DecodeRequest {
         query: job.view("query")?,
         key_cache: job.view("key_cache")?,
@@ -57,18 +45,17 @@ pub(super) fn decode(
             softcap: inputs.file.scalar("softcap")?,
             alibi: alibi(&job)?,
             sinks: job.optional("sinks")?,
-            ..options(inputs)?.check(CheckMode::Device)
+            ..options(inputs, CheckMode::Device)?
         },
     }
     .check()?;
     let plan = checked.plan(&machine.device())?;
-    job.launch(
+    job.run(
         &plan,
         plan.workspace_bytes(),
         CheckMode::Device,
         |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )?;
-    job.results()
+    )
 }
 
 pub(super) const UNIFIED: Names = Names {
@@ -96,20 +83,8 @@ pub(super) fn unified(
 ) -> anyhow::Result<Vec<HostTensor>> {
     let file = inputs.file;
     let softmax_scale = file.needed("softmax_scale")?;
-    let [num_tokens, num_query_heads, _] = inputs.shape("query")?;
     let [_, _, _, head_size_v] = inputs.shape("value_cache")?;
-    let job = Job::new(
-        machine,
-        inputs,
-        &[
-            (
-                "out",
-                out_dtype(inputs)?,
-                &[num_tokens, num_query_heads, head_size_v],
-            ),
-            ("lse", Dtype::F32, &[num_tokens, num_query_heads]),
-        ],
-    )?;
+    let job = job::<3>(inputs, machine, out_dtype(inputs)?, head_size_v)?;
     let options = UnifiedOptions {
         causal: file.scalar("causal")?.unwrap_or(true),
         sliding_window: file.scalar("sliding_window")?,
@@ -138,13 +113,12 @@ pub(super) fn unified(
     }
     .check()?;
     let plan = checked.plan(&machine.device())?;
-    job.launch(
+    job.run(
         &plan,
         plan.workspace_bytes(),
         CheckMode::Device,
         |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )?;
-    job.results()
+    )
 }
 
 pub(super) const DECODE_MLA: Names = Names {
@@ -158,17 +132,7 @@ pub(super) fn decode_mla(
 ) -> anyhow::Result<Vec<HostTensor>> {
     let softmax_scale = inputs.file.needed("softmax_scale")?;
     let head_size_v = inputs.file.needed("kv_lora_rank")?;
-    let [num_seqs, query_len, num_query_heads, _] = inputs.shape("query")?;
-    let rows = [num_seqs, query_len, num_query_heads];
-    let [a, b, c] = rows;
-    let job = Job::new(
-        machine,
-        inputs,
-        &[
-            ("out", out_dtype(inputs)?, &[a, b, c, head_size_v]),
-            ("lse", Dtype::F32, &rows),
-        ],
-    )?;
+    let job = job::<4>(inputs, machine, out_dtype(inputs)?, head_size_v)?;
     let q_scale = job.optional("q_scale")?;
     let checked = DecodeMlaRequest {
         query: job.view("query")?,
@@ -181,17 +145,16 @@ pub(super) fn decode_mla(
         scales: job
             .optional("k_scale")?
             .map(|k_scale| MlaScales { q_scale, k_scale }),
-        options: options(inputs)?.check(CheckMode::Device),
+        options: options(inputs, CheckMode::Device)?,
     }
     .check()?;
     let plan = checked.plan(&machine.device())?;
-    job.launch(
+    job.run(
         &plan,
         plan.workspace_bytes(),
         CheckMode::Device,
         |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )?;
-    job.results()
+    )
 }
 
 pub(super) const DECODE_MLA_ENTRY: Names = Names {
@@ -219,17 +182,7 @@ pub(super) fn decode_mla_entry(
         Some("v4") => EntryForm::V4,
         _ => bail!("the metadata must have form, fp8_ds_mla or v4"),
     };
-    let [num_seqs, query_len, num_query_heads, _] = inputs.shape("query")?;
-    let rows = [num_seqs, query_len, num_query_heads];
-    let [a, b, c] = rows;
-    let job = Job::new(
-        machine,
-        inputs,
-        &[
-            ("out", Dtype::Bf16, &[a, b, c, 512]),
-            ("lse", Dtype::F32, &rows),
-        ],
-    )?;
+    let job = job::<4>(inputs, machine, Dtype::Bf16, 512)?;
     let by_list = inputs.has("topk_indices");
     let tokens = if by_list {
         let window = if inputs.has("window_cache") {
@@ -273,17 +226,33 @@ pub(super) fn decode_mla_entry(
         out: job.view_mut("out")?,
         lse: Some(job.view_mut("lse")?),
         softmax_scale,
-        options: options(inputs)?.check(check),
+        options: options(inputs, check)?,
     }
     .check()?;
     let plan = checked.plan(&machine.device())?;
-    job.launch(
+    job.run(
         &plan,
         plan.workspace_bytes(),
         check,
         |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )?;
-    job.results()
+    )
+}
+
+/// The file's tensors, and an output and an lse for each row of a query of `RANK` dimensions.
+fn job<'m, const RANK: usize>(
+    inputs: &Inputs<'_>,
+    machine: &'m dyn Runtime,
+    out_dtype: Dtype,
+    head_size_v: usize,
+) -> anyhow::Result<Job<'m>> {
+    let mut out: [usize; RANK] = inputs.shape("query")?;
+    let rows = out;
+    out[RANK - 1] = head_size_v;
+    let outputs = [
+        ("out", out_dtype, &out[..]),
+        ("lse", Dtype::F32, &rows[..RANK - 1]),
+    ];
+    Job::new(machine, inputs, &outputs)
 }
 
 fn alibi<'j>(job: &'j Job<'_>) -> anyhow::Result<Option<AlibiSlopes<'j>>> {
@@ -292,11 +261,12 @@ fn alibi<'j>(job: &'j Job<'_>) -> anyhow::Result<Option<AlibiSlopes<'j>>> {
     Ok(slopes.map(|slopes| AlibiSlopes { slopes, form }))
 }
 
-fn options(inputs: &Inputs<'_>) -> anyhow::Result<DecodeOptions<'static>> {
-    let options = DecodeOptions::default().split_policy(inputs.split_policy()?);
-    Ok(match inputs.file.scalar("max_seq_len")? {
-        Some(bound) => options.max_seq_len(bound),
-        None => options,
+fn options(inputs: &Inputs<'_>, check: CheckMode) -> anyhow::Result<DecodeOptions<'static>> {
+    Ok(DecodeOptions {
+        max_seq_len: inputs.file.scalar("max_seq_len")?,
+        split_policy: inputs.split_policy()?,
+        check,
+        ..DecodeOptions::default()
     })
 }
 

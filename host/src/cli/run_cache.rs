@@ -21,13 +21,12 @@ pub(super) fn write(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Resul
     let job = Job::new(machine, inputs, &[])?;
     let checked = write_request(inputs, &job)?.check()?;
     let plan = checked.plan();
-    job.launch(
+    job.run(
         &plan,
         plan.workspace_bytes(),
         CheckMode::Device,
         |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )?;
-    job.results()
+    )
 }
 
 pub(super) const ROPE: Names = Names {
@@ -78,13 +77,12 @@ pub(super) fn rope(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result
     }
     .check()?;
     let plan = checked.plan();
-    job.launch(
+    job.run(
         &plan,
         plan.workspace_bytes(),
         CheckMode::Device,
         |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )?;
-    job.results()
+    )
 }
 
 fn write_request<'j>(
@@ -151,13 +149,12 @@ pub(super) fn mla_write(
     }
     .check()?;
     let plan = checked.plan();
-    job.launch(
+    job.run(
         &plan,
         plan.workspace_bytes(),
         CheckMode::Device,
         |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )?;
-    job.results()
+    )
 }
 
 pub(super) const GATHER: Names = Names {
@@ -233,13 +230,12 @@ pub(super) fn gather(
     }
     .check()?;
     let plan = checked.plan();
-    job.launch(
+    job.run(
         &plan,
         plan.workspace_bytes(),
         CheckMode::Device,
         |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )?;
-    job.results()
+    )
 }
 
 /// Shape of a gather's output: as many rows as what chooses them says.
@@ -290,13 +286,12 @@ pub(super) fn copy_blocks(
     }
     .check()?;
     let plan = checked.plan();
-    job.launch(
+    job.run(
         &plan,
         plan.workspace_bytes(),
         CheckMode::Device,
         |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )?;
-    job.results()
+    )
 }
 
 pub(super) const COMPACT: Names = Names {
@@ -342,11 +337,10 @@ pub(super) fn compact(
     }
     .check()?;
     let plan = checked.plan();
-    job.launch(
+    job.run(
         &plan,
         plan.workspace_bytes(),
         CheckMode::Off,
         |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )?;
-    job.results()
+    )
 }

@@ -168,14 +168,15 @@ impl<'m> Job<'m> {
         view.with_context(|| format!("there is no tensor `{name}`"))
     }
 
-    /// Prints the plan, launches it, and says what the check on the device has found, if it was asked for one.
-    pub(super) fn launch(
+    /// Prints the plan, launches it, and says what the check on the device has found, if it was asked for one; else
+    /// returns what was written, in the order of the views.
+    pub(super) fn run(
         &self,
         plan: &impl Display,
         workspace_bytes: usize,
         check: CheckMode,
         launch: impl FnOnce(&mut TensorViewMut<'_>, &dyn Launcher) -> Result<()>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Vec<HostTensor>> {
         eprintln!("{plan}");
         // Zeros: a check record that says that nothing was found, even if nothing is launched.
         let bytes = workspace_bytes.max(CHECK_BYTES);
@@ -186,11 +187,6 @@ impl<'m> Job<'m> {
         if check == CheckMode::Device {
             check_result(&workspace.read()?[..CHECK_BYTES])?;
         }
-        Ok(())
-    }
-
-    /// What was written, in the order of the views.
-    pub(super) fn results(&self) -> anyhow::Result<Vec<HostTensor>> {
         let written = self.written.borrow();
         let tensors = written.iter().filter_map(|name| self.find(name));
         Ok(tensors

@@ -15,9 +15,9 @@ use super::schedule::Schedule;
 use super::shared::SharedMemory;
 use super::state::{LaneState, Request};
 
-/// Bytes of a lane's stack. Unoptimised, all kernels share one frame in which each has a place of its own. Only
-/// what is touched costs memory, and a guard page ends it.
-const STACK_BYTES: usize = 4 << 20;
+/// Bytes of a lane's stack: more than an unoptimised kernel takes. Only what is touched costs memory, and a guard
+/// page ends it.
+const STACK_BYTES: usize = 1 << 20;
 
 /// A launch: what all its thread blocks have in common.
 pub(super) struct LaunchSpec<'l> {

@@ -1,6 +1,7 @@
 //! Checks that the operations share. Each names the tensor, what it had to be and what it was.
 
 use crate::error::RequestError;
+use crate::plan::MOST_CTAS_YZ;
 use crate::tensor::{Dtype, TensorView, contiguous_strides};
 
 /// A tensor under its name in the request.
@@ -213,10 +214,10 @@ pub(super) fn scale(name: &'static str, value: f32) -> Result<f32, RequestError>
 pub(super) fn grid_count(name: &'static str, value: usize) -> Result<u32, RequestError> {
     u32::try_from(value)
         .ok()
-        .filter(|&count| count <= 65_535)
+        .filter(|&count| count <= MOST_CTAS_YZ)
         .ok_or_else(|| RequestError::Value {
             name,
-            expected: "at most 65535".into(),
+            expected: format!("at most {MOST_CTAS_YZ}"),
             got: value.to_string(),
         })
 }

@@ -12,13 +12,14 @@ use gpu_kernels::dtype::HalfDtype;
 use gpu_kernels::entry::Entry;
 use gpu_kernels::kv::CacheDtype;
 use gpu_kernels::latent::{Cut, STAGES};
-use gpu_kernels::params::{CheckPagedParams, DecodeMlaParams, KernelParams, MergeParams};
+use gpu_kernels::params::{DecodeMlaParams, KernelParams};
 use gpu_kernels::tile::QueryDtype;
 
 use super::checks::{count, grid_count, named, scale, slot_stride_fits};
 use super::decode::DecodeOptions;
 use super::decode_launch::{DecodePlan, Rows};
 use super::device_check::workspace_base;
+use super::mla_launch;
 use super::paged::max_seq_len;
 use crate::error::{Error, RequestError, Result};
 use crate::plan::{DeviceInfo, SplitShape, Splits, variants};
@@ -278,7 +279,7 @@ impl CheckedDecodeMla<'_> {
                 ctas_per_split: row_tiles,
                 max_seq_len: self.max_seq_len,
                 token_bytes: value_bytes * self.head_size,
-                tile_nanoseconds: tile_nanoseconds(cut, self.head_size),
+                tile_nanoseconds: mla_launch::tile_nanoseconds(cut, self.head_size),
                 tile_len: cut.tile_len,
                 shared_bytes: cut.shared_bytes(stages),
             },
@@ -320,53 +321,8 @@ impl CheckedDecodeMla<'_> {
         }
         let base = workspace_base(workspace, plan.workspace_bytes)?;
         let stage1 = self.stage1_params(plan, base);
-        let checks = CheckPagedParams {
-            block_table: stage1.block_table,
-            seq_lens: stage1.seq_lens,
-            check: stage1.check,
-            stride_block_table: stage1.stride_block_table,
-            num_blocks: self.num_blocks,
-            stride_seq_lens: stage1.stride_seq_lens,
-            num_seqs: self.num_seqs,
-            block_size: self.block_size,
-            max_seq_len: self.max_seq_len,
-            num_kv_heads: 1,
-            q_scale: stage1.q_scale,
-            k_scale: stage1.k_scale,
-            v_scale: 0,
-            stride_k_scale: 0,
-            stride_v_scale: 0,
-            query_start_loc: 0,
-            num_tokens: 0,
-            max_query_len: 0,
-        };
-        let merge = MergeParams {
-            partial_out: stage1.partial_out,
-            partial_lse: stage1.partial_lse,
-            seq_lens: stage1.seq_lens,
-            out: stage1.out,
-            lse: stage1.lse,
-            check: stage1.check,
-            sink: 0,
-            stride_seq_lens: stage1.stride_seq_lens,
-            stride_out_seq: stage1.stride_out_seq,
-            stride_out_token: stage1.stride_out_token,
-            stride_out_head: stage1.stride_out_head,
-            stride_lse_seq: stage1.stride_lse_seq,
-            stride_lse_token: stage1.stride_lse_token,
-            stride_lse_head: stage1.stride_lse_head,
-            num_rows: self.rows(),
-            num_query_heads: self.num_query_heads,
-            head_size_v: self.head_size_v,
-            max_seq_len: self.max_seq_len,
-            split_len: stage1.split_len,
-            num_kv_splits: stage1.num_kv_splits,
-            query_start_loc: 0,
-            sliding_window: 0,
-            sink_in_lse: 0,
-            num_tokens: 0,
-            reserved: 0,
-        };
+        let checks = mla_launch::checks(&stage1, self.num_seqs, self.num_blocks);
+        let merge = mla_launch::merge(&stage1, self.head_size_v, 0);
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`
         // and `plan()` made shapes, strides and grid agree.
         unsafe { plan.enqueue(launcher, &checks, stage1.as_bytes(), &merge) }
@@ -417,10 +373,4 @@ impl CheckedDecodeMla<'_> {
             out_dtype: QueryDtype::of(self.dtype) as u32,
         }
     }
-}
-
-/// How long a thread block takes for a tile, measured on an H200: a part for the barriers, a part for the products.
-pub(super) fn tile_nanoseconds(cut: Cut, head_size: u32) -> f64 {
-    let products = f64::from(cut.tile_len * cut.heads * (head_size + cut.head_size_v));
-    1000.0 + products / 1400.0
 }

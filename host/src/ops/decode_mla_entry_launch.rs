@@ -5,14 +5,12 @@ use gpu_kernels::entry::Entry;
 use gpu_kernels::kernels::decode_mla_entry::HEAD_SIZE_V;
 use gpu_kernels::latent::{Cut, RAW_STAGES};
 use gpu_kernels::mla_entry::{EntryForm, fp8_ds, v4};
-use gpu_kernels::params::{
-    CheckPagedParams, DecodeMlaEntryParams, DecodeMlaParams, KernelParams, MergeParams,
-};
+use gpu_kernels::params::{DecodeMlaEntryParams, DecodeMlaParams, KernelParams};
 
 use super::decode_launch::{DecodePlan, Rows};
-use super::decode_mla::tile_nanoseconds;
 use super::decode_mla_entry::{CheckedDecodeMlaEntry, EntryTokens};
 use super::device_check::workspace_base;
+use super::mla_launch;
 use crate::error::{Error, Result};
 use crate::plan::{DeviceInfo, SplitPolicy, SplitShape, Splits, variants};
 use crate::runtime::{Launch, Launcher};
@@ -98,7 +96,7 @@ impl CheckedDecodeMlaEntry<'_> {
             ctas_per_split: row_tiles,
             max_seq_len: self.num_positions,
             token_bytes,
-            tile_nanoseconds: tile_nanoseconds(cut, head_size) + CONVERSION,
+            tile_nanoseconds: mla_launch::tile_nanoseconds(cut, head_size) + CONVERSION,
             tile_len: cut.tile_len,
             shared_bytes: self.most_bytes(cut, stages),
         };
@@ -141,54 +139,8 @@ impl CheckedDecodeMlaEntry<'_> {
         }
         let base = workspace_base(workspace, plan.workspace_bytes)?;
         let stage1 = self.stage1_params(plan, base);
-        let rows = &stage1.rows;
-        let checks = CheckPagedParams {
-            block_table: rows.block_table,
-            seq_lens: rows.seq_lens,
-            check: rows.check,
-            stride_block_table: rows.stride_block_table,
-            num_blocks: i64::from(self.num_blocks),
-            stride_seq_lens: rows.stride_seq_lens,
-            num_seqs: self.num_seqs,
-            block_size: rows.block_size,
-            max_seq_len: rows.max_seq_len,
-            num_kv_heads: 1,
-            q_scale: 0,
-            k_scale: 0,
-            v_scale: 0,
-            stride_k_scale: 0,
-            stride_v_scale: 0,
-            query_start_loc: 0,
-            num_tokens: 0,
-            max_query_len: 0,
-        };
-        let merge = MergeParams {
-            partial_out: rows.partial_out,
-            partial_lse: rows.partial_lse,
-            seq_lens: rows.seq_lens,
-            out: rows.out,
-            lse: rows.lse,
-            check: rows.check,
-            sink: stage1.sink,
-            stride_seq_lens: rows.stride_seq_lens,
-            stride_out_seq: rows.stride_out_seq,
-            stride_out_token: rows.stride_out_token,
-            stride_out_head: rows.stride_out_head,
-            stride_lse_seq: rows.stride_lse_seq,
-            stride_lse_token: rows.stride_lse_token,
-            stride_lse_head: rows.stride_lse_head,
-            num_rows: self.query_len * self.num_query_heads,
-            num_query_heads: self.num_query_heads,
-            head_size_v: HEAD_SIZE_V,
-            max_seq_len: rows.max_seq_len,
-            split_len: rows.split_len,
-            num_kv_splits: rows.num_kv_splits,
-            query_start_loc: 0,
-            sliding_window: 0,
-            sink_in_lse: 0,
-            num_tokens: 0,
-            reserved: 0,
-        };
+        let checks = mla_launch::checks(&stage1.rows, self.num_seqs, i64::from(self.num_blocks));
+        let merge = mla_launch::merge(&stage1.rows, HEAD_SIZE_V, stage1.sink);
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`
         // and `plan()` made shapes, strides and grid agree.
         unsafe { plan.enqueue(launcher, &checks, stage1.as_bytes(), &merge) }

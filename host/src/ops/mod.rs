@@ -19,6 +19,7 @@ mod decode_mla_entry_launch;
 mod device_check;
 mod gather;
 mod gather_launch;
+mod mla_launch;
 mod paged;
 mod rope_and_cache;
 mod row_write;

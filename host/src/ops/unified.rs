@@ -18,7 +18,7 @@
 use gpu_kernels::entry::Entry;
 use gpu_kernels::tile::QueryDtype;
 
-use super::checks::{count, named, scale};
+use super::checks::{count, grid_count, named, scale};
 use super::decode::{CheckedDecode, DecodeOptions, DecodeRequest, KvScales};
 use super::device_check::CheckMode;
 use super::paged::{self, PagedCache, floats};
@@ -283,7 +283,8 @@ impl<'a> UnifiedRequest<'a> {
         // The decode kernels split keys, store no bytes, and have sequences along one dimension of the grid.
         let fits = options.split_policy != SplitPolicy::BatchInvariant
             && options.output_scale.is_none()
-            && (1..=MOST_DECODES).contains(&count);
+            && count > 0
+            && grid_count("num_seqs", count).is_ok();
         if fits { decodes } else { Decodes::None }
     }
 
@@ -334,9 +335,6 @@ impl<'a> UnifiedRequest<'a> {
         })
     }
 }
-
-/// A CUDA grid has at most this many thread blocks along z.
-const MOST_DECODES: usize = 65_535;
 
 /// Sequences that take the decode kernels.
 enum Decodes {

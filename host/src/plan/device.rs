@@ -1,5 +1,8 @@
 //! What the planner knows of a machine.
 
+/// A CUDA grid has at most this many thread blocks along y, and along z.
+pub(crate) const MOST_CTAS_YZ: u32 = 65_535;
+
 /// Numbers that decide how work is cut up. Plain data: a plan can be made for any machine, on any machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {

@@ -1,6 +1,6 @@
 //! How the keys of a step of unified attention are split over thread blocks.
 
-use super::{DeviceInfo, SplitPolicy, Splits};
+use super::{DeviceInfo, MOST_CTAS_YZ, SplitPolicy, Splits};
 
 /// What the choice depends on: numbers that the host knows, not the lengths of single sequences.
 #[derive(Clone, Copy, Debug)]
@@ -19,8 +19,6 @@ pub struct RowSplitShape {
 const MOST_CTAS_PER_SM: u32 = 2;
 /// Fewest keys of a split that the planner makes: below, starting up and merging cost more than is gained.
 const SHORTEST_SPLIT: u32 = 512;
-/// A CUDA grid has at most this many thread blocks along y.
-const MOST_SPLITS: u32 = 65_535;
 
 impl Splits {
     /// Chooses for rows that share their thread blocks with the rows of other tokens.
@@ -41,7 +39,7 @@ impl Splits {
             }
         };
         let split_len = wanted
-            .clamp(keys.div_ceil(MOST_SPLITS - 1), keys)
+            .clamp(keys.div_ceil(MOST_CTAS_YZ - 1), keys)
             .next_multiple_of(shape.tile_kv);
         Self {
             num_kv_splits: keys.div_ceil(split_len),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::DeviceInfo;
+use super::{DeviceInfo, MOST_CTAS_YZ};
 
 /// Who decides how many tokens a split has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,8 +58,6 @@ const LONG_SPLIT: u32 = 2048;
 /// Thread blocks of 128 threads that take a quarter of the registers each: what fits beside each other, however little
 /// shared memory they need.
 const MOST_CTAS_PER_SM: u32 = 4;
-/// A CUDA grid has at most this many thread blocks along y.
-const MOST_SPLITS: u32 = 65_535;
 /// Most splits that are made only against stragglers.
 const MOST_EXTRA_SPLITS: u32 = 8;
 
@@ -77,7 +75,7 @@ impl Splits {
     fn of_len(shape: &SplitShape, len: u32) -> Self {
         let longest = shape.max_seq_len.max(1);
         let split_len = len
-            .clamp(longest.div_ceil(MOST_SPLITS), longest)
+            .clamp(longest.div_ceil(MOST_CTAS_YZ), longest)
             .next_multiple_of(shape.tile_len);
         Self {
             num_kv_splits: shape.max_seq_len.div_ceil(split_len).max(1),
