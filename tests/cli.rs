@@ -5,20 +5,10 @@ mod common;
 
 use std::collections::HashMap;
 use std::io::Read;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
+use common::program::{assert_refused, ferroattn, text};
 use ferroattn::cases::Case;
-
-fn ferroattn(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ferroattn"))
-        .args(args)
-        .output()
-        .expect("the program runs")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).expect("UTF-8")
-}
 
 /// Every field of a `sweep --json` line, and whether it may be null.
 const SWEEP_FIELDS: [(&str, bool); 10] = [
@@ -104,14 +94,6 @@ fn wrong_arguments_are_refused() {
         let output = ferroattn(args);
         assert_refused(&output);
     }
-}
-
-/// An error in words, and no panic.
-fn assert_refused(output: &Output) {
-    let stderr = text(&output.stderr);
-    assert!(matches!(output.status.code(), Some(1 | 2)), "{output:?}");
-    assert!(stderr.contains("error: "), "{stderr}");
-    assert!(!stderr.contains("panicked"), "{stderr}");
 }
 
 #[test]

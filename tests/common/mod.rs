@@ -6,6 +6,7 @@
 )]
 
 pub mod parts;
+pub mod program;
 
 use std::io::Write;
 
