@@ -68,17 +68,6 @@ fn write(
     Ok(machine.read(kv_cache))
 }
 
-/// `[tokens, size]` as one head, and a cache's part for it.
-fn one_head(new: &HostTensor, cache: &HostTensor, first: usize) -> (HostTensor, HostTensor) {
-    let (mut new, mut cache) = (new.clone(), cache.clone());
-    new.shape.insert(1, 1);
-    new.strides.insert(1, 0);
-    cache.shape = vec![cache.shape[0], cache.shape[1], 1, new.shape[2]];
-    cache.strides.insert(2, 0);
-    cache.offset += first;
-    (new, cache)
-}
-
 #[test]
 fn plain_and_fp8() {
     for (rank, rope) in [(512, 64), (256, 64), (512, 3)] {
@@ -112,26 +101,6 @@ fn plain_and_fp8() {
             }
         }
     }
-}
-
-/// A row of a tensor as f32, and as bytes.
-fn row(tensor: &HostTensor, token: usize) -> (Vec<f32>, Vec<u8>) {
-    let size = tensor.shape[1];
-    #[allow(clippy::cast_possible_truncation, reason = "came from bf16")]
-    let values = (0..size)
-        .map(|dim| tensor.float(&[token, dim]) as f32)
-        .collect();
-    let at = tensor.position(&[token, 0]) * tensor.dtype.size();
-    let bytes = tensor.storage.bytes[at..at + size * tensor.dtype.size()].to_vec();
-    (values, bytes)
-}
-
-/// Slot of each token that has one.
-fn slots_of(slots: &HostTensor) -> impl Iterator<Item = (usize, usize)> {
-    (0..slots.shape[0]).filter_map(|token| {
-        let slot = usize::try_from(slots.integer(&[token])).ok()?;
-        Some((token, slot))
-    })
 }
 
 #[test]

@@ -5,6 +5,7 @@
     reason = "each test crate uses a part of this"
 )]
 
+pub mod files;
 pub mod parts;
 pub mod program;
 

@@ -1,4 +1,5 @@
 //! Caches to gather from, what their slots give, and running a gather on the emulator.
+#![allow(dead_code, reason = "each test crate uses a part")]
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,

@@ -131,6 +131,40 @@ pub(crate) fn view_of(
     }
 }
 
+/// `[tokens, size]` as one head, and a cache's part for it.
+pub(crate) fn one_head(
+    new: &HostTensor,
+    cache: &HostTensor,
+    first: usize,
+) -> (HostTensor, HostTensor) {
+    let (mut new, mut cache) = (new.clone(), cache.clone());
+    new.shape.insert(1, 1);
+    new.strides.insert(1, 0);
+    cache.shape = vec![cache.shape[0], cache.shape[1], 1, new.shape[2]];
+    cache.strides.insert(2, 0);
+    cache.offset += first;
+    (new, cache)
+}
+
+/// A row of a tensor as f32, and as bytes.
+pub(crate) fn row(tensor: &HostTensor, token: usize) -> (Vec<f32>, Vec<u8>) {
+    let size = tensor.shape[1];
+    let values = (0..size)
+        .map(|dim| tensor.float(&[token, dim]) as f32)
+        .collect();
+    let at = tensor.position(&[token, 0]) * tensor.dtype.size();
+    let bytes = tensor.storage.bytes[at..at + size * tensor.dtype.size()].to_vec();
+    (values, bytes)
+}
+
+/// Slot of each token that has one.
+pub(crate) fn slots_of(slots: &HostTensor) -> impl Iterator<Item = (usize, usize)> {
+    (0..slots.shape[0]).filter_map(|token| {
+        let slot = usize::try_from(slots.integer(&[token])).ok()?;
+        Some((token, slot))
+    })
+}
+
 /// A storage full of poison.
 pub(crate) fn poisoned(name: &'static str, bytes: usize) -> Arc<Storage> {
     Storage::new(name, vec![POISON; bytes])
