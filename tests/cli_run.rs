@@ -58,7 +58,7 @@ fn run_names_its_operations() {
     let output = run("attention", folder.path(), b"");
     assert_refused(&output);
     let names = "it may be decode, unified, decode_mla, decode_mla_entry, reshape_and_cache_flash, rope_and_cache, \
-                 concat_and_cache_mla, gather, copy_blocks, compact\n";
+                 concat_and_cache_mla, concat_and_cache_mla_grouped, gather, copy_blocks, compact\n";
     let stderr = text(&output.stderr);
     assert!(stderr.contains(names), "{stderr}");
 }

@@ -6,7 +6,8 @@ mod common;
 mod gather_case;
 mod tensors;
 
-use common::files::results;
+use common::files::{file, results, run};
+use common::program::{assert_refused, text};
 use ferroattn::reference::HostTensor;
 use ferroattn::tensor::Dtype;
 use gather_case::{Cache, Form, SCALE};
@@ -137,6 +138,49 @@ fn blocks_are_copied_within_a_cache_and_between_two() {
     expected[96..].copy_from_slice(&source[64..96]);
     assert_eq!(between.len(), 1, "the source is not written");
     assert_eq!(between["target"], expected);
+}
+
+#[test]
+fn blocks_of_many_caches_are_copied() {
+    // Three caches of four blocks, and three of two.
+    let targets = bytes("targets", &[3, 4, 2, 16], 0);
+    let sources = bytes("sources", &[3, 2, 2, 16], 100);
+    for (sources, list) in [(None, [[0, 3], [1, 2]]), (Some(&sources), [[1, 0], [0, 2]])] {
+        let pairs = pairs(&list.map(|pair| pair.map(|block| block as i64)));
+        let mut inputs = vec![("targets", &targets), ("pairs", &pairs)];
+        inputs.extend(sources.map(|sources| ("sources", sources)));
+        let got = results("copy_blocks", &inputs, "");
+        let source = sources.unwrap_or(&targets);
+        let block = |tensor: &HostTensor, cache: usize, block: usize| {
+            let start = tensor.position(&[cache, block, 0, 0]);
+            start..start + 32
+        };
+        let mut expected = targets.storage.bytes.clone();
+        for cache in 0..3 {
+            for [from, to] in list {
+                let bytes = &source.storage.bytes[block(source, cache, from)];
+                expected[block(&targets, cache, to)].copy_from_slice(bytes);
+            }
+        }
+        assert_eq!(got.len(), 1, "sources are not written");
+        assert_same_bytes(&got["targets"], &expected, source.storage.name);
+    }
+}
+
+#[test]
+fn caches_in_one_tensor_are_some_at_addresses_that_kernels_can_use() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pairs = pairs(&[[0, 1]]);
+    let refusal = |shape: &[usize]| {
+        let targets = bytes("targets", shape, 0);
+        let input = file(&[("targets", &targets), ("pairs", &pairs)], "");
+        let output = run("copy_blocks", folder.path(), &input);
+        assert_refused(&output);
+        text(&output.stderr)
+    };
+    assert!(refusal(&[0, 4, 16]).contains("1 to 65535 caches, not [0, 4, 16]"));
+    assert!(refusal(&[]).contains("1 to 65535 caches, not []"));
+    assert!(refusal(&[3, 3, 8]).contains("a cache of `targets` has 24 bytes"));
 }
 
 #[test]

@@ -203,6 +203,51 @@ fn latents_and_rope_keys() {
 }
 
 #[test]
+fn latents_and_rope_keys_of_many_layers() {
+    const LAYERS: usize = 3;
+    let random = &mut Random::new(4);
+    let layers: Vec<[HostTensor; 3]> = (0..LAYERS)
+        .map(|_| {
+            let (kv_c, k_pe) = (rows("kv_c", 128, random), rows("k_pe", 32, random));
+            [kv_c, k_pe, slot_mapping(random)]
+        })
+        .collect();
+    let stacked = |part: usize| {
+        let first = &layers[0][part];
+        let bytes = layers.iter().flat_map(|layer| &layer[part].storage.bytes);
+        let shape = [&[LAYERS][..], &first.shape].concat();
+        let name = first.storage.name;
+        tensor(name, first.dtype, &shape, bytes.copied().collect())
+    };
+    let (kv_c, k_pe, slots) = (stacked(0), stacked(1), stacked(2));
+    let list = [0.37, 0.21, 0.53];
+    let scales = floats("scales", &[LAYERS], &list);
+    for dtype in [Dtype::Bf16, Dtype::F8E4m3] {
+        let is_scaled = dtype == Dtype::F8E4m3;
+        let shape = [LAYERS, NUM_BLOCKS, BLOCK_SIZE, 160];
+        let caches = poisoned_tensor("kv_caches", dtype, &shape);
+        let mut inputs = vec![
+            ("kv_c", &kv_c),
+            ("k_pe", &k_pe),
+            ("kv_caches", &caches),
+            ("slot_mapping", &slots),
+        ];
+        inputs.extend(is_scaled.then_some(("scales", &scales)));
+        let got = results("concat_and_cache_mla_grouped", &inputs, "");
+        let cache = poisoned_tensor("kv_cache", dtype, &shape[1..]);
+        let expected: Vec<u8> = layers
+            .iter()
+            .zip(list)
+            .flat_map(|([kv_c, k_pe, slots], scale)| {
+                let scale = is_scaled.then(|| floats("scale", &[1], &[scale]));
+                write_mla([kv_c, k_pe], slots, scale.as_ref(), &cache)
+            })
+            .collect();
+        assert_same_bytes(&got["kv_caches"], &expected, &dtype.to_string());
+    }
+}
+
+#[test]
 fn entries_of_656_bytes() {
     let random = &mut Random::new(2);
     let (kv_c, k_pe) = (rows("kv_c", 512, random), rows("k_pe", 64, random));

@@ -39,11 +39,15 @@ use crate::runtime::{Route, Runtime};
 /// concat_and_cache_mla: kv_c, kv_cache, slot_mapping, [k_pe, scale]; metadata: [form (fp8_ds_mla or v4), scale_rule
 /// (exact or power_of_two), block_size]. Writes kv_cache.
 ///
+/// concat_and_cache_mla_grouped: kv_c, k_pe, kv_caches [num_layers, num_blocks, block_size, entry], slot_mapping,
+/// [scales]. Writes kv_caches.
+///
 /// gather: cache, [scale], and block_table, row_starts, [first_tokens]; or block_table, seq_lens, [lens] with
 /// rows_per_seq; or block_table, topk_indices, [seqs]; or slots; metadata: [form, out_dtype, block_size, rows_per_seq].
 /// Writes out; rows without a token are zeros.
 ///
-/// copy_blocks: target, pairs, [source]. Writes target.
+/// copy_blocks: pairs, and either target, [source] or targets, [sources] (caches along a dimension ahead of the
+/// blocks'). Writes target or targets.
 ///
 /// compact: cache, slots or block_table, seq_lens; metadata: num_compact_blocks, [block_size]. Writes compact, renamed,
 /// num_wanted.
@@ -87,6 +91,7 @@ static OPERATIONS: &[Operation] = &[
     Operation { name: "reshape_and_cache_flash", names: cache::WRITE, run: cache::write },
     Operation { name: "rope_and_cache", names: cache::ROPE, run: cache::rope },
     Operation { name: "concat_and_cache_mla", names: cache::MLA_WRITE, run: cache::mla_write },
+    Operation { name: "concat_and_cache_mla_grouped", names: cache::MLA_WRITE_GROUPED, run: cache::mla_write_grouped },
     Operation { name: "gather", names: cache::GATHER, run: cache::gather },
     Operation { name: "copy_blocks", names: cache::COPY_BLOCKS, run: cache::copy_blocks },
     Operation { name: "compact", names: cache::COMPACT, run: cache::compact },

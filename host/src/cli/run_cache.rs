@@ -5,8 +5,9 @@ use anyhow::{Context, bail};
 use super::run_job::{Inputs, Job, Names};
 use crate::ops::{
     BlockCaches, CacheScales, CacheWriteRequest, CheckMode, CompactReferences, CompactRequest,
-    ConcatAndCacheMlaRequest, CopyBlocksRequest, GatherForm, GatherRequest, GatherRows,
-    MlaCacheForm, RopeAndCacheRequest, RopeQuery, RopeStyle, RopeTable, ScaleRule,
+    ConcatAndCacheMlaGroupedRequest, ConcatAndCacheMlaRequest, CopyBlocksRequest, GatherForm,
+    GatherRequest, GatherRows, MlaCacheForm, RopeAndCacheRequest, RopeQuery, RopeStyle, RopeTable,
+    ScaleRule,
 };
 use crate::reference::HostTensor;
 use crate::runtime::Runtime;
@@ -157,6 +158,37 @@ pub(super) fn mla_write(
     )
 }
 
+pub(super) const MLA_WRITE_GROUPED: Names = Names {
+    needed: &["kv_c", "k_pe", "kv_caches", "slot_mapping"],
+    optional: &["scales"],
+};
+
+pub(super) fn mla_write_grouped(
+    inputs: &Inputs<'_>,
+    machine: &dyn Runtime,
+) -> anyhow::Result<Vec<HostTensor>> {
+    let [_, _, block_size, _] = inputs.shape("kv_caches")?;
+    let job = Job::new(machine, inputs, &[])?;
+    let kv_caches = job.caches_mut("kv_caches")?;
+    let checked = ConcatAndCacheMlaGroupedRequest {
+        kv_c: job.view("kv_c")?,
+        k_pe: job.view("k_pe")?,
+        kv_caches: kv_caches.table()?,
+        slot_mapping: job.view("slot_mapping")?,
+        block_size,
+        scales: job.optional("scales")?,
+        check: CheckMode::Device,
+    }
+    .check()?;
+    let plan = checked.plan();
+    job.run(
+        &plan,
+        plan.workspace_bytes(),
+        CheckMode::Device,
+        |workspace, launcher| checked.launch(&plan, workspace, launcher),
+    )
+}
+
 pub(super) const GATHER: Names = Names {
     needed: &["cache"],
     optional: &[
@@ -265,8 +297,8 @@ fn gather_shape(inputs: &Inputs<'_>, row: usize) -> anyhow::Result<Vec<usize>> {
 }
 
 pub(super) const COPY_BLOCKS: Names = Names {
-    needed: &["target", "pairs"],
-    optional: &["source"],
+    needed: &["pairs"],
+    optional: &["target", "source", "targets", "sources"],
 };
 
 pub(super) fn copy_blocks(
@@ -274,13 +306,28 @@ pub(super) fn copy_blocks(
     machine: &dyn Runtime,
 ) -> anyhow::Result<Vec<HostTensor>> {
     let job = Job::new(machine, inputs, &[])?;
+    if inputs.has("targets") {
+        let sources = job.optional_caches("sources")?;
+        let targets = job.caches_mut("targets")?;
+        let target = targets.table()?;
+        let source = match &sources {
+            Some(sources) => sources.table()?,
+            None => target,
+        };
+        return copy(&job, BlockCaches::Tables { source, target });
+    }
     let source = job.optional("source")?;
     let target = job.view_mut("target")?;
+    let caches = match source {
+        Some(source) => BlockCaches::Between { source, target },
+        None => BlockCaches::Within(target),
+    };
+    copy(&job, caches)
+}
+
+fn copy(job: &Job<'_>, caches: BlockCaches<'_>) -> anyhow::Result<Vec<HostTensor>> {
     let checked = CopyBlocksRequest {
-        caches: match source {
-            Some(source) => BlockCaches::Between { source, target },
-            None => BlockCaches::Within(target),
-        },
+        caches,
         pairs: job.view("pairs")?,
         check: CheckMode::Device,
     }

@@ -3,19 +3,21 @@
 use std::cell::RefCell;
 use std::fmt::Display;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use super::run_file::File;
 use crate::cases::{Uploads, fill::POISON};
 use crate::error::Result;
-use crate::ops::{CHECK_BYTES, CheckMode, check_result};
-use crate::plan::SplitPolicy;
+use crate::ops::{CHECK_BYTES, CacheTable, CheckMode, check_result};
+use crate::plan::{MOST_CTAS_YZ, SplitPolicy};
 use crate::reference::HostTensor;
 use crate::runtime::{Buffer, Launcher, Runtime};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
 /// Most bytes of an output: far more than machines have.
 const MAX_OUT_BYTES: usize = 1 << 36;
+/// Most caches of one tensor: a launch has a layer of its grid for each.
+const MAX_CACHES: usize = MOST_CTAS_YZ as usize;
 
 /// The tensors that an operation knows, by their names in files.
 #[derive(Clone, Copy, Debug)]
@@ -168,6 +170,18 @@ impl<'m> Job<'m> {
         view.with_context(|| format!("there is no tensor `{name}`"))
     }
 
+    /// The caches of a tensor `[num_caches, ..]` to read, if there is one.
+    pub(super) fn optional_caches(&self, name: &str) -> anyhow::Result<Option<Caches<'_>>> {
+        let all = self.optional(name)?;
+        all.map(|all| Caches::new(self.machine, all, name))
+            .transpose()
+    }
+
+    /// The caches of a tensor `[num_caches, ..]` to write; once each.
+    pub(super) fn caches_mut(&self, name: &str) -> anyhow::Result<Caches<'_>> {
+        Caches::new(self.machine, *self.view_mut(name)?.view(), name)
+    }
+
     /// Prints the plan, launches it, and says what the check on the device has found, if it was asked for one; else
     /// returns what was written, in the order of the views.
     pub(super) fn run(
@@ -192,6 +206,50 @@ impl<'m> Job<'m> {
         Ok(tensors
             .map(|tensor| self.uploads.read(tensor))
             .collect::<Result<_>>()?)
+    }
+}
+
+/// Caches that lie one after the other in a tensor, and their addresses on the machine: operations that take many
+/// caches find them by a table of these.
+pub(super) struct Caches<'j> {
+    all: TensorView<'j>,
+    addresses: Buffer<'j>,
+}
+
+impl<'j> Caches<'j> {
+    fn new(machine: &'j dyn Runtime, all: TensorView<'j>, name: &str) -> anyhow::Result<Self> {
+        let num_caches = all.shape().first().copied().unwrap_or(0);
+        ensure!(
+            (1..=MAX_CACHES).contains(&num_caches),
+            "`{name}` must be [num_caches, ..] with 1 to {MAX_CACHES} caches, not {:?}",
+            all.shape()
+        );
+        let cache_bytes = all.strides()[0].cast_unsigned() * all.dtype().size() as u64;
+        ensure!(
+            cache_bytes.is_multiple_of(16),
+            "a cache of `{name}` has {cache_bytes} bytes, which is no multiple of 16"
+        );
+        let addresses: Vec<u8> = (0..num_caches as u64)
+            .flat_map(|cache| (all.address() + cache * cache_bytes).to_le_bytes())
+            .collect();
+        let addresses = Buffer::new(machine, "addresses", Dtype::I64, &[num_caches], &addresses)?;
+        Ok(Self { all, addresses })
+    }
+
+    /// The table. To be written into only if they are from [`Job::caches_mut`].
+    pub(super) fn table(&self) -> Result<CacheTable<'_>> {
+        let all = &self.all;
+        // SAFETY: each address is that of a part of the tensor, at a multiple of 16 as the tensor itself; of one that is
+        // written, `caches_mut` has the only view.
+        let table = unsafe {
+            CacheTable::from_raw(
+                self.addresses.view(),
+                all.dtype(),
+                &all.shape()[1..],
+                &all.strides()[1..],
+            )
+        };
+        Ok(table?)
     }
 }
 
