@@ -6,7 +6,7 @@ mod common;
 use common::files::{decode_inputs, results};
 use ferroattn::cases::fill::{self, Amount};
 use ferroattn::cases::{
-    Case, DecodeCase, EntryTensors, UnifiedTensors, compare_decode, compare_entries,
+    Case, Causal, DecodeCase, EntryTensors, UnifiedTensors, compare_decode, compare_entries,
     compare_unified,
 };
 use ferroattn::ops::EntryForm;
@@ -119,6 +119,7 @@ fn unified() {
         "lens=20,5,33 q_lens=1,1,7 decodes_first=on",
         "lens=20,5,33 q_lens=3,5,0 extra=2 max_len=40 max_q_len=5",
         "lens=20,33 q_lens=all causal=off",
+        "lens=20,33,9 q_lens=7,5,9 causal=mixed",
         "lens=20,33 q_lens=9,4 window=6 sinks=on",
         "lens=20,33 q_lens=9,4 softcap=20 alibi=linear",
         "lens=20,33 q_lens=9,4 output_scale=0.01",
@@ -135,10 +136,12 @@ fn unified() {
         inputs.push(("query_start_loc", &tensors.query_start_loc));
         let output_scale = tensors.output_scale.iter();
         inputs.extend(output_scale.map(|scale| ("output_scale", scale)));
+        let flags = tensors.causal_flags.iter();
+        inputs.extend(flags.map(|flags| ("causal_flags", flags)));
         let mut metadata = metadata(&case.base);
         metadata += &format!(
             " causal={} num_decodes={} out_dtype={}",
-            case.causal,
+            case.causal == Causal::On,
             case.num_decodes(SEED),
             base.out.dtype
         );

@@ -74,7 +74,14 @@ impl Write {
 #[test]
 fn a_cache_write_refuses_what_does_not_fit() {
     Write::new().request().check().expect("a good request");
-    let table: [Refusal<Write>; 27] = [
+    let table: [Refusal<Write>; 28] = [
+        (
+            |w| {
+                w.key_cache.shaped(&[1 << 28, 16, 2, 64]);
+                w.value_cache.shaped(&[1 << 28, 16, 2, 64]);
+            },
+            "`num_blocks * block_size` must be at most 2147483647, but it is 4294967296",
+        ),
         (
             |w| w.slot_mapping.dtype = Dtype::I32,
             "`slot_mapping` must be i64, but its dtype is i32",

@@ -166,7 +166,7 @@ fn tensors_that_do_not_fit_are_named() {
 fn options_that_do_not_fit_are_named() {
     let one = || parts(Dtype::F32, &[1]).view();
     type Change<'a> = &'a dyn Fn(&mut UnifiedOptions<'static>);
-    let table: [(Change<'_>, &str); 8] = [
+    let table: [(Change<'_>, &str); 10] = [
         (
             &|o| o.sliding_window = Some(0),
             "`sliding_window` must be between 1 and 1073741823, but it is 0",
@@ -190,6 +190,14 @@ fn options_that_do_not_fit_are_named() {
         (
             &|o| o.output_scale = Some(one()),
             "`out` must be fp8_e4m3, but its dtype is bf16",
+        ),
+        (
+            &|o| o.causal_flags = Some(parts(Dtype::I32, &[3]).view()),
+            "`causal_flags` must be u8, but its dtype is i32",
+        ),
+        (
+            &|o| o.causal_flags = Some(parts(Dtype::U8, &[2]).view()),
+            "`causal_flags` must be [num_seqs] = [3], but its shape is [2]",
         ),
         (
             &|o| o.num_decodes = 4,

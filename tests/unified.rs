@@ -262,14 +262,19 @@ fn a_checked_request_reports_bad_starts_and_writes_nothing() {
     }
 }
 
+/// A part of each of 128 rows of 128 values.
+const PART_BYTES_OF_CTA: u64 = 128 * (4 * 128 + 4);
+
 #[test]
-fn rows_are_split_only_where_they_leave_the_machine_idle() {
+fn rows_are_split_where_they_leave_the_machine_idle_or_are_few_and_see_many_keys() {
     // (thread blocks, most keys) -> splits on 132 multiprocessors of two thread blocks each
     let table = [
-        ((2048, 8192), 1),
-        ((264, 131_072), 1),
-        ((133, 131_072), 1),
-        ((132, 131_072), 2),
+        ((2048, 131_072), 1),
+        ((264, 131_072), 3),
+        ((264, 20_000), 3),
+        ((264, 8192), 1),
+        ((132, 8192), 2),
+        ((132, 131_072), 7),
         ((8, 131_072), 33),
         ((8, 8192), 16),
         ((8, 1024), 2),
@@ -282,6 +287,7 @@ fn rows_are_split_only_where_they_leave_the_machine_idle() {
             max_keys,
             tile_kv: 64,
             shared_bytes: 96 * 1024,
+            part_bytes: u64::from(ctas) * PART_BYTES_OF_CTA,
         };
         let splits = Splits::choose_rows(&shape, &DeviceInfo::H200, SplitPolicy::Auto);
         assert_eq!(
@@ -306,6 +312,7 @@ fn no_batch_size_falls_off_a_cliff() {
             max_keys: 32_768,
             tile_kv: 64,
             shared_bytes: 96 * 1024,
+            part_bytes: u64::from(num_seqs) * 8 * PART_BYTES_OF_CTA,
         };
         let splits = Splits::choose_rows(&shape, &DeviceInfo::H200, SplitPolicy::Auto);
         num_seqs * 8 * splits.num_kv_splits
@@ -325,7 +332,7 @@ proptest! {
         page in (1usize..6).prop_map(|groups| 8 * groups),
         lens in prop::collection::vec((0usize..90, 0usize..40), 1..6),
         window in prop::option::of(1u32..100),
-        causal in any::<bool>(),
+        causal in prop::sample::select(vec!["", " causal=off", " causal=mixed"]),
         softcap in prop::option::of(5u32..60),
         sinks in any::<bool>(),
         split in prop::option::of(prop::sample::select(vec!["64", "100", "invariant"])),
@@ -343,9 +350,7 @@ proptest! {
             line += &format!(" split={split}");
         }
         line += &format!(" q_lens={}", queries.join(","));
-        if !causal {
-            line += " causal=off";
-        }
+        line += causal;
         if let Some(window) = window {
             line += &format!(" window={window}");
         }

@@ -41,27 +41,6 @@ impl Divider {
     pub const fn divide(&self, n: u32) -> u32 {
         ((n as u64 * self.magic as u64) >> self.shift) as u32
     }
-
-    /// `n / divisor` for any `n`, fast below 2^31. Beyond, by hand: the machine's own 64-bit division is a
-    /// subroutine whose registers every caller would have to leave free.
-    #[inline(always)]
-    pub const fn divide_long(&self, n: u64) -> u64 {
-        if n >> 31 == 0 {
-            return self.divide(n as u32) as u64;
-        }
-        let (mut quotient, mut rest) = (0, 0);
-        let mut bit = u64::BITS - n.leading_zeros();
-        while bit > 0 {
-            bit -= 1;
-            rest = rest << 1 | (n >> bit & 1);
-            quotient <<= 1;
-            if rest >= self.divisor as u64 {
-                rest -= self.divisor as u64;
-                quotient |= 1;
-            }
-        }
-        quotient
-    }
 }
 
 #[cfg(test)]
@@ -82,19 +61,6 @@ mod tests {
                 [1, 2, 3, 1000, MOST / divisor].map(|n| divisor.saturating_mul(n).min(MOST));
             for n in multiples.into_iter().flat_map(around).chain([0, MOST]) {
                 assert_eq!(divider.divide(n), n / divisor, "{n} / {divisor}");
-            }
-            for n in [
-                1 << 31,
-                1 << 32,
-                (1 << 40) - 1,
-                u64::MAX,
-                0x1234_5678_9abc_def0,
-            ] {
-                assert_eq!(
-                    divider.divide_long(n),
-                    n / divisor as u64,
-                    "{n} / {divisor}"
-                );
             }
         }
     }

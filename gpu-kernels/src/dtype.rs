@@ -372,8 +372,11 @@ impl Byte for I8 {
             let rounded = x + with_sign_of(f32::from_bits(0x3eff_ffff), x);
             let clamped = gpu.max(rounded, -128.0);
             let clamped = if clamped > 127.0 { 127.0 } else { clamped };
+            // SAFETY: from -128 to 127, also if `x` is a NaN, of which `max` takes the other. A cast would see to
+            // that again.
+            let integer = unsafe { clamped.to_int_unchecked::<i32>() };
             // A NaN has no place among integers.
-            if x.is_nan() { 0 } else { clamped as i32 as u8 }
+            if x.is_nan() { 0 } else { integer as u8 }
         };
         byte(low) as u16 | (byte(high) as u16) << 8
     }

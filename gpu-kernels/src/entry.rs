@@ -77,6 +77,8 @@ pub enum Variant {
         source: ElementDtype,
         /// Of the cache.
         cache: ElementDtype,
+        /// Whether eight values lie side by side everywhere.
+        eights: bool,
     },
     /// Writes new tokens into a paged 8-bit cache, each head of each token with a scale of its own.
     CachePerTokenHead {
@@ -84,6 +86,8 @@ pub enum Variant {
         source: ElementDtype,
         /// Of the cache.
         cache: ElementDtype,
+        /// Whether eight values lie side by side everywhere.
+        eights: bool,
     },
     /// Rotates queries and keys and writes a paged cache.
     RopeAndCache {
@@ -106,6 +110,8 @@ pub enum Variant {
         cache: ElementDtype,
         /// Of the output.
         out: ElementDtype,
+        /// Whether eight values lie side by side everywhere.
+        eights: bool,
     },
     /// Gathers 656-byte entries as bf16.
     GatherMlaFp8Ds,
@@ -459,18 +465,30 @@ entries! {
     merge_splits_bf16(MergeParams) = merge_splits::merge_splits::<_, Bf16>, Variant::MergeSplits { dtype: D::Bf16 }, merge_splits::THREADS, 1, true;
     merge_splits_f16(MergeParams) = merge_splits::merge_splits::<_, F16>, Variant::MergeSplits { dtype: D::F16 }, merge_splits::THREADS, 1, true;
     reshape_and_cache_copy(ReshapeAndCacheParams) = cache_write::copy, Variant::CacheCopy, cache_write::THREADS, 16, true;
-    reshape_and_cache_scaled_bf16_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, Bf16, E4m3>, Variant::CacheScaled { source: E::Bf16, cache: E::E4m3 }, cache_write::THREADS, 10, true;
-    reshape_and_cache_scaled_f16_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, F16, E4m3>, Variant::CacheScaled { source: E::F16, cache: E::E4m3 }, cache_write::THREADS, 10, true;
-    reshape_and_cache_scaled_f32_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, F32, E4m3>, Variant::CacheScaled { source: E::F32, cache: E::E4m3 }, cache_write::THREADS, 1, true;
-    reshape_and_cache_scaled_bf16_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, Bf16, E5m2>, Variant::CacheScaled { source: E::Bf16, cache: E::E5m2 }, cache_write::THREADS, 10, true;
-    reshape_and_cache_scaled_f16_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, F16, E5m2>, Variant::CacheScaled { source: E::F16, cache: E::E5m2 }, cache_write::THREADS, 10, true;
-    reshape_and_cache_scaled_f32_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, F32, E5m2>, Variant::CacheScaled { source: E::F32, cache: E::E5m2 }, cache_write::THREADS, 1, true;
-    reshape_and_cache_per_token_head_bf16_e4m3(PerTokenHeadParams) = per_token_head::per_token_head::<_, Bf16, E4m3>, Variant::CachePerTokenHead { source: E::Bf16, cache: E::E4m3 }, per_token_head::THREADS, 1, true;
-    reshape_and_cache_per_token_head_f16_e4m3(PerTokenHeadParams) = per_token_head::per_token_head::<_, F16, E4m3>, Variant::CachePerTokenHead { source: E::F16, cache: E::E4m3 }, per_token_head::THREADS, 1, true;
-    reshape_and_cache_per_token_head_f32_e4m3(PerTokenHeadParams) = per_token_head::per_token_head::<_, F32, E4m3>, Variant::CachePerTokenHead { source: E::F32, cache: E::E4m3 }, per_token_head::THREADS, 1, true;
-    reshape_and_cache_per_token_head_bf16_i8(PerTokenHeadParams) = per_token_head::per_token_head::<_, Bf16, I8>, Variant::CachePerTokenHead { source: E::Bf16, cache: E::I8 }, per_token_head::THREADS, 1, true;
-    reshape_and_cache_per_token_head_f16_i8(PerTokenHeadParams) = per_token_head::per_token_head::<_, F16, I8>, Variant::CachePerTokenHead { source: E::F16, cache: E::I8 }, per_token_head::THREADS, 1, true;
-    reshape_and_cache_per_token_head_f32_i8(PerTokenHeadParams) = per_token_head::per_token_head::<_, F32, I8>, Variant::CachePerTokenHead { source: E::F32, cache: E::I8 }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_scaled_bf16_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, Bf16, E4m3>, Variant::CacheScaled { source: E::Bf16, cache: E::E4m3, eights: true }, cache_write::THREADS, 10, true;
+    reshape_and_cache_scaled_bf16_e4m3_odd(ReshapeAndCacheParams) = cache_write::scaled_ones::<_, Bf16, E4m3>, Variant::CacheScaled { source: E::Bf16, cache: E::E4m3, eights: false }, cache_write::THREADS, 1, true;
+    reshape_and_cache_scaled_f16_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, F16, E4m3>, Variant::CacheScaled { source: E::F16, cache: E::E4m3, eights: true }, cache_write::THREADS, 10, true;
+    reshape_and_cache_scaled_f16_e4m3_odd(ReshapeAndCacheParams) = cache_write::scaled_ones::<_, F16, E4m3>, Variant::CacheScaled { source: E::F16, cache: E::E4m3, eights: false }, cache_write::THREADS, 1, true;
+    reshape_and_cache_scaled_f32_e4m3(ReshapeAndCacheParams) = cache_write::scaled::<_, F32, E4m3>, Variant::CacheScaled { source: E::F32, cache: E::E4m3, eights: true }, cache_write::THREADS, 1, true;
+    reshape_and_cache_scaled_f32_e4m3_odd(ReshapeAndCacheParams) = cache_write::scaled_ones::<_, F32, E4m3>, Variant::CacheScaled { source: E::F32, cache: E::E4m3, eights: false }, cache_write::THREADS, 1, true;
+    reshape_and_cache_scaled_bf16_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, Bf16, E5m2>, Variant::CacheScaled { source: E::Bf16, cache: E::E5m2, eights: true }, cache_write::THREADS, 10, true;
+    reshape_and_cache_scaled_bf16_e5m2_odd(ReshapeAndCacheParams) = cache_write::scaled_ones::<_, Bf16, E5m2>, Variant::CacheScaled { source: E::Bf16, cache: E::E5m2, eights: false }, cache_write::THREADS, 1, true;
+    reshape_and_cache_scaled_f16_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, F16, E5m2>, Variant::CacheScaled { source: E::F16, cache: E::E5m2, eights: true }, cache_write::THREADS, 10, true;
+    reshape_and_cache_scaled_f16_e5m2_odd(ReshapeAndCacheParams) = cache_write::scaled_ones::<_, F16, E5m2>, Variant::CacheScaled { source: E::F16, cache: E::E5m2, eights: false }, cache_write::THREADS, 1, true;
+    reshape_and_cache_scaled_f32_e5m2(ReshapeAndCacheParams) = cache_write::scaled::<_, F32, E5m2>, Variant::CacheScaled { source: E::F32, cache: E::E5m2, eights: true }, cache_write::THREADS, 1, true;
+    reshape_and_cache_scaled_f32_e5m2_odd(ReshapeAndCacheParams) = cache_write::scaled_ones::<_, F32, E5m2>, Variant::CacheScaled { source: E::F32, cache: E::E5m2, eights: false }, cache_write::THREADS, 1, true;
+    reshape_and_cache_per_token_head_bf16_e4m3(PerTokenHeadParams) = per_token_head::eights::<_, Bf16, E4m3>, Variant::CachePerTokenHead { source: E::Bf16, cache: E::E4m3, eights: true }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_bf16_e4m3_odd(PerTokenHeadParams) = per_token_head::ones::<_, Bf16, E4m3>, Variant::CachePerTokenHead { source: E::Bf16, cache: E::E4m3, eights: false }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_f16_e4m3(PerTokenHeadParams) = per_token_head::eights::<_, F16, E4m3>, Variant::CachePerTokenHead { source: E::F16, cache: E::E4m3, eights: true }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_f16_e4m3_odd(PerTokenHeadParams) = per_token_head::ones::<_, F16, E4m3>, Variant::CachePerTokenHead { source: E::F16, cache: E::E4m3, eights: false }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_f32_e4m3(PerTokenHeadParams) = per_token_head::eights::<_, F32, E4m3>, Variant::CachePerTokenHead { source: E::F32, cache: E::E4m3, eights: true }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_f32_e4m3_odd(PerTokenHeadParams) = per_token_head::ones::<_, F32, E4m3>, Variant::CachePerTokenHead { source: E::F32, cache: E::E4m3, eights: false }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_bf16_i8(PerTokenHeadParams) = per_token_head::eights::<_, Bf16, I8>, Variant::CachePerTokenHead { source: E::Bf16, cache: E::I8, eights: true }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_bf16_i8_odd(PerTokenHeadParams) = per_token_head::ones::<_, Bf16, I8>, Variant::CachePerTokenHead { source: E::Bf16, cache: E::I8, eights: false }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_f16_i8(PerTokenHeadParams) = per_token_head::eights::<_, F16, I8>, Variant::CachePerTokenHead { source: E::F16, cache: E::I8, eights: true }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_f16_i8_odd(PerTokenHeadParams) = per_token_head::ones::<_, F16, I8>, Variant::CachePerTokenHead { source: E::F16, cache: E::I8, eights: false }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_f32_i8(PerTokenHeadParams) = per_token_head::eights::<_, F32, I8>, Variant::CachePerTokenHead { source: E::F32, cache: E::I8, eights: true }, per_token_head::THREADS, 1, true;
+    reshape_and_cache_per_token_head_f32_i8_odd(PerTokenHeadParams) = per_token_head::ones::<_, F32, I8>, Variant::CachePerTokenHead { source: E::F32, cache: E::I8, eights: false }, per_token_head::THREADS, 1, true;
     rope_and_cache_bf16_bf16_bf16(RopeAndCacheParams) = rope_and_cache::<_, Bf16, Bf16, Bf16>, Variant::RopeAndCache { source: E::Bf16, cache: E::Bf16, query: E::Bf16 }, cache_write::THREADS, 1, true;
     rope_and_cache_bf16_e4m3_bf16(RopeAndCacheParams) = rope_and_cache::<_, Bf16, E4m3, Bf16>, Variant::RopeAndCache { source: E::Bf16, cache: E::E4m3, query: E::Bf16 }, cache_write::THREADS, 1, true;
     rope_and_cache_bf16_e4m3_e4m3(RopeAndCacheParams) = rope_and_cache::<_, Bf16, E4m3, E4m3>, Variant::RopeAndCache { source: E::Bf16, cache: E::E4m3, query: E::E4m3 }, cache_write::THREADS, 1, true;
@@ -484,12 +502,18 @@ entries! {
     concat_and_cache_mla_fp8_ds(MlaEntryParams) = concat_and_cache_mla::fp8_ds, Variant::ConcatAndCacheMlaFp8Ds, concat_and_cache_mla::THREADS, 1, true;
     concat_and_cache_mla_v4(MlaEntryParams) = concat_and_cache_mla::v4, Variant::ConcatAndCacheMlaV4, concat_and_cache_mla::THREADS, 1, true;
     gather_copy(GatherParams) = gather::copy, Variant::GatherCopy, gather::THREADS, 1, true;
-    gather_scaled_e4m3_bf16(GatherParams) = gather::scaled::<_, E4m3, Bf16>, Variant::GatherScaled { cache: E::E4m3, out: E::Bf16 }, gather::THREADS, 1, true;
-    gather_scaled_e4m3_f16(GatherParams) = gather::scaled::<_, E4m3, F16>, Variant::GatherScaled { cache: E::E4m3, out: E::F16 }, gather::THREADS, 1, true;
-    gather_scaled_e4m3_f32(GatherParams) = gather::scaled::<_, E4m3, F32>, Variant::GatherScaled { cache: E::E4m3, out: E::F32 }, gather::THREADS, 1, true;
-    gather_scaled_e5m2_bf16(GatherParams) = gather::scaled::<_, E5m2, Bf16>, Variant::GatherScaled { cache: E::E5m2, out: E::Bf16 }, gather::THREADS, 1, true;
-    gather_scaled_e5m2_f16(GatherParams) = gather::scaled::<_, E5m2, F16>, Variant::GatherScaled { cache: E::E5m2, out: E::F16 }, gather::THREADS, 1, true;
-    gather_scaled_e5m2_f32(GatherParams) = gather::scaled::<_, E5m2, F32>, Variant::GatherScaled { cache: E::E5m2, out: E::F32 }, gather::THREADS, 1, true;
+    gather_scaled_e4m3_bf16(GatherParams) = gather::scaled::<_, E4m3, Bf16>, Variant::GatherScaled { cache: E::E4m3, out: E::Bf16, eights: true }, gather::THREADS, 1, true;
+    gather_scaled_e4m3_bf16_odd(GatherParams) = gather::scaled_ones::<_, E4m3, Bf16>, Variant::GatherScaled { cache: E::E4m3, out: E::Bf16, eights: false }, gather::THREADS, 1, true;
+    gather_scaled_e4m3_f16(GatherParams) = gather::scaled::<_, E4m3, F16>, Variant::GatherScaled { cache: E::E4m3, out: E::F16, eights: true }, gather::THREADS, 1, true;
+    gather_scaled_e4m3_f16_odd(GatherParams) = gather::scaled_ones::<_, E4m3, F16>, Variant::GatherScaled { cache: E::E4m3, out: E::F16, eights: false }, gather::THREADS, 1, true;
+    gather_scaled_e4m3_f32(GatherParams) = gather::scaled::<_, E4m3, F32>, Variant::GatherScaled { cache: E::E4m3, out: E::F32, eights: true }, gather::THREADS, 1, true;
+    gather_scaled_e4m3_f32_odd(GatherParams) = gather::scaled_ones::<_, E4m3, F32>, Variant::GatherScaled { cache: E::E4m3, out: E::F32, eights: false }, gather::THREADS, 1, true;
+    gather_scaled_e5m2_bf16(GatherParams) = gather::scaled::<_, E5m2, Bf16>, Variant::GatherScaled { cache: E::E5m2, out: E::Bf16, eights: true }, gather::THREADS, 1, true;
+    gather_scaled_e5m2_bf16_odd(GatherParams) = gather::scaled_ones::<_, E5m2, Bf16>, Variant::GatherScaled { cache: E::E5m2, out: E::Bf16, eights: false }, gather::THREADS, 1, true;
+    gather_scaled_e5m2_f16(GatherParams) = gather::scaled::<_, E5m2, F16>, Variant::GatherScaled { cache: E::E5m2, out: E::F16, eights: true }, gather::THREADS, 1, true;
+    gather_scaled_e5m2_f16_odd(GatherParams) = gather::scaled_ones::<_, E5m2, F16>, Variant::GatherScaled { cache: E::E5m2, out: E::F16, eights: false }, gather::THREADS, 1, true;
+    gather_scaled_e5m2_f32(GatherParams) = gather::scaled::<_, E5m2, F32>, Variant::GatherScaled { cache: E::E5m2, out: E::F32, eights: true }, gather::THREADS, 1, true;
+    gather_scaled_e5m2_f32_odd(GatherParams) = gather::scaled_ones::<_, E5m2, F32>, Variant::GatherScaled { cache: E::E5m2, out: E::F32, eights: false }, gather::THREADS, 1, true;
     gather_mla_fp8_ds(GatherParams) = gather::mla_fp8_ds, Variant::GatherMlaFp8Ds, gather::THREADS, 1, true;
     gather_mla_v4(GatherParams) = gather::mla_v4, Variant::GatherMlaV4, gather::THREADS, 1, true;
     copy_blocks(CopyBlocksParams) = copy_blocks::copy_blocks, Variant::CopyBlocks, copy_blocks::THREADS, 1, true;

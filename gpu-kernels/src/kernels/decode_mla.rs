@@ -134,7 +134,7 @@ pub unsafe fn decode_mla<
     let mut token = split_start;
     while token < split_end {
         // SAFETY: every thread comes here; there is a tile for each step of this loop.
-        let tile = unsafe { stream.next(gpu) };
+        let (tile, next) = unsafe { (stream.next(gpu), stream.next_rows(gpu)) };
         let len_of = |row: u32| {
             let query_token = cta.token_of(params, row);
             (seq_len + 1 + query_token)
@@ -151,7 +151,12 @@ pub unsafe fn decode_mla<
                 tile,
                 token + cut.tile_len <= all_see,
                 len_of,
-                || stream.load_late(gpu),
+                |step, steps| {
+                    if let Some(rows) = next {
+                        rows.copy_step(gpu, step, steps);
+                    }
+                },
+                || stream.end_rows(gpu),
             )
         };
         token += cut.tile_len;

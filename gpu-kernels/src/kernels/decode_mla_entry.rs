@@ -9,9 +9,9 @@
 //! list the slots of the split's positions, without those that name none
 //! for each tile of 32 or 64 slots, one or more ahead in flight:
 //!     barrier: the last tile is free
-//!     warps turn their raw entries into rows of the bf16 tile, and start copying the next ones
+//!     warps turn their raw entries into rows of the bf16 tile
 //!     barrier: the tile is there
-//!     attend, as `decode_mla` does
+//!     attend, as `decode_mla` does; between the products warps start copying their next entries
 //! a group of one split is finished: out, with the sink, and lse; else partial_out, partial_lse
 //! ```
 
@@ -125,7 +125,7 @@ pub unsafe fn decode_mla_entry<
     let mut token = 0;
     while token < count {
         // SAFETY: every thread comes here; there is a tile for each step of this loop.
-        unsafe { stream.next(gpu, &params.lists, rows.stages, tile) };
+        let next = unsafe { stream.next(gpu, &params.lists, rows.stages, tile) };
         let len_of = |row: u32| {
             if !is_causal {
                 return count - token;
@@ -144,7 +144,8 @@ pub unsafe fn decode_mla_entry<
                 (tile, scratch),
                 token + cut.tile_len <= all_see,
                 len_of,
-                || (),
+                |step, steps| next.copy_step(gpu, step, steps),
+                || gpu.cp_async_commit(),
             )
         };
         token += cut.tile_len;

@@ -66,25 +66,43 @@ pub unsafe fn copy<G: Gpu>(gpu: G, params: &GatherParams) {
     }
 }
 
-/// Widens FP8 values of one scale.
+/// Widens FP8 values of one scale, eight at a time.
 ///
 /// # Safety
-/// As [`copy`].
+/// As [`copy`], with units of eight values, aligned.
 #[inline(always)]
 pub unsafe fn scaled<G: Gpu, In: Element, Out: Element>(gpu: G, params: &GatherParams) {
-    // SAFETY: as the caller promises.
-    let Some(row) = (unsafe { Row::find(gpu, params) }) else {
-        return;
-    };
-    // SAFETY: a scale was given.
-    let scale = f32::from_bits(unsafe { gpu.ld_global_b32(params.scale) });
-    // SAFETY: as the caller promises; units of eight only where they are aligned.
+    // SAFETY: as the caller promises; a scale was given.
     unsafe {
-        if params.unit == 8 {
+        if let Some((row, scale)) = row_and_scale(gpu, params) {
             row.scale_eights::<G, In, Out>(gpu, params, scale);
-        } else {
+        }
+    }
+}
+
+/// Widens FP8 values of one scale, one at a time. A kernel of its own, so that neither has to fetch instructions from
+/// behind the other's.
+///
+/// # Safety
+/// As [`copy`], with units of one value.
+#[inline(always)]
+pub unsafe fn scaled_ones<G: Gpu, In: Element, Out: Element>(gpu: G, params: &GatherParams) {
+    // SAFETY: as the caller promises; a scale was given.
+    unsafe {
+        if let Some((row, scale)) = row_and_scale(gpu, params) {
             row.scale_ones::<G, In, Out>(gpu, params, scale);
         }
+    }
+}
+
+/// # Safety
+/// As [`copy`]; there is a scale.
+#[inline(always)]
+unsafe fn row_and_scale<G: Gpu>(gpu: G, params: &GatherParams) -> Option<(Row, f32)> {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let row = Row::find(gpu, params)?;
+        Some((row, f32::from_bits(gpu.ld_global_b32(params.scale))))
     }
 }
 

@@ -14,7 +14,7 @@
 //! rows of one split are finished: out = acc / (sum + sink), lse; else partial_out, partial_lse
 //! ```
 
-use super::row_work::{RowWork, out_scale, sink_log2, store_lse};
+use super::row_work::{Parked, RowWork, out_scale, sink_log2, store_lse};
 use crate::dtype::{Bf16, F16, Half};
 use crate::gpu::Gpu;
 use crate::kv::CacheFormat;
@@ -57,20 +57,29 @@ pub unsafe fn prefill_gqa<
     if work.first_row >= work.num_rows {
         return;
     }
-    // SAFETY: one length per sequence.
+    // SAFETY: one length per sequence, and one flag or none.
     let visible = unsafe { work.visible(gpu, params) };
     let keys = work.keys(params, visible, shape.rows(), shape.tile_kv);
     let part = gpu.cta_idx_y();
     if part >= keys.num_splits {
         return;
     }
+    let parked = Parked {
+        work,
+        visible,
+        num_splits: keys.num_splits,
+    };
+    let parked_at = gpu.shared_base() + shape.work();
+    // SAFETY: the thread block's own memory; all come here.
+    unsafe {
+        parked.store(gpu, parked_at);
+        gpu.sync_cta();
+    }
     let (first_token, end) = keys.part(part, params.split_len);
 
     let mut partial = RowPartial::<V_STEPS, ROW_TILES>::EMPTY;
-    let mut v_scale = 1.0;
     if first_token < end {
-        // SAFETY: all come here; the ring lies behind the queries; the block table names every token below
-        // `seq_len`, which `end` does not exceed.
+        // SAFETY: all come here; the block table names every token below `seq_len`, which `end` does not exceed.
         let mut stream = unsafe {
             SharedStream::<C, K_STEPS, V_STEPS>::start(
                 gpu,
@@ -79,52 +88,55 @@ pub unsafe fn prefill_gqa<
                 work.kv_head,
                 first_token,
                 (keys.begin, end),
-                gpu.shared_base() + shape.query_bytes,
             )
         };
-        let k_scale;
         // SAFETY: this head's scales.
-        (k_scale, v_scale) = unsafe { kv_scales::<G, C>(gpu, params, work.kv_head) };
+        let qk_scale = unsafe { qk_scale::<G, C>(gpu, params, work.kv_head) };
+        let rows = work.warp_rows(gpu, params, warp_rows);
         // SAFETY: converged; rows of this sequence; the memory is this warp's.
         let query = unsafe {
             RowQueries::<K_STEPS, ROW_TILES>::load::<G, C>(
                 gpu,
                 params,
-                work.warp_rows(gpu, params, warp_rows),
+                rows,
                 work.query_start,
                 work.first_head(params),
                 gpu.shared_base(),
-                params.score.qk_scale_log2 * k_scale,
+                params.score.qk_scale_log2 * qk_scale,
             )
         };
-        // SAFETY: every thread comes here, done with the tile before.
-        while let Some(tile) = unsafe { stream.next(gpu) } {
-            let rows = work.warp_rows(gpu, params, warp_rows);
-            // A warp without rows only helps to load.
-            if rows.first < rows.end {
-                let first_head = work.first_head(params);
-                let rule =
-                    ScoreRule::new(&params.score, rows, ROW_TILES as u32, visible, first_head);
-                // SAFETY: converged; the tile was just handed out.
-                unsafe { partial.attend::<G, C, K_STEPS, PAIRS>(gpu, &query, tile, &rule) };
+        let rule = ScoreRule::new(&params.score, rows, ROW_TILES as u32, visible);
+        if rows.first < rows.end {
+            // SAFETY: every thread waits for every tile, here or below, done with the tile before.
+            while let Some(tile) = unsafe { stream.next(gpu) } {
+                // SAFETY: converged; the tile was just handed out; what was parked is there.
+                unsafe {
+                    partial.attend::<G, C, K_STEPS, PAIRS>(gpu, &query, tile, &rule, || {
+                        Parked::load(gpu, params, parked_at).view(gpu, params, warp_rows)
+                    });
+                }
             }
+        } else {
+            // A warp without rows only helps to load.
+            // SAFETY: as above.
+            while unsafe { stream.next(gpu) }.is_some() {}
         }
     }
     // SAFETY: converged.
     unsafe { partial.reduce(gpu) };
-    let part = if keys.num_splits == 1 {
-        None
-    } else {
-        Some(part)
-    };
-    let rows = work.warp_rows(gpu, params, warp_rows);
+    // SAFETY: stored before the barrier.
+    let parked = unsafe { Parked::load(gpu, params, parked_at) };
+    let view = parked.view(gpu, params, warp_rows);
+    // SAFETY: this head's scales.
+    let v_scale = unsafe { v_scale::<G, C>(gpu, params, parked.work.kv_head) };
+    let part = (parked.num_splits > 1).then(|| gpu.cta_idx_y());
     unroll!([2] tile in 0..ROW_TILES {
         unroll!([2] half in 0..2 {
-            let row = rows.of_lane(gpu.lane(), tile, half);
-            if row < rows.end {
+            let row = view.rows.of_lane(gpu.lane(), tile, half);
+            if row < view.rows.end {
                 let row = Row {
-                    token: work.query_start + rows.token(row),
-                    head: work.first_head(params) + rows.head(row),
+                    token: parked.work.query_start + view.rows.token(row),
+                    head: view.first_head + view.rows.head(row),
                 };
                 // SAFETY: a row of this warp, its own part of it.
                 unsafe { row.store::<G, C, V_STEPS, ROW_TILES>(gpu, params, &partial, (tile, half), v_scale, part) };
@@ -133,37 +145,51 @@ pub unsafe fn prefill_gqa<
     });
 }
 
-/// What products with keys, and sums of values, have to be multiplied by.
+/// What products of a query with a KV head's keys have to be multiplied by.
 ///
 /// # Safety
 /// The scales of a cache of bytes are readable.
 #[inline(always)]
-unsafe fn kv_scales<G: Gpu, C: CacheFormat>(
-    gpu: G,
-    params: &PrefillParams,
-    kv_head: u32,
-) -> (f32, f32) {
+unsafe fn qk_scale<G: Gpu, C: CacheFormat>(gpu: G, params: &PrefillParams, kv_head: u32) -> f32 {
     if C::BYTES == 2 {
-        return (1.0, 1.0);
+        return 1.0;
     }
-    let load = |scales: u64, stride: i64| {
-        let at = scales + 4 * (kv_head as u64 * stride as u64);
-        // SAFETY: one value for all heads or one for each, as the caller promises.
-        f32::from_bits(unsafe { gpu.ld_global_b32(at) })
-    };
-    let q_scale = if params.q_scale != 0 {
-        load(params.q_scale, 0)
-    } else {
-        1.0
-    };
-    if C::TOKEN_SCALES {
-        return (q_scale, 1.0);
+    // SAFETY: as the caller promises.
+    unsafe {
+        let q_scale = if params.q_scale != 0 {
+            head_scale(gpu, params.q_scale, 0, kv_head)
+        } else {
+            1.0
+        };
+        if C::TOKEN_SCALES {
+            return q_scale;
+        }
+        q_scale * head_scale(gpu, params.k_scale, params.stride_k_scale, kv_head)
     }
-    let k_scale = load(params.k_scale, params.stride_k_scale);
-    (
-        q_scale * k_scale,
-        load(params.v_scale, params.stride_v_scale),
-    )
+}
+
+/// What sums of a KV head's values have to be multiplied by.
+///
+/// # Safety
+/// The scales of a cache of bytes are readable.
+#[inline(always)]
+unsafe fn v_scale<G: Gpu, C: CacheFormat>(gpu: G, params: &PrefillParams, kv_head: u32) -> f32 {
+    if C::BYTES == 2 || C::TOKEN_SCALES {
+        return 1.0;
+    }
+    // SAFETY: as the caller promises.
+    unsafe { head_scale(gpu, params.v_scale, params.stride_v_scale, kv_head) }
+}
+
+/// The scale of a head, of which there is one for each, or for all with a stride of 0.
+///
+/// # Safety
+/// It is readable.
+#[inline(always)]
+unsafe fn head_scale<G: Gpu>(gpu: G, scales: u64, stride: i64, kv_head: u32) -> f32 {
+    let at = scales + 4 * (kv_head as u64 * stride as u64);
+    // SAFETY: as the caller promises.
+    f32::from_bits(unsafe { gpu.ld_global_b32(at) })
 }
 
 /// A row of the output.

@@ -1,8 +1,9 @@
 //! Writes new tokens' keys and values into a paged cache: copied, or divided by a scale and stored in FP8.
 //!
 //! Grid: x = tokens, several a thread block if they are short; y = layer; z = slab of 128 units, of tokens
-//! that are longer. A unit is 16 bytes, or eight values to convert. A thread owns one unit of a token's keys
-//! and the same unit of its values, and has all its loads in flight before it waits for the first:
+//! that are longer, and, if the tokens are few, keys or values. A unit is 16 bytes, or eight values to convert. A
+//! thread owns one unit of a token's keys, the same unit of its values, or both, and has all its loads in flight
+//! before it waits for the first:
 //!
 //! ```text
 //! slot = slot_mapping[layer, token]
@@ -34,6 +35,22 @@ pub struct Spread {
     /// See [`ReshapeAndCacheParams::lanes_log2`].
     pub lanes_log2: u32,
 }
+
+impl Spread {
+    /// The same with thread blocks of their own for keys and for values, if both together are few. See
+    /// [`ReshapeAndCacheParams::sides_log2`].
+    pub fn by_side(self) -> (Self, u32) {
+        let [x, y, z] = self.grid;
+        if x as u64 * y as u64 * z as u64 > FEW_CTAS {
+            return (self, 0);
+        }
+        let grid = [x, y, 2 * z];
+        (Self { grid, ..self }, 1)
+    }
+}
+
+/// Thread blocks that leave most multiprocessors with one or none.
+const FEW_CTAS: u64 = 128;
 
 /// The spread of `num_tokens` tokens of `units` units (of keys or of values, whichever are more) in
 /// `num_layers` layers; `None` if they are too many for a grid.
@@ -79,20 +96,25 @@ pub unsafe fn copy<G: Gpu>(gpu: G, params: &ReshapeAndCacheParams) {
     }
 }
 
-/// Divides by scales and rounds to FP8.
+/// Divides by scales and rounds to FP8, eight values at a time.
 ///
 /// # Safety
-/// As [`copy`]; each side has a scale.
+/// As [`copy`]; each side has a scale, and units of eight values, aligned.
 #[inline(always)]
 pub unsafe fn scaled<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &ReshapeAndCacheParams) {
-    // SAFETY: as the caller promises; units of eight only where they are aligned.
-    unsafe {
-        if params.unit == 8 {
-            write::<G, Eights<In, Out>>(gpu, params);
-        } else {
-            write::<G, Ones<In, Out>>(gpu, params);
-        }
-    }
+    // SAFETY: as the caller promises.
+    unsafe { write::<G, Eights<In, Out>>(gpu, params) }
+}
+
+/// Divides by scales and rounds to FP8, one value at a time. A kernel of its own: of two ways in one, the second's
+/// instructions would have to be fetched from afar, and a write of few tokens takes hardly longer than that.
+///
+/// # Safety
+/// As [`copy`]; each side has a scale, and units of one value.
+#[inline(always)]
+pub unsafe fn scaled_ones<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &ReshapeAndCacheParams) {
+    // SAFETY: as the caller promises.
+    unsafe { write::<G, Ones<In, Out>>(gpu, params) }
 }
 
 #[inline(always)]
@@ -100,13 +122,16 @@ unsafe fn write<G: Gpu, C: Conversion>(gpu: G, params: &ReshapeAndCacheParams) {
     let lanes = 1 << params.lanes_log2;
     let token = (gpu.cta_idx_x() << (THREADS_LOG2 - params.lanes_log2))
         + (gpu.thread_idx() >> params.lanes_log2);
-    let unit = gpu.cta_idx_z() * THREADS + (gpu.thread_idx() & (lanes - 1));
+    let slab = gpu.cta_idx_z() >> params.sides_log2;
+    let unit = slab * THREADS + (gpu.thread_idx() & (lanes - 1));
+    let is_for = |side: u32| params.sides_log2 == 0 || gpu.cta_idx_z() & 1 == side;
     let place = Place {
         layer: gpu.cta_idx_y() as u64,
         token: token as u64,
         unit,
     };
-    let (key, value) = (place.of::<C>(&params.key), place.of::<C>(&params.value));
+    let key = place.of::<C>(&params.key, is_for(0));
+    let value = place.of::<C>(&params.value, is_for(1));
     let slot = params.slot_mapping
         + place.layer * params.stride_slot_mapping_layer as u64
         + 8 * place.token;
@@ -153,7 +178,7 @@ struct Place {
 #[derive(Clone, Copy)]
 struct SidePlace<'p> {
     side: &'p CacheSide,
-    /// Whether the side has such a unit.
+    /// Whether the side has such a unit, and this thread block does that side.
     exists: bool,
     source: u64,
     scale: u64,
@@ -163,7 +188,7 @@ struct SidePlace<'p> {
 
 impl Place {
     #[inline(always)]
-    fn of<C: Conversion>(self, side: &CacheSide) -> SidePlace<'_> {
+    fn of<C: Conversion>(self, side: &CacheSide, is_wanted: bool) -> SidePlace<'_> {
         let head = if side.num_heads <= 1 {
             0
         } else {
@@ -173,7 +198,7 @@ impl Place {
         let head = head as u64;
         SidePlace {
             side,
-            exists: self.unit < side.units,
+            exists: is_wanted && self.unit < side.units,
             source: side.source
                 + self.layer * side.stride_source_layer as u64
                 + self.token * side.stride_source_token as u64

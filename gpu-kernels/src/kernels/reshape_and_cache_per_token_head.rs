@@ -1,8 +1,8 @@
 //! Writes new tokens' keys and values in 8 bits, each head of each token with a scale of its own.
 //!
 //! A row is one head of one token, keys or values: `scale = max(amax / QMAX, 1e-6)`, stored beside the row;
-//! the row is stored as `x * (1 / scale)`, rounded. Grid: x = warps over rows. A group of lanes owns a row,
-//! and two rows follow each other, all loads of both in flight together:
+//! the row is stored as `x * (1 / scale)`, rounded. Grid: x = warps over rows. A group of lanes owns a row, or two
+//! if there are many rows, all loads of both in flight together:
 //!
 //! ```text
 //! for each of the group's two rows:
@@ -40,19 +40,24 @@ pub const fn lanes_per_row(units: u32) -> u32 {
     units.div_ceil(UNITS as u32).next_power_of_two()
 }
 
-/// Thread blocks for `rows` rows; `None` if they are too many for the kernel's 32-bit counters. Values that
-/// go one by one take a warp a row.
-pub fn grid(rows: u64, lanes_per_row: u32) -> Option<[u32; 3]> {
+/// Thread blocks for `rows` rows, and the rows of a group of lanes; `None` if they are too many for the kernel's
+/// 32-bit counters. Values that go one by one take a warp a row.
+pub fn grid(rows: u64, lanes_per_row: u32) -> Option<([u32; 3], u32)> {
     let rows = u32::try_from(rows)
         .ok()
         .filter(|&n| n <= i32::MAX as u32 - THREADS)?;
-    let ctas = rows.div_ceil(rows_per_warp(lanes_per_row) * (THREADS / WARP));
-    Some([if ctas == 0 { 1 } else { ctas }, 1, 1])
+    let groups = THREADS / lanes_per_row;
+    let rows_per_group = if rows.div_ceil(groups) <= FEW_CTAS {
+        1
+    } else {
+        ROWS as u32
+    };
+    let ctas = rows.div_ceil(groups * rows_per_group);
+    Some(([if ctas == 0 { 1 } else { ctas }, 1, 1], rows_per_group))
 }
 
-const fn rows_per_warp(lanes_per_row: u32) -> u32 {
-    WARP / lanes_per_row * ROWS as u32
-}
+/// Thread blocks that leave most multiprocessors with one or none: then each group has one row.
+const FEW_CTAS: u32 = 128;
 
 /// The largest magnitude that a type stores.
 const fn qmax(dtype: ElementDtype) -> f32 {
@@ -80,9 +85,9 @@ struct Target {
 }
 
 impl Row {
-    /// Row `row`: keys' heads, then values', of each token.
+    /// Row `row`, number `i` of its group: keys' heads, then values', of each token.
     #[inline(always)]
-    fn find(params: &PerTokenHeadParams, row: u32) -> Self {
+    fn find(params: &PerTokenHeadParams, row: u32, i: u32) -> Self {
         let token = params.rows_per_token.divide(row);
         let head = row - token * params.rows_per_token.divisor();
         let is_key = head < params.key.num_heads;
@@ -91,7 +96,9 @@ impl Row {
             params.key.head_units.divisor(),
             params.value.head_units.divisor(),
         );
-        let exists = token < params.num_tokens && pick(params.key.units, params.value.units) > 0;
+        let exists = i < params.rows_per_group
+            && token < params.num_tokens
+            && pick(params.key.units, params.value.units) > 0;
         Self {
             token,
             head: if is_key {
@@ -150,39 +157,36 @@ impl Row {
     }
 }
 
-/// The kernel.
+/// Eight values at a time.
+///
+/// # Safety
+/// Launched on [`grid`] with [`THREADS`] threads; `params` names tensors of the shapes it documents, with sources
+/// aligned to 16 bytes and targets to `store_bytes`; slots are distinct and inside the cache.
+#[inline(always)]
+pub unsafe fn eights<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &PerTokenHeadParams) {
+    let (group, rows) = Group::<G, In, Out>::of(gpu, params);
+    // SAFETY: a slot for each token; whole warps come here; the rows exist and are this group's.
+    unsafe {
+        let slots = rows.map(|row| row.slot(gpu, params));
+        group.write_eights(params, rows, slots);
+    }
+}
+
+/// One value at a time, at any address.
 ///
 /// # Safety
 /// Launched on [`grid`] with [`THREADS`] threads; `params` names tensors of the shapes it documents; slots
 /// are distinct and inside the cache.
 #[inline(always)]
-pub unsafe fn per_token_head<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &PerTokenHeadParams) {
-    let lanes = params.lanes_per_row;
-    // SAFETY: a power of two.
-    let (groups, group_idx) = unsafe { (div(WARP, lanes), div(gpu.lane(), lanes)) };
-    let group = Group::<G, In, Out> {
-        gpu,
-        lane: gpu.lane() - group_idx * lanes,
-        lanes,
-        store_bytes: params.store_bytes,
-        types: PhantomData,
-    };
-    let warp = gpu.cta_idx_x() * (THREADS / WARP) + gpu.warp();
-    let first_row = warp * groups * ROWS as u32 + group_idx;
-    let rows = [0, 1].map(|i| Row::find(params, first_row + i * groups));
-    gpu.wait_for_previous_kernels();
-    gpu.let_next_kernel_start();
+pub unsafe fn ones<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &PerTokenHeadParams) {
+    let (group, rows) = Group::<G, In, Out>::of(gpu, params);
     // SAFETY: a slot for each token; whole warps come here; the rows exist and are this group's.
     unsafe {
         let slots = rows.map(|row| row.slot(gpu, params));
-        if params.store_bytes == 0 {
-            if !found_fault(gpu, params.check) {
-                unroll!([2] i in 0..ROWS {
-                    group.write_ones(params, rows[i], rows[i].target(params, slots[i]));
-                });
-            }
-        } else {
-            group.write_eights(params, rows, slots);
+        if !found_fault(gpu, params.check) {
+            unroll!([2] i in 0..ROWS {
+                group.write_ones(params, rows[i], rows[i].target(params, slots[i]));
+            });
         }
     }
 }
@@ -199,6 +203,27 @@ struct Group<G, In, Out> {
 }
 
 impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
+    /// The group of this lane, and its rows, once the kernels before are done.
+    #[inline(always)]
+    fn of(gpu: G, params: &PerTokenHeadParams) -> (Self, [Row; ROWS]) {
+        let lanes = params.lanes_per_row;
+        // SAFETY: a power of two.
+        let (groups, group_idx) = unsafe { (div(WARP, lanes), div(gpu.lane(), lanes)) };
+        let group = Self {
+            gpu,
+            lane: gpu.lane() - group_idx * lanes,
+            lanes,
+            store_bytes: params.store_bytes,
+            types: PhantomData,
+        };
+        let warp = gpu.cta_idx_x() * (THREADS / WARP) + gpu.warp();
+        let first_row = warp * groups * params.rows_per_group + group_idx;
+        let rows = [0, 1].map(|i| Row::find(params, first_row + i * groups, i));
+        gpu.wait_for_previous_kernels();
+        gpu.let_next_kernel_start();
+        (group, rows)
+    }
+
     /// From the largest magnitude to the scale and its reciprocal; the first lane stores the scale.
     #[inline(always)]
     unsafe fn scale(self, target: Option<Target>, amax: f32) -> f32 {
@@ -239,29 +264,46 @@ impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
             return;
         }
         unroll!([2] i in 0..ROWS {
-            let target = rows[i].target(params, slots[i]);
-            let values = data[i].map(|eight| In::widen8(gpu, eight));
-            let amax = amax8(gpu, amax8(gpu, 0.0, values[0]), values[1]);
-            // SAFETY: converged.
-            let [amax] = unsafe { amax_over_lanes(gpu, [amax], self.lanes) };
-            // SAFETY: the row is this group's.
-            let inverse = unsafe { self.scale(target, amax) };
-            unroll!([2] j in 0..UNITS {
-                let unit = self.lane + j as u32 * self.lanes;
-                if let Some(target) = target && unit < rows[i].units {
-                    let eight = Out::narrow8(gpu, values[j].map(|x| x * inverse));
-                    let at = target.row + 8 * unit as u64;
-                    // SAFETY: the unit's place in the slot, aligned as the host found.
-                    unsafe {
-                        if self.store_bytes == 8 {
-                            Out::store8(gpu, at, eight);
-                        } else {
-                            gpu.st_global_b32(at, eight[0]);
-                            gpu.st_global_b32(at + 4, eight[1]);
-                        }
+            // The same in all lanes.
+            if (i as u32) < params.rows_per_group {
+                // SAFETY: as the caller promises; converged.
+                unsafe { self.store_eights(params, rows[i], slots[i], data[i]) };
+            }
+        });
+    }
+
+    /// Stores a row, of which a lane has `data`, and its scale.
+    #[inline(always)]
+    unsafe fn store_eights(
+        self,
+        params: &PerTokenHeadParams,
+        row: Row,
+        slot: u64,
+        data: [In::Eight; UNITS],
+    ) {
+        let gpu = self.gpu;
+        let target = row.target(params, slot);
+        let values = data.map(|eight| In::widen8(gpu, eight));
+        let amax = amax8(gpu, amax8(gpu, 0.0, values[0]), values[1]);
+        // SAFETY: converged.
+        let [amax] = unsafe { amax_over_lanes(gpu, [amax], self.lanes) };
+        // SAFETY: the row is this group's.
+        let inverse = unsafe { self.scale(target, amax) };
+        unroll!([2] j in 0..UNITS {
+            let unit = self.lane + j as u32 * self.lanes;
+            if let Some(target) = target && unit < row.units {
+                let eight = Out::narrow8(gpu, values[j].map(|x| x * inverse));
+                let at = target.row + 8 * unit as u64;
+                // SAFETY: the unit's place in the slot, aligned as the host found.
+                unsafe {
+                    if self.store_bytes == 8 {
+                        Out::store8(gpu, at, eight);
+                    } else {
+                        gpu.st_global_b32(at, eight[0]);
+                        gpu.st_global_b32(at + 4, eight[1]);
                     }
                 }
-            });
+            }
         });
     }
 

@@ -8,7 +8,7 @@
 use super::decode_gqa::seq_len;
 use crate::gpu::{Gpu, WARP, div};
 use crate::params::{PrefillParams, ScoreParams};
-use crate::tile::rows::{Visible, WarpRows};
+use crate::tile::rows::{RowView, Visible, WarpRows};
 
 /// The tile.
 #[derive(Clone, Copy)]
@@ -103,8 +103,7 @@ impl RowWork {
         }
     }
 
-    /// The rows of this warp, of which each has `warp_rows`: worked out anew each time, since there is no
-    /// register to keep them in.
+    /// The rows of this warp, of which each has `warp_rows`.
     #[inline(always)]
     pub(super) fn warp_rows<G: Gpu>(
         self,
@@ -125,17 +124,31 @@ impl RowWork {
     /// What the sequence's queries see.
     ///
     /// # Safety
-    /// Lengths are readable.
+    /// Lengths are readable, and so are the sequences' flags, if there are any.
     #[inline(always)]
     pub(super) unsafe fn visible<G: Gpu>(self, gpu: G, params: &PrefillParams) -> Visible {
         let (lens, stride) = (params.seq_lens, params.stride_seq_lens);
-        // SAFETY: one length per sequence, as the caller promises.
-        let seq_len = unsafe { seq_len(gpu, lens, stride, self.seq, params.max_seq_len) };
+        // SAFETY: one of each per sequence, as the caller promises.
+        let (seq_len, causal) = unsafe {
+            (
+                seq_len(gpu, lens, stride, self.seq, params.max_seq_len),
+                if params.causal == 0 {
+                    params.score.flags & ScoreParams::CAUSAL != 0
+                } else {
+                    gpu.ld_global_b8(params.causal + self.seq as u64) != 0
+                },
+            )
+        };
+        self.visible_of(params, seq_len, causal)
+    }
+
+    #[inline(always)]
+    fn visible_of(self, params: &PrefillParams, seq_len: u32, causal: bool) -> Visible {
         Visible {
             seq_len,
             context_len: seq_len as i32 - self.query_len as i32,
             sliding_window: params.score.sliding_window,
-            causal: params.score.flags & ScoreParams::CAUSAL != 0,
+            causal,
         }
     }
 
@@ -169,6 +182,74 @@ impl RowWork {
             } else {
                 last_split - first_split + 1
             },
+        }
+    }
+}
+
+/// What a thread block knows of its rows. Its loop has no registers for that and seldom needs it, so it waits in
+/// shared memory.
+#[derive(Clone, Copy)]
+pub(super) struct Parked {
+    pub(super) work: RowWork,
+    pub(super) visible: Visible,
+    /// Splits of the tile's keys, fewer than 2^31.
+    pub(super) num_splits: u32,
+}
+
+impl Parked {
+    /// Leaves it at `at`, in 32 bytes.
+    ///
+    /// # Safety
+    /// The thread block's own memory, aligned to 16 bytes, that nobody touches until the next barrier.
+    #[inline(always)]
+    pub(super) unsafe fn store<G: Gpu>(self, gpu: G, at: u32) {
+        let work = self.work;
+        if gpu.thread_idx() == 0 {
+            // SAFETY: as the caller promises.
+            unsafe {
+                gpu.st_shared_b128(
+                    at,
+                    [work.kv_head, work.seq, work.query_start, work.query_len],
+                );
+                let splits = self.num_splits << 1 | self.visible.causal as u32;
+                let words = [work.first_row, work.num_rows, self.visible.seq_len, splits];
+                gpu.st_shared_b128(at + 16, words);
+            }
+        }
+    }
+
+    /// Takes it from there.
+    ///
+    /// # Safety
+    /// It was stored at `at` before a barrier.
+    #[inline(always)]
+    pub(super) unsafe fn load<G: Gpu>(gpu: G, params: &PrefillParams, at: u32) -> Self {
+        // SAFETY: as the caller promises.
+        let (words, more) = unsafe { (gpu.ld_shared_b128(at), gpu.ld_shared_b128(at + 16)) };
+        let [kv_head, seq, query_start, query_len] = words;
+        let [first_row, num_rows, seq_len, splits] = more;
+        let work = RowWork {
+            kv_head,
+            seq,
+            query_start,
+            query_len,
+            first_row,
+            num_rows,
+        };
+        Self {
+            work,
+            visible: work.visible_of(params, seq_len, splits & 1 != 0),
+            num_splits: splits >> 1,
+        }
+    }
+
+    /// What a warp of `warp_rows` rows has to know of them.
+    #[inline(always)]
+    pub(super) fn view<G: Gpu>(self, gpu: G, params: &PrefillParams, warp_rows: u32) -> RowView {
+        RowView {
+            rows: self.work.warp_rows(gpu, params, warp_rows),
+            visible: self.visible,
+            first_head: self.work.first_head(params),
         }
     }
 }

@@ -10,15 +10,20 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Slot `slot` of a cache of blocks of `block_size` tokens; `None` if it is negative: padding.
+    /// Slot `slot` of a cache of blocks of `block_size` tokens; `None` if it is negative, which is padding, or not
+    /// below 2^31, as those of every cache are.
     #[inline(always)]
     pub(super) fn new(slot: u64, block_size: &Divider) -> Option<Self> {
-        if (slot as i64) < 0 {
+        if slot >> 31 != 0 {
             return None;
         }
-        let block = block_size.divide_long(slot);
-        let offset = slot - block * block_size.divisor() as u64;
-        Some(Self { block, offset })
+        let slot = slot as u32;
+        let block = block_size.divide(slot);
+        let offset = slot - block * block_size.divisor();
+        Some(Self {
+            block: block as u64,
+            offset: offset as u64,
+        })
     }
 
     /// Bytes from the start of a tensor with these strides.

@@ -1,6 +1,8 @@
 //! Scores, softmax and output of one thread block: a running softmax that takes one latent tile at a time.
 //!
-//! As in [`crate::tile`], everything is in powers of two, and the scales multiply sums.
+//! As in [`crate::tile`], everything is in powers of two, and the scales multiply sums. As in [`crate::tile::rows`],
+//! the maximum that is subtracted from scores is only near the largest one: a head's is raised when a score exceeds
+//! it by more than `2^RISE`, so that after the first tiles there is hardly anything to rescale.
 
 use core::marker::PhantomData;
 
@@ -11,6 +13,9 @@ use crate::gpu::{Gpu, WARP};
 use crate::kv::CacheFormat;
 use crate::tile::{HEADS, TILE_KV, row_bytes};
 use crate::unroll::unroll;
+
+/// How far, in powers of two, a score may exceed the running maximum.
+const RISE: f32 = 4.0;
 
 /// Heads of a tile that a lane of an accumulator holds: `2 (lane % 4)` and the next.
 type Pair = [f32; 2];
@@ -24,9 +29,9 @@ pub struct Running<
     const WARP_HEAD_TILES: usize,
     const WARP_DIM_TILES: usize,
 > {
-    /// Running maximum of the scores of the warp's own heads, base 2, over the tokens of all warps.
+    /// What is subtracted from the scores of the warp's own heads, base 2: the same in all warps that have them.
     max: [Pair; WARP_HEAD_TILES],
-    /// Sum of `2^(score - max + PROB_SHIFT)` of the warp's own heads over this lane's tokens.
+    /// Sum of `2^(score - max + SHIFT)` of the warp's own heads over this lane's tokens.
     sum: [Pair; WARP_HEAD_TILES],
     /// `[column, head]`, multiplied as `sum` is, in the accumulator layout of `mma`.
     acc: [[[f32; 4]; WARP_DIM_TILES]; HEAD_TILES],
@@ -42,6 +47,8 @@ impl<
 {
     /// Warps that share out the heads.
     const HEAD_WARPS: usize = HEAD_TILES / WARP_HEAD_TILES;
+    /// Probabilities are multiplied by two to this power: what an f16 has room for.
+    const SHIFT: f32 = C::Math::PROB_SHIFT - RISE;
 
     /// No token seen.
     pub const EMPTY: Self = Self {
@@ -59,7 +66,8 @@ impl<
 
     /// Takes the tile at `tile`. Head `h` of the thread block attends to its tokens below `len_of(h)`;
     /// `all_see` says that this is no restriction. If the cut has [`Cut::key_halves`], `scratch` is
-    /// [`Cut::scratch_bytes`] of shared memory that is free until `scratch_is_free` is called.
+    /// [`Cut::scratch_bytes`] of shared memory that is free until `scratch_is_free` is called. `meanwhile` is called
+    /// between the products before, with a step and the number of steps.
     ///
     /// # Safety
     /// Every thread of the thread block comes here; the tile is visible to it.
@@ -73,6 +81,7 @@ impl<
         (tile, scratch): (u32, u32),
         all_see: bool,
         len_of: impl Fn(u32) -> u32,
+        meanwhile: impl FnMut(usize, usize),
         scratch_is_free: impl FnOnce(),
     ) {
         // There is no register to keep what follows from the warp's number in from tile to tile.
@@ -80,7 +89,15 @@ impl<
         let first_token = part.token_warp * WARP_TOKEN_TILES as u32 * TILE_KV;
         // SAFETY: as the caller promises.
         let mut scores: Scores<WARP_HEAD_TILES, WARP_TOKEN_TILES> = unsafe {
-            part.scores::<G, C, K_STEPS, _, _>(gpu, cut, query, tile, first_token, scratch)
+            part.scores::<G, C, K_STEPS, _, _>(
+                gpu,
+                cut,
+                query,
+                tile,
+                first_token,
+                scratch,
+                meanwhile,
+            )
         };
         if !all_see {
             part.mask(gpu, &mut scores, first_token, len_of);
@@ -143,7 +160,7 @@ impl<
             // SAFETY: as the caller promises.
             grew |= unsafe { gpu.ld_shared_b32(base + cut.grew() + head_warp as u32 * 4) };
         });
-        // The maximum settles after a few tiles; then there is nothing to rescale.
+        // The maxima settle after a few tiles; then there is nothing to rescale.
         if grew == 0 {
             return;
         }
@@ -182,12 +199,13 @@ impl<
                 let own = part.head(gpu, head_tile, head);
                 let old = self.max[head_tile][head];
                 // SAFETY: the maxima are visible, as the caller promises.
-                let new = gpu.max(old, unsafe { tile_max(gpu, cut, gpu.shared_base() + Cut::stats_of(own)) });
+                let largest = unsafe { tile_max(gpu, cut, gpu.shared_base() + Cut::stats_of(own)) };
+                let new = if largest > old + RISE { largest } else { old };
                 let factor = gpu.exp2(old - finite(new));
                 grew |= new > old;
                 self.max[head_tile][head] = new;
                 self.sum[head_tile][head] *= factor;
-                tops[head] = C::Math::PROB_SHIFT - finite(new);
+                tops[head] = Self::SHIFT - finite(new);
                 if part.token_warp == 0 && gpu.lane() < 4 {
                     let at = gpu.shared_base() + cut.factors() + own * 4;
                     // SAFETY: one lane for each head; nobody reads factors.
@@ -331,7 +349,7 @@ impl<
                 gpu.st_shared_b32(scale_at, scale.to_bits());
                 f32::from_bits(max)
             };
-            store_lse(row, max - C::Math::PROB_SHIFT + gpu.log2(sum));
+            store_lse(row, max - Self::SHIFT + gpu.log2(sum));
         }
         // SAFETY: all come here.
         unsafe { gpu.sync_cta() };

@@ -34,19 +34,17 @@ pub trait MlaEntry: Copy {
     /// Where the RoPE values begin in the ring.
     const ROPE_AT: u32;
 
-    /// Starts copying this lane's part of slot `offset` of the block at `block` to `target`, or zeros if it does
-    /// not exist: four lanes to an entry, the `quad`th 16 bytes of 64 each time.
+    /// Chunks of 64 bytes: four lanes share an entry, each takes the `quad`th 16 bytes of every chunk.
+    const PARTS: usize;
+
+    /// Where this lane finds its bytes of slot `offset` of the block at `block`.
+    fn source<G: Gpu>(gpu: G, block: u64, offset: u32, list: &EntryList) -> Source;
+    /// Starts copying this lane's bytes of chunk `part` to its place in the entry at `target`, or zeros if the entry
+    /// does not exist.
     ///
     /// # Safety
-    /// The slot exists if `exists` says so; nobody touches the target.
-    unsafe fn copy<G: Gpu>(
-        gpu: G,
-        target: u32,
-        block: u64,
-        offset: u32,
-        list: &EntryList,
-        exists: bool,
-    );
+    /// The source is an entry's if `exists` says so; nobody touches the target.
+    unsafe fn copy<G: Gpu>(gpu: G, part: usize, target: u32, source: Source, exists: bool);
     /// The scale of the 16 values `16 chunk ..` of the entry at `raw`.
     ///
     /// # Safety
@@ -63,25 +61,24 @@ impl MlaEntry for Fp8Ds {
     const LATENTS: u32 = fp8_ds::LATENTS;
     const RAW_BYTES: u32 = fp8_ds::BYTES;
     const ROPE_AT: u32 = fp8_ds::ROPE_AT;
+    const PARTS: usize = 11;
 
     #[inline(always)]
-    unsafe fn copy<G: Gpu>(
-        gpu: G,
-        target: u32,
-        block: u64,
-        offset: u32,
-        list: &EntryList,
-        exists: bool,
-    ) {
+    fn source<G: Gpu>(gpu: G, block: u64, offset: u32, list: &EntryList) -> Source {
         let quad = gpu.opaque(gpu.lane()) % 4;
-        let source = block + offset as u64 * list.stride_slot as u64 + quad as u64 * 16;
-        unroll!([16] part in 0..11 {
-            // The last part has one chunk.
-            if part < 10 || quad == 0 {
-                // SAFETY: a chunk of the entry, as the caller promises.
-                unsafe { gpu.cp_async_b128(target + part as u32 * 64, source + part as u64 * 64, exists, false) };
-            }
-        });
+        Source {
+            values: block + offset as u64 * list.stride_slot as u64 + quad as u64 * 16,
+            scales: 0,
+        }
+    }
+    #[inline(always)]
+    unsafe fn copy<G: Gpu>(gpu: G, part: usize, target: u32, source: Source, exists: bool) {
+        // The last chunk has 16 bytes.
+        if part < 10 || gpu.opaque(gpu.lane()) % 4 == 0 {
+            let (target, source) = (target + part as u32 * 64, source.values + part as u64 * 64);
+            // SAFETY: bytes of the entry, as the caller promises.
+            unsafe { gpu.cp_async_b128(target, source, exists, false) };
+        }
     }
     #[inline(always)]
     unsafe fn scale<G: Gpu>(gpu: G, raw: u32, chunk: u32) -> f32 {
@@ -101,27 +98,29 @@ impl MlaEntry for V4 {
     // The scales come after the values.
     const RAW_BYTES: u32 = v4::VALUE_BYTES + 16;
     const ROPE_AT: u32 = v4::VALUES;
+    const PARTS: usize = 10;
 
     #[inline(always)]
-    unsafe fn copy<G: Gpu>(
-        gpu: G,
-        target: u32,
-        block: u64,
-        offset: u32,
-        list: &EntryList,
-        exists: bool,
-    ) {
+    fn source<G: Gpu>(gpu: G, block: u64, offset: u32, list: &EntryList) -> Source {
         let quad = gpu.opaque(gpu.lane()) % 4;
-        let source = block + (offset * v4::VALUE_BYTES + quad * 16) as u64;
-        unroll!([16] part in 0..9 {
-            // SAFETY: a chunk of the entry, as the caller promises.
-            unsafe { gpu.cp_async_b128(target + part as u32 * 64, source + part as u64 * 64, exists, false) };
-        });
-        if quad < 2 {
-            let values = list.block_size.divisor() as u64 * v4::VALUE_BYTES as u64;
-            let scales = block + values + (offset * v4::SCALE_BYTES + quad * 4) as u64;
-            // SAFETY: half of the entry's scales. `target` is `quad` chunks into it.
-            unsafe { gpu.cp_async_b32(target + v4::VALUE_BYTES - quad * 12, scales, exists) };
+        let values = list.block_size.divisor() as u64 * v4::VALUE_BYTES as u64;
+        Source {
+            values: block + (offset * v4::VALUE_BYTES + quad * 16) as u64,
+            scales: block + values + (offset * v4::SCALE_BYTES + quad * 4) as u64,
+        }
+    }
+    #[inline(always)]
+    unsafe fn copy<G: Gpu>(gpu: G, part: usize, target: u32, source: Source, exists: bool) {
+        let quad = gpu.opaque(gpu.lane()) % 4;
+        if part < 9 {
+            let (target, source) = (target + part as u32 * 64, source.values + part as u64 * 64);
+            // SAFETY: bytes of the entry, as the caller promises.
+            unsafe { gpu.cp_async_b128(target, source, exists, false) };
+        } else if quad < 2 {
+            // SAFETY: half of the entry's scales. `target` is `quad` times 16 bytes into it.
+            unsafe {
+                gpu.cp_async_b32(target + v4::VALUE_BYTES - quad * 12, source.scales, exists)
+            };
         }
     }
     #[inline(always)]
@@ -131,6 +130,14 @@ impl MlaEntry for V4 {
         let word = unsafe { gpu.ld_shared_b32(raw + v4::VALUE_BYTES + group / 4 * 4) };
         power_of_two((word >> (group % 4 * 8)) as u8)
     }
+}
+
+/// Addresses of what a lane copies of an entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    values: u64,
+    /// Of a form that keeps its scales elsewhere.
+    scales: u64,
 }
 
 /// Bytes of a row of a tile: latents and RoPE values in bf16.
@@ -214,12 +221,19 @@ impl<E: MlaEntry> EntryStream<E> {
         };
         for _ in 0..stages {
             // SAFETY: as the caller promises; the stage is empty.
-            unsafe { stream.load(gpu, lists, stages) };
+            unsafe {
+                let next = stream.next_entry(gpu, lists, stages);
+                unroll!([16] part in 0..(E::PARTS) {
+                    next.copy(gpu, part);
+                });
+            }
+            gpu.cp_async_commit();
         }
         stream
     }
 
-    /// Brings the next tile, in bf16, to `tile`, and starts loading the one that takes its place in the ring.
+    /// Brings the next tile, in bf16, to `tile`. What is returned takes its place in the ring, and has to be copied
+    /// and committed before the next call.
     ///
     /// # Safety
     /// Every thread comes here, done with the tile of before; there is a next one. `lists` and `stages` are as
@@ -231,7 +245,7 @@ impl<E: MlaEntry> EntryStream<E> {
         lists: &[EntryList; 2],
         stages: u32,
         tile: u32,
-    ) {
+    ) -> NextEntry<E> {
         // All but the youngest `stages - 1` groups.
         match stages {
             1 => gpu.cp_async_wait::<0>(),
@@ -242,43 +256,48 @@ impl<E: MlaEntry> EntryStream<E> {
         unsafe { gpu.sync_cta() };
         // SAFETY: so the tile may be overwritten.
         unsafe { convert::<G, E>(gpu, self.row - Self::own_part(gpu), tile) };
-        // SAFETY: converged; the warp has read its entries, which nobody else reads.
-        unsafe {
-            gpu.sync_warp();
-            self.load(gpu, lists, stages);
-        }
-        // SAFETY: all come here. It shows the tile to all.
+        // SAFETY: as the caller promises.
+        let next = unsafe { self.next_entry(gpu, lists, stages) };
+        // SAFETY: all come here. It shows the tile to all, and means that the warp has read its entries.
         unsafe { gpu.sync_cta() };
+        next
     }
 
-    /// Starts copying the next tile into the stage, and goes on to the next stage. Past the end it only closes an
-    /// empty group, so that groups and tiles stay in step.
+    /// What this lane copies for the next tile, and goes on to the next stage. Past the end these are zeros, so that
+    /// groups and tiles stay in step.
     #[inline(always)]
-    unsafe fn load<G: Gpu>(&mut self, gpu: G, lists: &[EntryList; 2], stages: u32) {
-        if self.load_token < self.count {
-            let token = self.load_token + gpu.opaque(gpu.thread_idx()) / 4;
-            let exists = token < self.count;
-            let list = gpu.shared_base() + self.cut.slot_list(E::FORM, stages);
-            let mut slot = 0;
-            if exists {
-                // SAFETY: a slot of the list.
-                slot = unsafe { gpu.ld_shared_b32(list + token * 4) };
-            }
-            if slot & SECOND_LIST == 0 {
-                // SAFETY: as the caller promises.
-                unsafe { self.copy(gpu, &lists[0], slot, exists) };
-            } else {
-                // SAFETY: as the caller promises.
-                unsafe { self.copy(gpu, &lists[1], slot & !SECOND_LIST, exists) };
-            }
-            self.load_token += self.cut.tile_len;
+    unsafe fn next_entry<G: Gpu>(
+        &mut self,
+        gpu: G,
+        lists: &[EntryList; 2],
+        stages: u32,
+    ) -> NextEntry<E> {
+        let token = self.load_token + gpu.opaque(gpu.thread_idx()) / 4;
+        let exists = token < self.count;
+        let list = gpu.shared_base() + self.cut.slot_list(E::FORM, stages);
+        let mut slot = 0;
+        if exists {
+            // SAFETY: a slot of the list.
+            slot = unsafe { gpu.ld_shared_b32(list + token * 4) };
         }
-        gpu.cp_async_commit();
+        let source = if slot & SECOND_LIST == 0 {
+            source::<G, E>(gpu, &lists[0], slot)
+        } else {
+            source::<G, E>(gpu, &lists[1], slot & !SECOND_LIST)
+        };
+        let target = self.row;
+        self.load_token += self.cut.tile_len;
         self.stage += 1;
         self.row += self.cut.tile_len * E::RAW_BYTES;
         if self.stage == stages {
             self.stage = 0;
             self.row -= stages * self.cut.tile_len * E::RAW_BYTES;
+        }
+        NextEntry {
+            source,
+            target,
+            exists,
+            form: PhantomData,
         }
     }
 
@@ -288,14 +307,46 @@ impl<E: MlaEntry> EntryStream<E> {
         let lane = gpu.opaque(gpu.lane());
         lane / 4 * E::RAW_BYTES + lane % 4 * 16
     }
+}
+
+/// Where this lane finds its bytes of a slot.
+#[inline(always)]
+fn source<G: Gpu, E: MlaEntry>(gpu: G, list: &EntryList, slot: u32) -> Source {
+    let block = list.block_size.divide(slot);
+    let offset = slot - block * list.block_size.divisor();
+    let block = list.cache + block as u64 * list.stride_block as u64;
+    E::source(gpu, block, offset, list)
+}
+
+/// A lane's part of an entry that is to be loaded: copied a chunk at a time between other work, since eleven copies
+/// in a row fill the queue to the memory, and all warps would stand before it at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NextEntry<E> {
+    source: Source,
+    target: u32,
+    exists: bool,
+    form: PhantomData<E>,
+}
+
+impl<E: MlaEntry> NextEntry<E> {
+    /// Starts copying the chunks for step `step` of `steps`.
+    ///
+    /// # Safety
+    /// Nobody reads the entry's stage; each step is called once before the group is committed.
+    #[inline(always)]
+    pub(crate) unsafe fn copy_step<G: Gpu>(self, gpu: G, step: usize, steps: usize) {
+        unroll!([16] part in 0..(E::PARTS) {
+            if step * E::PARTS / steps <= part && part < (step + 1) * E::PARTS / steps {
+                // SAFETY: as the caller promises.
+                unsafe { self.copy(gpu, part) };
+            }
+        });
+    }
 
     #[inline(always)]
-    unsafe fn copy<G: Gpu>(&self, gpu: G, list: &EntryList, slot: u32, exists: bool) {
-        let block = list.block_size.divide(slot);
-        let offset = slot - block * list.block_size.divisor();
-        let block = list.cache + block as u64 * list.stride_block as u64;
-        // SAFETY: as the caller promises.
-        unsafe { E::copy(gpu, self.row, block, offset, list, exists) };
+    unsafe fn copy<G: Gpu>(self, gpu: G, part: usize) {
+        // SAFETY: the slot was checked; as the caller promises.
+        unsafe { E::copy(gpu, part, self.target, self.source, self.exists) };
     }
 }
 

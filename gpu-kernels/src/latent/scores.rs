@@ -38,7 +38,8 @@ impl Part {
 
     /// `keys queryᵀ`, unscaled, of the tile at `keys`. With [`Cut::key_halves`], two warps that have the same tokens
     /// make the scores of both, each from half of the columns, and swap: fewer reads of shared memory for each
-    /// product. `scratch` is what they swap through.
+    /// product. `scratch` is what they swap through. `meanwhile` is called between the products, with a step and the
+    /// number of steps.
     ///
     /// # Safety
     /// Every thread of the thread block comes here; the tile is visible; nobody else uses `scratch` before the
@@ -58,6 +59,7 @@ impl Part {
         keys: u32,
         first_token: u32,
         scratch: u32,
+        meanwhile: impl FnMut(usize, usize),
     ) -> Scores<WARP_HEAD_TILES, WARP_TOKEN_TILES> {
         if !cut.key_halves {
             let words = |tile, pair| query.pair(gpu, self.first_tile, 0, tile, pair);
@@ -69,6 +71,7 @@ impl Part {
                     0,
                     K_STEPS / 2,
                     words,
+                    meanwhile,
                 )
             };
         }
@@ -85,6 +88,7 @@ impl Part {
                 first_pair,
                 pairs,
                 words,
+                meanwhile,
             )
         };
         let mut own = [[[0.0f32; 4]; WARP_TOKEN_TILES]; WARP_HEAD_TILES];
@@ -134,6 +138,7 @@ impl Part {
         first_pair: u32,
         pairs: usize,
         words_of: impl Fn(usize, usize) -> [u32; 4],
+        mut meanwhile: impl FnMut(usize, usize),
     ) -> Scores<TILES, WARP_TOKEN_TILES> {
         let lane = gpu.opaque(gpu.lane());
         let bytes = row_bytes::<C, K_STEPS>();
@@ -172,6 +177,7 @@ impl Part {
                         *sum = unsafe { C::Math::mma(gpu, *sum, second, [c, d]) };
                     });
                 });
+                meanwhile(pair, pairs);
             }
         });
         if TILES == 1 {

@@ -16,7 +16,7 @@ pub struct LatentStream<C, const K_STEPS: usize, const WARP_GROUPS: usize> {
     end: u32,
     tile_len: u32,
     tile_bytes: u32,
-    /// Rows from here on are loaded by [`LatentStream::load_late`].
+    /// Rows from here on are loaded by [`LatentStream::end_rows`].
     late_row: u32,
     /// First token of the next tile to load.
     load_token: u32,
@@ -98,8 +98,8 @@ impl<C: CacheFormat, const K_STEPS: usize, const WARP_GROUPS: usize>
         stream
     }
 
-    /// Waits for the next tile, starts loading the one that replaces its predecessor, but for its late rows, and
-    /// returns the tile's address and that of the late rows' memory, which is free until they are loaded.
+    /// Waits for the next tile, and returns its address and that of the late rows of the one that replaces its
+    /// predecessor: their memory is free until they are loaded.
     ///
     /// # Safety
     /// Every thread of the thread block comes here, done with the tile handed out before; there is a next one.
@@ -117,22 +117,46 @@ impl<C: CacheFormat, const K_STEPS: usize, const WARP_GROUPS: usize>
         let scratch = self.ring
             + self.load_stage * self.tile_bytes
             + self.late_row * row_bytes::<C, K_STEPS>();
-        if !self.is_late(gpu) {
-            // SAFETY: so the stage of the last tile is free.
-            unsafe { self.load(gpu) };
-        }
         let tile = self.ring + self.stage * self.tile_bytes;
         self.stage = self.after(self.stage);
         (tile, scratch)
     }
 
-    /// Starts loading the late rows.
+    /// Whether the caller copies the next tile between other work. Rows of bytes leave it time for that: they take
+    /// longer to compute with than to read. Those of 16 bits have to be asked for as early as possible.
+    const SPREAD: bool = C::BYTES == 1;
+
+    /// After [`LatentStream::next`]: what the caller copies between other work for the tile that replaces the last
+    /// one, or nothing if that is copied here, but for its late rows.
     ///
     /// # Safety
-    /// Converged; once after each [`LatentStream::next`], when nobody uses their memory any more.
+    /// Converged.
     #[inline(always)]
-    pub unsafe fn load_late<G: Gpu>(&mut self, gpu: G) {
-        if self.is_late(gpu) {
+    pub unsafe fn next_rows<G: Gpu>(
+        &mut self,
+        gpu: G,
+    ) -> Option<NextRows<C, K_STEPS, WARP_GROUPS>> {
+        if Self::SPREAD {
+            // SAFETY: as the caller promises.
+            return Some(unsafe { self.take_rows(gpu, gpu.opaque(gpu.lane())) });
+        }
+        if !self.is_late(gpu) {
+            // SAFETY: the stage of the last tile is free.
+            unsafe { self.load(gpu) };
+        }
+        None
+    }
+
+    /// Closes the group of the next rows, or starts loading them if they are late ones.
+    ///
+    /// # Safety
+    /// Converged; once after each [`LatentStream::next_rows`], when all of those were copied, and nobody uses the
+    /// memory of late rows any more.
+    #[inline(always)]
+    pub unsafe fn end_rows<G: Gpu>(&mut self, gpu: G) {
+        if Self::SPREAD {
+            gpu.cp_async_commit();
+        } else if self.is_late(gpu) {
             // SAFETY: as the caller promises.
             unsafe { self.load(gpu) };
         }
@@ -158,6 +182,24 @@ impl<C: CacheFormat, const K_STEPS: usize, const WARP_GROUPS: usize>
     #[inline(always)]
     unsafe fn load<G: Gpu>(&mut self, gpu: G) {
         if self.load_token < self.end {
+            let lane = gpu.opaque(gpu.lane());
+            // SAFETY: converged; the stage is free, as the caller promises.
+            unsafe { self.take_rows(gpu, lane).copy_part(gpu, lane, 0, 1) };
+        }
+        gpu.cp_async_commit();
+    }
+
+    /// The rows of the next tile that this warp copies, and goes on to the next stage.
+    #[inline(always)]
+    unsafe fn take_rows<G: Gpu>(&mut self, gpu: G, lane: u32) -> NextRows<C, K_STEPS, WARP_GROUPS> {
+        let mut rows = NextRows {
+            sources: [0; WARP_GROUPS],
+            stride: self.cache.stride_slot_bytes(),
+            target: self.load_row,
+            left: self.end.saturating_sub(self.load_token + Self::row(gpu)),
+            format: PhantomData,
+        };
+        if self.load_token < self.end {
             if self.load_tile == Self::WINDOW_TILES {
                 self.load_tile = 0;
                 // SAFETY: the row covers `end`.
@@ -167,18 +209,18 @@ impl<C: CacheFormat, const K_STEPS: usize, const WARP_GROUPS: usize>
                 let in_window = self.load_tile * WARP_GROUPS as u32 + group as u32;
                 // SAFETY: converged; the group is one of the window's.
                 let (block, slot) = unsafe { self.window.locate(gpu, in_window) };
-                // SAFETY: the group lies in one block.
-                unsafe { self.copy_group(gpu, group as u32 * 8, block, slot) };
+                let offset = lane / Self::ROW_LANES * rows.stride + lane % Self::ROW_LANES * 16;
+                rows.sources[group] = self.cache.slot(block, slot) + offset as u64;
             });
-            self.load_token += self.tile_len;
-            self.load_tile += 1;
-            self.load_stage = self.after(self.load_stage);
-            self.load_row += self.tile_bytes;
-            if self.load_stage == 0 {
-                self.load_row -= self.stages * self.tile_bytes;
-            }
         }
-        gpu.cp_async_commit();
+        self.load_token += self.tile_len;
+        self.load_tile += 1;
+        self.load_stage = self.after(self.load_stage);
+        self.load_row += self.tile_bytes;
+        if self.load_stage == 0 {
+            self.load_row -= self.stages * self.tile_bytes;
+        }
+        rows
     }
 
     /// Lanes to a row: a line of 128 bytes at a time, if rows have whole lines.
@@ -195,44 +237,76 @@ impl<C: CacheFormat, const K_STEPS: usize, const WARP_GROUPS: usize>
     fn row<G: Gpu>(gpu: G) -> u32 {
         gpu.warp() * WARP_GROUPS as u32 * 8 + gpu.lane() / Self::ROW_LANES
     }
+}
 
-    /// Copies 16 bytes a lane of each line of the 8 rows of a group; zero where there is no token. The group begins
-    /// `skipped` rows after the warp's first. The swizzle of rows 8 apart is the same.
+/// What a lane copies of the next tile: 16 bytes of each line of a row or two of every group. A few copies at a time,
+/// between other work: many in a row fill the queue to the memory, and all warps would stand before it at once.
+#[derive(Clone, Copy, Debug)]
+pub struct NextRows<C, const K_STEPS: usize, const WARP_GROUPS: usize> {
+    /// Of this lane's first row of each group.
+    sources: [u64; WARP_GROUPS],
+    stride: u32,
+    /// Where its first row begins.
+    target: u32,
+    /// Rows from there on that exist.
+    left: u32,
+    format: PhantomData<C>,
+}
+
+impl<C: CacheFormat, const K_STEPS: usize, const WARP_GROUPS: usize>
+    NextRows<C, K_STEPS, WARP_GROUPS>
+{
+    const ROW_LANES: u32 = LatentStream::<C, K_STEPS, WARP_GROUPS>::ROW_LANES;
+    const ROWS: u32 = LatentStream::<C, K_STEPS, WARP_GROUPS>::ROWS;
+    const CHUNKS: u32 = row_bytes::<C, K_STEPS>() / 16;
+    /// Copies of a row, the last of which may be for a part of the lanes.
+    const LINES: usize = Self::CHUNKS.div_ceil(Self::ROW_LANES) as usize;
+    /// Rows of a group that a lane copies.
+    const PARTS: usize = (8 / Self::ROWS) as usize;
+    /// Copies of all.
+    const COPIES: usize = WARP_GROUPS * Self::PARTS * Self::LINES;
+
+    /// Starts the copies for step `step` of `steps`.
+    ///
+    /// # Safety
+    /// The stage is free; each step is called once before [`LatentStream::end_rows`].
     #[inline(always)]
-    unsafe fn copy_group<G: Gpu>(&self, gpu: G, skipped: u32, block: u32, slot: u32) {
-        let bytes = row_bytes::<C, K_STEPS>();
-        let chunks = bytes / 16;
-        // There is no register to keep an address in from tile to tile.
-        let lane = gpu.opaque(gpu.lane());
-        let chunk = lane % Self::ROW_LANES;
-        let stride = self.cache.stride_slot_bytes();
-        let source =
-            self.cache.slot(block, slot) + (lane / Self::ROW_LANES * stride + chunk * 16) as u64;
-        unroll!([2] part in 0..2 {
-            let part_rows = part as u32 * Self::ROWS;
-            if part_rows < 8 {
-                let row = Self::row(gpu) + part_rows;
-                let exists = self.load_token + skipped + row < self.end;
-                let targets = RowChunks::new(
-                    self.load_row + (skipped + part_rows) * bytes,
-                    row,
-                    chunk,
-                    Self::ROW_LANES,
-                    chunks,
-                );
-                let source = source + (part_rows * stride) as u64;
-                unroll!([36] line in 0..(K_STEPS.div_ceil(2)) {
-                    let first = line as u32 * Self::ROW_LANES;
-                    // Both are the same for all lanes but in the last part of a row of 18 chunks.
-                    if first < chunks && first + chunk < chunks {
-                        // SAFETY: a chunk of a slot of the block, read only if it holds a token; a chunk of the
-                        // free stage.
-                        unsafe {
-                            gpu.cp_async_b128(targets.at(line), source + first as u64 * 16, exists, false)
-                        };
-                    }
-                });
+    pub unsafe fn copy_step<G: Gpu>(self, gpu: G, step: usize, steps: usize) {
+        // There is no register to keep the lane's place in from step to step.
+        // SAFETY: as the caller promises.
+        unsafe { self.copy_part(gpu, gpu.opaque(gpu.lane()), step, steps) };
+    }
+
+    #[inline(always)]
+    unsafe fn copy_part<G: Gpu>(self, gpu: G, lane: u32, step: usize, steps: usize) {
+        unroll!([36] copy in 0..(Self::COPIES) {
+            if step * Self::COPIES / steps <= copy && copy < (step + 1) * Self::COPIES / steps {
+                // SAFETY: as the caller promises.
+                unsafe { self.copy(gpu, lane, copy) };
             }
         });
+    }
+
+    /// Copies 16 bytes, zero where there is no token. The swizzle of rows 8 apart is the same.
+    #[inline(always)]
+    unsafe fn copy<G: Gpu>(self, gpu: G, lane: u32, copy: usize) {
+        let (line, part) = (copy % Self::LINES, copy / Self::LINES % Self::PARTS);
+        let group = copy / Self::LINES / Self::PARTS;
+        let chunk = lane % Self::ROW_LANES;
+        let (first, part_rows) = (line as u32 * Self::ROW_LANES, part as u32 * Self::ROWS);
+        let skipped = group as u32 * 8 + part_rows;
+        let targets = RowChunks::new(
+            self.target + skipped * row_bytes::<C, K_STEPS>(),
+            lane / Self::ROW_LANES + part_rows,
+            chunk,
+            Self::ROW_LANES,
+            Self::CHUNKS,
+        );
+        let source = self.sources[group] + (part_rows * self.stride) as u64 + first as u64 * 16;
+        // Both are the same for all lanes but in the last part of a row of 18 chunks.
+        if first < Self::CHUNKS && first + chunk < Self::CHUNKS {
+            // SAFETY: a chunk of a slot of the block, read only if it holds a token; a chunk of the free stage.
+            unsafe { gpu.cp_async_b128(targets.at(line), source, skipped < self.left, false) };
+        }
     }
 }

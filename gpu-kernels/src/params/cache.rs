@@ -73,9 +73,13 @@ pub struct ReshapeAndCacheParams {
     pub unit: u32,
     /// Base-2 logarithm of the threads of a thread block that share a token.
     pub lanes_log2: u32,
+    /// 1 if even thread blocks along z do keys and odd ones values, 0 if each does both.
+    pub sides_log2: u32,
+    /// Zero; keeps the size a multiple of 8.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<ReshapeAndCacheParams>() == 2 * 128 + 4 * 8 + 6 * 4);
+const _: () = assert!(size_of::<ReshapeAndCacheParams>() == 2 * 128 + 4 * 8 + 8 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for ReshapeAndCacheParams {}
 
@@ -98,14 +102,13 @@ pub struct PerTokenHeadParams {
     pub block_size: Divider,
     /// Heads of keys and values together.
     pub rows_per_token: Divider,
-    /// Bytes of a store, 8 or 4, to which the targets are aligned while the sources are aligned to 16; 0 if
-    /// one of them is not, and values go one by one.
+    /// Bytes of a store of eight values, 8 or 4, to which the targets are aligned; 0 if values go one by one.
     pub store_bytes: u32,
     /// Lanes that share a row (the values of one head of one token): a power of two up to 32; two units
     /// each, unless values go one by one.
     pub lanes_per_row: u32,
-    /// Zero; keeps the size a multiple of 8.
-    pub reserved: u32,
+    /// Rows that a group of lanes has in flight: 1 or 2.
+    pub rows_per_group: u32,
 }
 
 const _: () = assert!(size_of::<PerTokenHeadParams>() == 2 * 128 + 2 * 8 + 10 * 4);

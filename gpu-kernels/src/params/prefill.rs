@@ -20,6 +20,9 @@ pub struct PrefillParams {
     pub seq_lens: u64,
     /// `[num_seqs + 1]`, i32, contiguous: first query token of each sequence.
     pub query_start_loc: u64,
+    /// `[num_seqs]`, u8, contiguous: whether queries of each sequence see no key after their own; 0 if the flags of
+    /// `score` say it for all.
+    pub causal: u64,
     /// `[num_tokens, num_query_heads, head_size_v]`, of type `out_dtype`.
     pub out: u64,
     /// `[num_tokens, num_query_heads]`, f32, natural logarithm; 0 if not wanted.
@@ -117,6 +120,6 @@ pub struct PrefillParams {
 }
 
 const _: () =
-    assert!(size_of::<PrefillParams>() == 15 * 8 + size_of::<ScoreParams>() + 20 * 8 + 20 * 4);
+    assert!(size_of::<PrefillParams>() == 16 * 8 + size_of::<ScoreParams>() + 20 * 8 + 20 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for PrefillParams {}

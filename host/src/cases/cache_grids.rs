@@ -98,6 +98,13 @@ pub(super) fn smoke() -> Vec<Case> {
             cases.push(Case::CacheWrite(case));
         }
     }
+    // So many that a thread block does keys and values.
+    for format in [FORMATS[0], FORMATS[1]] {
+        cases.push(Case::CacheWrite(scaled(
+            write(Dtype::Bf16, 8, 128, 16, 150),
+            format,
+        )));
+    }
     for style in [RopeStyle::Neox, RopeStyle::GptJ] {
         for (d, rotary_dim) in [(64, 64), (128, 32), (46, 20)] {
             let mut plain = write(Dtype::Bf16, 2, d, 16, 42);

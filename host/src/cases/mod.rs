@@ -52,7 +52,7 @@ pub use mla_write::MlaWriteCase;
 pub use run::{Outcome, compare_decode, compare_unified, run_case, sample_seqs};
 pub use scores::{ScoreCase, ScoreTensors};
 pub use text::CaseError;
-pub use unified::{QueryLens, UnifiedCase};
+pub use unified::{Causal, QueryLens, UnifiedCase};
 pub use unified_device::{DeviceUnified, UnifiedTensors};
 
 use std::fmt;

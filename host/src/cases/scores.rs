@@ -144,6 +144,7 @@ impl DecodeTensors {
             }),
             max_seq_len: case.max_seq_len.map(|bound| bound as usize),
             causal: true,
+            causal_flags: None,
             sliding_window: case.scores.sliding_window.map(i64::from),
             softcap: case.scores.softcap.map(f64::from),
             alibi_slopes: self.scores.alibi_slopes.as_ref(),

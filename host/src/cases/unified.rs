@@ -19,8 +19,8 @@ pub struct UnifiedCase {
     pub query_lens: QueryLens,
     /// Query tokens past the last sequence's.
     pub extra_tokens: usize,
-    /// No key after the query's own.
-    pub causal: bool,
+    /// Who sees no key after the query's own.
+    pub causal: Causal,
     /// The output is fp8_e4m3, divided by this.
     pub output_scale: Option<f32>,
     /// Whether the host says that the first sequences have one query token each.
@@ -40,6 +40,28 @@ pub enum QueryLens {
     Each(usize),
 }
 
+/// Whose queries see no key after their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Causal {
+    /// All sequences'.
+    On,
+    /// `causal=off`: nobody's.
+    Off,
+    /// `causal=mixed`: those of every second sequence, by a flag for each.
+    Mixed,
+}
+
+impl Causal {
+    /// Whether it is so for sequence `seq`.
+    pub fn is_on(self, seq: usize) -> bool {
+        match self {
+            Self::On => true,
+            Self::Off => false,
+            Self::Mixed => seq % 2 == 1,
+        }
+    }
+}
+
 impl UnifiedCase {
     /// The plainest case of a base.
     pub fn of(base: DecodeCase, query_lens: QueryLens) -> Self {
@@ -47,7 +69,7 @@ impl UnifiedCase {
             base,
             query_lens,
             extra_tokens: 0,
-            causal: true,
+            causal: Causal::On,
             output_scale: None,
             decodes_first: false,
             max_query_len: None,
@@ -79,29 +101,30 @@ impl UnifiedCase {
         u32::try_from(decodes).expect("cases have few sequences")
     }
 
-    /// Keys that query token `token` of a sequence sees.
-    fn visible(&self, query_len: usize, seq_len: usize, token: usize) -> usize {
+    /// Keys that query token `token` of sequence `seq` sees.
+    fn visible(&self, seq: usize, query_len: usize, seq_len: usize, token: usize) -> usize {
         let window = self.base.scores.seen_by_last(seq_len);
-        if self.causal {
+        if self.causal.is_on(seq) {
             (seq_len + token + 1).saturating_sub(query_len).min(window)
         } else {
             seq_len.min(2 * window)
         }
     }
 
-    /// Pairs of a query token and a key that it sees, of one sequence or all.
-    fn pairs(&self, seed: u64, of_seq: impl Fn(usize, usize) -> usize) -> usize {
+    /// The sum over all sequences, of each by its number, query tokens and length.
+    fn sum(&self, seed: u64, of_seq: impl Fn(usize, usize, usize) -> usize) -> usize {
         let query_lens = self.query_lens(seed).into_iter();
         query_lens
             .zip(self.base.tokens(seed))
-            .map(|(query_len, seq_len)| of_seq(query_len, seq_len))
+            .enumerate()
+            .map(|(seq, (query_len, seq_len))| of_seq(seq, query_len, seq_len))
             .sum()
     }
 
     /// See [`super::Case::unavoidable_bytes`].
     pub fn unavoidable_bytes(&self, seed: u64) -> u64 {
         let (base, cache) = (&self.base, &self.base.cache);
-        let keys = self.pairs(seed, |query_len, seq_len| {
+        let keys = self.sum(seed, |_, query_len, seq_len| {
             if query_len == 0 {
                 return 0;
             }
@@ -125,9 +148,9 @@ impl UnifiedCase {
 
     /// See [`super::Case::flops`].
     pub fn flops(&self, seed: u64) -> u64 {
-        let pairs = self.pairs(seed, |query_len, seq_len| {
+        let pairs = self.sum(seed, |seq, query_len, seq_len| {
             (0..query_len)
-                .map(|token| self.visible(query_len, seq_len, token))
+                .map(|token| self.visible(seq, query_len, seq_len, token))
                 .sum()
         });
         let per_pair = 2
@@ -215,10 +238,13 @@ impl UnifiedCase {
             query_lens: fields.required("q_lens")?,
             extra_tokens: fields.optional("extra")?.unwrap_or(0),
             causal: match fields.text("causal") {
-                None => true,
-                Some("off") => false,
+                None => Causal::On,
+                Some("off") => Causal::Off,
+                Some("mixed") => Causal::Mixed,
                 Some(other) => {
-                    return Err(CaseError(format!("`causal={other}`: given, it is off")));
+                    return Err(CaseError(format!(
+                        "`causal={other}`: off or mixed, if given"
+                    )));
                 }
             },
             output_scale: fields.optional("output_scale")?,
@@ -254,9 +280,11 @@ impl fmt::Display for UnifiedCase {
         if self.extra_tokens > 0 {
             write!(f, " extra={}", self.extra_tokens)?;
         }
-        if !self.causal {
-            f.write_str(" causal=off")?;
-        }
+        f.write_str(match self.causal {
+            Causal::On => "",
+            Causal::Off => " causal=off",
+            Causal::Mixed => " causal=mixed",
+        })?;
         scores.fmt(f)?;
         if let Some(scale) = self.output_scale {
             write!(f, " output_scale={scale}")?;

@@ -1,7 +1,7 @@
 //! The tensors of a step of unified attention, and the request over them on a machine.
 
 use super::fill::{self, Amount, DecodeTensors, HostScales, POISON};
-use super::{CaseError, LseForm, UnifiedCase, Uploads};
+use super::{CaseError, Causal, LseForm, UnifiedCase, Uploads};
 use crate::error::{RequestError, Result};
 use crate::ops::{KvScales, UnifiedOptions, UnifiedRequest};
 use crate::reference::{HostTensor, Storage, UnifiedInputs};
@@ -18,6 +18,8 @@ pub struct UnifiedTensors {
     pub num_tokens: usize,
     /// `[sets * (num_seqs + 1)]`
     pub query_start_loc: HostTensor,
+    /// `[sets * num_seqs]`
+    pub causal_flags: Option<HostTensor>,
     /// `[1]`
     pub output_scale: Option<HostTensor>,
 }
@@ -64,6 +66,19 @@ impl UnifiedTensors {
                     scale.to_le_bytes().to_vec(),
                 )
             }),
+            causal_flags: (case.causal == Causal::Mixed).then(|| {
+                let num_seqs = base.num_seqs;
+                // Not 0 is enough.
+                let flag = |row: usize| {
+                    if case.causal.is_on(row % num_seqs) {
+                        7
+                    } else {
+                        0
+                    }
+                };
+                let flags: Vec<u8> = (0..amount.sets * num_seqs).map(flag).collect();
+                HostTensor::contiguous("causal_flags", Dtype::U8, &[flags.len()], flags)
+            }),
             query_start_loc: HostTensor::contiguous(
                 "query_start_loc",
                 Dtype::I32,
@@ -92,7 +107,8 @@ impl UnifiedTensors {
     /// What the reference needs of the first set.
     pub fn inputs(&self, case: &UnifiedCase) -> UnifiedInputs<'_> {
         UnifiedInputs {
-            causal: case.causal,
+            causal: case.causal == Causal::On,
+            causal_flags: self.causal_flags.as_ref(),
             output_scale: self.output_scale.as_ref(),
             ..self.base.inputs(&case.base, &self.query_start_loc)
         }
@@ -127,6 +143,7 @@ impl<'m> DeviceUnified<'m> {
                 .chain(&base.lse)
                 .chain(base.scales.iter().flat_map(HostScales::tensors))
                 .chain(base.scores.tensors())
+                .chain(&tensors.causal_flags)
                 .chain(&tensors.output_scale),
         )?;
         Ok(Self { tensors, uploads })
@@ -160,7 +177,11 @@ impl<'m> DeviceUnified<'m> {
         };
         let (alibi, sinks) = base.scores.views(uploads)?;
         let options = UnifiedOptions {
-            causal: case.causal,
+            causal: case.causal == Causal::On,
+            causal_flags: match &tensors.causal_flags {
+                Some(flags) => Some(uploads.view(&by_seq(flags))?),
+                None => None,
+            },
             sliding_window: case.base.scores.sliding_window,
             softcap: case.base.scores.softcap,
             alibi,

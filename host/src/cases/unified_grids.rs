@@ -3,7 +3,7 @@
 use gpu_kernels::kv::CacheDtype;
 
 use super::grids::decode;
-use super::{Case, Layout, Lens, LseForm, QueryLens, ScaleForm, UnifiedCase};
+use super::{Case, Causal, Layout, Lens, LseForm, QueryLens, ScaleForm, UnifiedCase};
 use crate::ops::{AlibiForm, CheckMode};
 use crate::plan::{SplitPolicy, variants};
 use crate::tensor::Dtype;
@@ -44,11 +44,13 @@ fn kernels() -> impl Iterator<Item = (Dtype, impl Fn(&mut UnifiedCase))> {
 type Change = fn(&mut UnifiedCase);
 
 /// Everything that a request can say, one by one.
-const OPTIONS: [Change; 24] = [
+const OPTIONS: [Change; 26] = [
     |_| {},
-    |case| case.causal = false,
+    |case| case.causal = Causal::Off,
+    |case| case.causal = Causal::Mixed,
     |case| case.base.scores.sliding_window = Some(16),
-    |case| (case.base.scores.sliding_window, case.causal) = (Some(20), false),
+    |case| (case.base.scores.sliding_window, case.causal) = (Some(20), Causal::Off),
+    |case| (case.base.scores.sliding_window, case.causal) = (Some(20), Causal::Mixed),
     |case| case.base.scores.sliding_window = Some(1),
     |case| case.base.scores.softcap = Some(50.0),
     // Scores up to 1e4.
@@ -94,7 +96,7 @@ const OPTIONS: [Change; 24] = [
             case.base.split_policy,
             case.base.scores.sliding_window,
             case.causal,
-        ) = (SplitPolicy::Fixed(64), Some(30), false)
+        ) = (SplitPolicy::Fixed(64), Some(30), Causal::Mixed)
     },
 ];
 

@@ -73,6 +73,7 @@ pub(super) const UNIFIED: Names = Names {
         "v_scale",
         "alibi_slopes",
         "sinks",
+        "causal_flags",
         "output_scale",
     ],
 };
@@ -87,6 +88,7 @@ pub(super) fn unified(
     let job = job::<3>(inputs, machine, out_dtype(inputs)?, head_size_v)?;
     let options = UnifiedOptions {
         causal: file.scalar("causal")?.unwrap_or(true),
+        causal_flags: job.optional("causal_flags")?,
         sliding_window: file.scalar("sliding_window")?,
         softcap: file.scalar("softcap")?,
         alibi: alibi(&job)?,

@@ -11,7 +11,7 @@
 use std::fmt;
 
 use super::cache_side::Side;
-use super::checks::{count, named};
+use super::checks::{count, named, slot_count};
 use super::device_check::{CHECK_BYTES, CheckMode, Slots};
 use super::row_write::{RowWrite, Rows};
 use crate::error::{RequestError, Result};
@@ -179,7 +179,7 @@ impl<'a> CacheWriteRequest<'a> {
             rows,
             dtype,
             cache_dtype,
-            slots: rows.slots(count("num_blocks", num_blocks)?),
+            slots: rows.slots(slot_count(num_blocks, block_size)?),
         })
     }
 }

@@ -198,6 +198,14 @@ pub(super) fn count(name: &'static str, value: usize) -> Result<u32, RequestErro
         })
 }
 
+/// Slots of a cache that is written by slot numbers: kernels divide them as 32-bit numbers.
+pub(super) fn slot_count(num_blocks: usize, block_size: usize) -> Result<u32, RequestError> {
+    count(
+        "num_blocks * block_size",
+        num_blocks.saturating_mul(block_size),
+    )
+}
+
 /// Scales must be positive and finite: a NaN or a zero would spread silently.
 pub(super) fn scale(name: &'static str, value: f32) -> Result<f32, RequestError> {
     if value.is_finite() && value > 0.0 {

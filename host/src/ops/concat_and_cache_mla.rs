@@ -11,7 +11,7 @@ use gpu_kernels::params::MlaEntryParams;
 
 use super::cache_side::{Side, byte_stride};
 use super::cache_write::CacheWritePlan;
-use super::checks::{Named, count, named};
+use super::checks::{Named, count, named, slot_count};
 use super::device_check::{CheckMode, Slots};
 use super::row_write::{RowWrite, Rows};
 use crate::error::{RequestError, Result};
@@ -97,7 +97,6 @@ impl<'a> ConcatAndCacheMlaRequest<'a> {
             MlaCacheForm::Plain | MlaCacheForm::Fp8 { .. } => self.rows(num_tokens)?,
             MlaCacheForm::Fp8Ds { .. } | MlaCacheForm::V4 => self.entries(num_tokens)?,
         };
-        let num_blocks = count("num_blocks", num_blocks)?;
         Ok(CheckedConcatAndCacheMla {
             write,
             slots: Slots {
@@ -105,7 +104,7 @@ impl<'a> ConcatAndCacheMlaRequest<'a> {
                 num_layers: 1,
                 num_tokens: count("num_tokens", num_tokens)?,
                 stride_layer: 0,
-                limit: i64::from(num_blocks) * i64::from(count("block_size", self.block_size)?),
+                limit: i64::from(slot_count(num_blocks, self.block_size)?),
             },
             request: self,
         })

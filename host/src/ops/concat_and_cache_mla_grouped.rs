@@ -2,7 +2,7 @@
 
 use super::cache_side::{Side, byte_stride};
 use super::cache_write::CacheWritePlan;
-use super::checks::{count, named};
+use super::checks::{count, named, slot_count};
 use super::device_check::{CheckMode, Slots};
 use super::row_write::{RowWrite, Rows};
 use crate::error::{RequestError, Result};
@@ -151,7 +151,7 @@ impl<'a> ConcatAndCacheMlaGroupedRequest<'a> {
         };
         Ok(CheckedConcatAndCacheMlaGrouped {
             write,
-            slots: rows.slots(count("num_blocks", num_blocks)?),
+            slots: rows.slots(slot_count(num_blocks, block_size)?),
             request: self,
         })
     }

@@ -333,6 +333,7 @@ impl<'a> GatherRequest<'a> {
                 Variant::GatherScaled {
                     cache: element(self.cache.dtype()),
                     out: element(out.dtype()),
+                    eights,
                 }
             }
             GatherForm::Fp8Ds => Variant::GatherMlaFp8Ds,

@@ -96,14 +96,14 @@ impl RowWrite {
 }
 
 impl Rows {
-    /// The slots of a cache of `num_blocks` blocks.
-    pub(super) fn slots(&self, num_blocks: u32) -> Slots {
+    /// The slots of a cache that has so many.
+    pub(super) fn slots(&self, num_slots: u32) -> Slots {
         Slots {
             address: self.slot_mapping,
             num_layers: self.num_layers,
             num_tokens: self.num_tokens,
             stride_layer: self.stride_slot_mapping_layer,
-            limit: i64::from(num_blocks) * i64::from(self.block_size),
+            limit: i64::from(num_slots),
         }
     }
 
@@ -123,10 +123,12 @@ impl Rows {
     /// Divided by the sides' scales.
     pub(super) fn scaled(self, source: Dtype, cache: Dtype) -> Result<RowWrite> {
         let (key, value) = (self.key.flattened(), self.value.flattened());
-        let unit = if eights(&[key, value], 8) { 8 } else { 1 };
+        let eights = eights(&[key, value], 8);
+        let unit = if eights { 8 } else { 1 };
         let variant = Variant::CacheScaled {
             source: element(source),
             cache: element(cache),
+            eights,
         };
         let sides = [key.in_units_of(unit), value.in_units_of(unit)];
         self.write(variant, unit, sides)
@@ -137,9 +139,10 @@ impl Rows {
             return Err(self.too_large());
         };
         let units = key.units.max(value.units);
-        let Spread { grid, lanes_log2 } =
+        let (Spread { grid, lanes_log2 }, sides_log2) =
             reshape_and_cache_flash::spread(self.num_layers, self.num_tokens, units)
-                .ok_or_else(|| self.too_large())?;
+                .ok_or_else(|| self.too_large())?
+                .by_side();
         Ok(RowWrite {
             launch: launch(variant, grid),
             params: Params::Rows(ReshapeAndCacheParams {
@@ -153,6 +156,8 @@ impl Rows {
                 block_size: Divider::new(self.block_size),
                 unit,
                 lanes_log2,
+                sides_log2,
+                reserved: 0,
             }),
         })
     }
@@ -186,11 +191,12 @@ impl Rows {
         };
         let rows =
             u64::from(self.num_tokens) * (u64::from(key.num_heads) + u64::from(value.num_heads));
-        let grid = reshape_and_cache_per_token_head::grid(rows, lanes_per_row)
+        let (grid, rows_per_group) = reshape_and_cache_per_token_head::grid(rows, lanes_per_row)
             .ok_or_else(|| self.too_large())?;
         let variant = Variant::CachePerTokenHead {
             source: element(source),
             cache: element(cache),
+            eights: store_bytes != 0,
         };
         Ok(RowWrite {
             launch: launch(variant, grid),
@@ -204,7 +210,7 @@ impl Rows {
                 rows_per_token: Divider::new(key.num_heads + value.num_heads),
                 store_bytes,
                 lanes_per_row,
-                reserved: 0,
+                rows_per_group,
             }),
         })
     }

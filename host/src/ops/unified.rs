@@ -6,7 +6,7 @@
 //! `h` of KV head `g = h / num_queries_per_kv`, `score[k] = softmax_scale * query[t, h] · key[k, g]`, then
 //! `softcap * tanh(score / softcap)`, then plus ALiBi's bias, over the keys that the token sees:
 //!
-//! - with `causal`, those up to its own position;
+//! - with `causal`, or its sequence's flag, those up to its own position;
 //! - with `sliding_window`, the last so many of them (without `causal`, those less than so far away).
 //!
 //! `out[t, h] = Σ softmax(score)[k] value[k, g]`, `lse[t, h] = ln Σ exp(score[k])`. With `sinks`, `exp(sinks[h])` is
@@ -66,6 +66,9 @@ pub struct UnifiedRequest<'a> {
 pub struct UnifiedOptions<'a> {
     /// Whether a query sees no key after its own. On unless it is switched off.
     pub causal: bool,
+    /// `[num_seqs]`, u8: the same for the queries of each sequence, not 0 if they see no key after their own. If
+    /// given, `causal` means nothing.
+    pub causal_flags: Option<TensorView<'a>>,
     /// Keys that a query sees, itself included; all, if there is none.
     pub sliding_window: Option<u32>,
     /// Scores become `softcap * tanh(score / softcap)`.
@@ -100,6 +103,7 @@ impl Default for UnifiedOptions<'_> {
     fn default() -> Self {
         Self {
             causal: true,
+            causal_flags: None,
             sliding_window: None,
             softcap: None,
             alibi: None,
@@ -250,6 +254,11 @@ impl<'a> UnifiedRequest<'a> {
         options.scores().check(num_query_heads)?;
         if let Some(output_scale) = &options.output_scale {
             floats(named("output_scale", output_scale), &[&[1]], "[1]")?;
+        }
+        if let Some(flags) = &options.causal_flags {
+            let flags = named("causal_flags", flags);
+            let [_] = flags.indices(Dtype::U8, "[num_seqs]")?;
+            flags.shape("[num_seqs]", &[num_seqs])?;
         }
         if options.num_decodes as usize > num_seqs {
             return Err(RequestError::Value {

@@ -62,12 +62,14 @@ impl CheckedUnified<'_> {
             overlaps_previous: false,
         });
         let ctas = self.tiles(shape.rows()) * self.num_kv_heads;
+        let rows = self.num_tokens as usize * self.num_query_heads as usize;
         let splits = Splits::choose_rows(
             &RowSplitShape {
                 ctas,
                 max_keys: self.max_keys(shape),
                 tile_kv: shape.tile_kv,
                 shared_bytes: shape.shared_bytes(),
+                part_bytes: rows as u64 * (4 * u64::from(self.head_size_v) + 4),
             },
             device,
             self.request.options.split_policy,
@@ -98,7 +100,6 @@ impl CheckedUnified<'_> {
             overlaps_previous: true,
         });
         // The decode kernels are done with the workspace before the others begin.
-        let rows = self.num_tokens as usize * self.num_query_heads as usize;
         let parts = match &merge {
             Some(_) => rows * splits.num_kv_splits as usize,
             None => 0,
@@ -239,6 +240,9 @@ impl CheckedUnified<'_> {
             block_table: after(request.block_table.address(), stride_block_table),
             seq_lens: after(request.seq_lens.address(), stride_seq_lens),
             query_start_loc: after(request.query_start_loc.address(), 1),
+            causal: options
+                .causal_flags
+                .map_or(0, |flags| flags.address() + u64::from(self.num_decodes)),
             out: request.out.view().address(),
             lse: address(lse),
             q_scale: address(scales.and_then(|scales| scales.q_scale.as_ref())),

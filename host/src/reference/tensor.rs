@@ -156,6 +156,7 @@ impl HostTensor {
     pub fn integer(&self, index: &[usize]) -> i64 {
         let position = self.position(index);
         match self.dtype {
+            Dtype::U8 => i64::from(u8::from_le_bytes(self.storage.get(position))),
             Dtype::I32 => i64::from(i32::from_le_bytes(self.storage.get(position * 4))),
             Dtype::I64 => i64::from_le_bytes(self.storage.get(position * 8)),
             other => panic!("{other} is no integer type"),

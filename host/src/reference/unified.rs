@@ -27,6 +27,8 @@ pub struct UnifiedInputs<'a> {
     pub max_seq_len: Option<usize>,
     /// No key after the query's own.
     pub causal: bool,
+    /// `[num_seqs]`: the same for each sequence, instead.
+    pub causal_flags: Option<&'a HostTensor>,
     /// Keys that a query sees, itself included; without `causal`, as many after it as before it.
     pub sliding_window: Option<i64>,
     /// Scores become `softcap * tanh(score / softcap)`.
@@ -81,7 +83,7 @@ fn attend(inputs: &UnifiedInputs<'_>, token: usize, head: usize) -> (Vec<f64>, f
     let q_scale = q_scale.map_or(1.0, |scale| scale.float(&[0]));
     let mut scores = Vec::new();
     for key in 0..seq_len {
-        if !is_visible(inputs, key, position) {
+        if !is_visible(inputs, seq, key, position) {
             continue;
         }
         let place = place(inputs, seq, key, kv_head);
@@ -144,13 +146,17 @@ fn sequence_of(inputs: &UnifiedInputs<'_>, token: usize) -> usize {
         .expect("a token of a sequence")
 }
 
-/// Whether the query at `position` sees key `key`.
-fn is_visible(inputs: &UnifiedInputs<'_>, key: i64, position: i64) -> bool {
+/// Whether the query at `position` of sequence `seq` sees key `key`.
+fn is_visible(inputs: &UnifiedInputs<'_>, seq: usize, key: i64, position: i64) -> bool {
     let in_window = match inputs.sliding_window {
         Some(window) => (position - key).abs() < window,
         None => true,
     };
-    in_window && (!inputs.causal || key <= position)
+    let causal = match inputs.causal_flags {
+        Some(flags) => flags.integer(&[seq]) != 0,
+        None => inputs.causal,
+    };
+    in_window && (!causal || key <= position)
 }
 
 /// What ALiBi multiplies a head's slope by.

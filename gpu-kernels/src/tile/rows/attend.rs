@@ -10,7 +10,7 @@
 //! registers, which the tensor cores want, and renamed.
 
 use super::rule::Scores;
-use super::{RowQueries, RowShape, ScoreRule, SharedTile, unit_address};
+use super::{RowQueries, RowShape, RowView, ScoreRule, SharedTile, unit_address};
 use crate::dtype::Half;
 use crate::gpu::{Gpu, WARP};
 use crate::kv::CacheFormat;
@@ -50,7 +50,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         C::Math::PROB_SHIFT - RISE
     }
 
-    /// Takes one tile.
+    /// Takes one tile. `view` finds out what is seldom needed of the rows.
     ///
     /// # Safety
     /// Converged; the tile is visible to the warp.
@@ -61,6 +61,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         query: &RowQueries<K_STEPS, ROW_TILES>,
         tile: SharedTile,
         rule: &ScoreRule<'_>,
+        view: impl Fn() -> RowView,
     ) {
         const {
             assert!(PAIRS as u32 * 16 == RowShape::of_kernel::<C, K_STEPS, V_STEPS>().tile_kv);
@@ -78,11 +79,11 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         let mut scale_log2 = query.scale_log2;
         if rule.bends() {
             // SAFETY: as `ScoreRule` was made.
-            unsafe { rule.bend(gpu, &mut scores, &scale_log2, tile.token) };
+            unsafe { rule.bend(gpu, &mut scores, &scale_log2, tile.token, view()) };
             scale_log2 = [[1.0; 2]; ROW_TILES];
         }
         if rule.masks(tile.token, PAIRS as u32 * 16) {
-            rule.mask(gpu, &mut scores, tile.token);
+            rule.mask(gpu, &mut scores, tile.token, view());
         }
         // SAFETY: converged.
         unsafe { self.raise_max(gpu, &scores, &scale_log2) };

@@ -16,7 +16,7 @@ pub use query::RowQueries;
 pub use rule::ScoreRule;
 pub(super) use rule::cap;
 pub use stream::{SharedStream, SharedTile};
-pub use visible::{Alibi, Visible, WarpRows};
+pub use visible::{Alibi, RowView, Visible, WarpRows};
 
 use crate::kv::CacheFormat;
 
@@ -24,6 +24,9 @@ use crate::kv::CacheFormat;
 pub const WARPS: u32 = 4;
 /// KV tiles in shared memory: one that is worked on, one that is on its way.
 const STAGES: u32 = 2;
+/// Bytes of the stream's sources, and of a thread block's work, where they wait in shared memory.
+const SOURCE_BYTES: u32 = 32;
+const WORK_BYTES: u32 = 32;
 
 /// How a thread block is cut for a pair of head sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,9 +79,17 @@ impl RowShape {
     pub const fn rows(self) -> u32 {
         WARPS * self.row_tiles * 16
     }
-    /// Dynamic shared memory of a thread block.
+    /// Dynamic shared memory of a thread block: the queries, the ring, and what waits behind it.
     pub const fn shared_bytes(self) -> u32 {
+        self.work() + WORK_BYTES
+    }
+    /// Where the stream's sources wait.
+    const fn sources(self) -> u32 {
         self.query_bytes + STAGES * self.tile_bytes
+    }
+    /// Where a thread block's work waits.
+    pub(crate) const fn work(self) -> u32 {
+        self.sources() + SOURCE_BYTES
     }
 }
 

@@ -1,6 +1,6 @@
 //! What becomes of products before the softmax: softcap, ALiBi, masks.
 
-use super::{Alibi, Visible, WarpRows};
+use super::{Alibi, RowView, Visible, WarpRows};
 use crate::gpu::Gpu;
 use crate::params::ScoreParams;
 use crate::unroll::unroll;
@@ -14,10 +14,6 @@ pub(super) type Scores<const PAIRS: usize, const ROW_TILES: usize> =
 #[derive(Clone, Copy, Debug)]
 pub struct ScoreRule<'p> {
     params: &'p ScoreParams,
-    rows: WarpRows,
-    visible: Visible,
-    /// Query head of the KV head's first.
-    first_head: u32,
     /// Every row sees the keys of this range.
     common: (u32, u32),
 }
@@ -25,20 +21,11 @@ pub struct ScoreRule<'p> {
 impl<'p> ScoreRule<'p> {
     /// The rule for a warp's rows.
     #[inline(always)]
-    pub fn new(
-        params: &'p ScoreParams,
-        rows: WarpRows,
-        row_tiles: u32,
-        visible: Visible,
-        first_head: u32,
-    ) -> Self {
+    pub fn new(params: &'p ScoreParams, rows: WarpRows, row_tiles: u32, visible: Visible) -> Self {
         let first = visible.position(rows.token(rows.first));
         let last = visible.position(rows.token(rows.first + row_tiles * 16 - 1));
         Self {
             params,
-            rows,
-            visible,
-            first_head,
             common: (visible.first(last), visible.end(first)),
         }
     }
@@ -50,7 +37,7 @@ impl<'p> ScoreRule<'p> {
         self.params.softcap_log2 != 0.0 || self.params.alibi_slopes != 0
     }
 
-    /// Softcap and ALiBi.
+    /// Softcap and ALiBi for the rows of `view`.
     ///
     /// # Safety
     /// The parameters' slopes, if there are any, are one for each head.
@@ -61,15 +48,16 @@ impl<'p> ScoreRule<'p> {
         scores: &mut Scores<PAIRS, ROW_TILES>,
         scale_log2: &[[f32; 2]; ROW_TILES],
         tile_token: u32,
+        view: RowView,
     ) {
         let cap_log2 = self.params.softcap_log2;
         let lane = gpu.opaque(gpu.lane());
         let key = tile_token + lane % 4 * 2;
         unroll!([2] tile in 0..ROW_TILES {
             unroll!([2] half in 0..2 {
-                let row = self.rows.of_lane(lane, tile, half);
-                let position = self.visible.position(self.rows.token(row));
-                let head = self.first_head + self.rows.head(row);
+                let row = view.rows.of_lane(lane, tile, half);
+                let position = view.visible.position(view.rows.token(row));
+                let head = view.first_head + view.rows.head(row);
                 unroll!([4] pair in 0..PAIRS {
                     unroll!([4] i in 0..4 {
                         let mut score = scores[tile][pair][i / 2][2 * half + i % 2];
@@ -84,10 +72,12 @@ impl<'p> ScoreRule<'p> {
                     // SAFETY: slopes are given, one for each head.
                     let alibi = unsafe { Alibi::of_head(gpu, self.params, head) };
                     unroll!([4] pair in 0..PAIRS {
+                        // Keys of one pair at a time, as there are no registers for all.
+                        let key = gpu.opaque(key);
                         unroll!([4] i in 0..4 {
                             let key = key + (pair * 16 + i / 2 * 8 + i % 2) as u32;
                             scores[tile][pair][i / 2][2 * half + i % 2] +=
-                                alibi.bias_log2(gpu, key, position, self.visible.context_len);
+                                alibi.bias_log2(gpu, key, position, view.visible.context_len);
                         });
                     });
                 }
@@ -101,24 +91,27 @@ impl<'p> ScoreRule<'p> {
         tile_token < self.common.0 || tile_token + tile_kv > self.common.1
     }
 
-    /// Minus infinity for keys that a row does not see.
+    /// Minus infinity for keys that a row of `view` does not see.
     #[inline(always)]
     pub(super) fn mask<G: Gpu, const PAIRS: usize, const ROW_TILES: usize>(
         &self,
         gpu: G,
         scores: &mut Scores<PAIRS, ROW_TILES>,
         tile_token: u32,
+        view: RowView,
     ) {
         let lane = gpu.opaque(gpu.lane());
         let key = tile_token + lane % 4 * 2;
         unroll!([2] tile in 0..ROW_TILES {
             unroll!([2] half in 0..2 {
-                let row = self.rows.of_lane(lane, tile, half);
-                let position = self.visible.position(self.rows.token(row));
-                let (first, end) = (self.visible.first(position), self.visible.end(position));
+                let row = view.rows.of_lane(lane, tile, half);
+                let position = view.visible.position(view.rows.token(row));
+                // Counted from the lane's first key, so that its keys are constants and take no registers.
+                let first = gpu.opaque(view.visible.first(position).saturating_sub(key));
+                let end = gpu.opaque(view.visible.end(position).saturating_sub(key));
                 unroll!([4] pair in 0..PAIRS {
                     unroll!([4] i in 0..4 {
-                        let key = key + (pair * 16 + i / 2 * 8 + i % 2) as u32;
+                        let key = (pair * 16 + i / 2 * 8 + i % 2) as u32;
                         if key < first || key >= end {
                             scores[tile][pair][i / 2][2 * half + i % 2] = f32::NEG_INFINITY;
                         }

@@ -1,8 +1,8 @@
 //! Global to shared memory: KV tiles that all warps of a thread block fill together and read together.
 //!
 //! The loop around it has hardly a register to spare. So whatever can be computed from the parameters and the
-//! lane is computed where it is needed, and little is kept: two addresses, the blocks of the next tile, a
-//! position.
+//! lane is computed where it is needed, addresses wait in shared memory, and little is kept: the blocks of the
+//! next tile, a position.
 
 use core::marker::PhantomData;
 
@@ -30,19 +30,23 @@ pub struct SharedTile {
 #[derive(Clone, Copy, Debug)]
 pub struct SharedStream<'p, C, const K_STEPS: usize, const V_STEPS: usize> {
     params: &'p PrefillParams,
-    kv_head: u32,
-    /// Addresses of the KV head in slot 0 of block 0.
-    keys: u64,
-    values: u64,
-    /// This sequence's row of the block table.
-    block_row: u64,
     /// Blocks of this warp's groups of the next tile to load.
     blocks: [u32; 2],
     /// First token of the next tile to load, one tile ahead of the one that is handed out.
     load_token: u32,
     end: u32,
-    ring: u32,
     format: PhantomData<C>,
+}
+
+/// Where a stream's tokens are.
+#[derive(Clone, Copy, Debug)]
+struct Sources {
+    /// Addresses of the KV head in slot 0 of block 0.
+    keys: u64,
+    values: u64,
+    /// The sequence's row of the block table.
+    block_row: u64,
+    kv_head: u32,
 }
 
 impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
@@ -59,8 +63,9 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
     /// lies in or before: the first tile is on its way when this returns.
     ///
     /// # Safety
-    /// Converged. `ring` is the thread block's own, two tiles long. The block table and the caches hold every
-    /// token of the sequence from `begin` up to `end`; `first_token` is a multiple of the tile.
+    /// Every thread of the thread block comes here, and its shared memory is that of [`RowShape`]. The block table
+    /// and the caches hold every token of the sequence from `begin` up to `end`; `first_token` is a multiple of the
+    /// tile.
     #[inline(always)]
     pub unsafe fn start<G: Gpu>(
         gpu: G,
@@ -69,24 +74,25 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
         kv_head: u32,
         first_token: u32,
         (begin, end): (u32, u32),
-        ring: u32,
     ) -> Self {
-        let mut stream = Self {
-            params,
-            kv_head,
+        let sources = Sources {
             keys: params.key_cache + kv_head as u64 * params.stride_key_head_bytes as u64,
             values: params.value_cache + kv_head as u64 * params.stride_value_head_bytes as u64,
             block_row: params.block_table + 4 * (seq as u64 * params.stride_block_table as u64),
+            kv_head,
+        };
+        let mut stream = Self {
+            params,
             blocks: [0; 2],
             load_token: first_token,
             end,
-            ring,
             format: PhantomData,
         };
-        // SAFETY: the row covers `end`; the ring is empty.
+        // SAFETY: nobody reads them before the first tile's barrier; the row covers `end`; the ring is empty.
         unsafe {
-            stream.look_up(gpu, begin);
-            stream.load(gpu, begin);
+            sources.store(gpu, gpu.shared_base() + Self::SHAPE.sources());
+            stream.look_up(gpu, sources, begin);
+            stream.load(gpu, sources, begin);
         }
         stream
     }
@@ -104,9 +110,12 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
         gpu.cp_async_wait::<0>();
         // SAFETY: all come here. It shows this tile to all warps, and means that all are done with the last.
         unsafe { gpu.sync_cta() };
-        // SAFETY: so the other stage is free.
-        unsafe { self.load(gpu, 0) };
-        let stage = self.stage(token);
+        // SAFETY: so the other stage is free, and the sources are there.
+        unsafe {
+            let sources = Sources::load(gpu, gpu.shared_base() + Self::SHAPE.sources());
+            self.load(gpu, sources, 0);
+        }
+        let stage = Self::stage(gpu, token);
         Some(SharedTile {
             token,
             keys: stage,
@@ -117,10 +126,10 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
 
     /// Where the tile that begins at `token` lies: tiles take turns.
     #[inline(always)]
-    fn stage(&self, token: u32) -> u32 {
+    fn stage<G: Gpu>(gpu: G, token: u32) -> u32 {
         const { assert!(STAGES == 2) };
         let odd = token / Self::SHAPE.tile_kv % STAGES;
-        self.ring + odd * Self::SHAPE.tile_bytes
+        gpu.shared_base() + Self::SHAPE.query_bytes + odd * Self::SHAPE.tile_bytes
     }
 
     /// First token of this warp's group `i` of the next tile.
@@ -131,15 +140,16 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
 
     /// Finds the blocks of this warp's groups of the next tile, of which tokens before `begin` do not exist.
     #[inline(always)]
-    unsafe fn look_up<G: Gpu>(&mut self, gpu: G, begin: u32) {
+    unsafe fn look_up<G: Gpu>(&mut self, gpu: G, sources: Sources, begin: u32) {
+        let warp = gpu.opaque(gpu.thread_idx()) / WARP;
         unroll!([2] i in 0..2 {
             if i < Self::GROUPS {
-                let token = self.group_token(gpu.warp(), i);
+                let token = self.group_token(warp, i);
                 if token < self.end && token + 8 > begin {
                     let block_idx = self.params.by_block_size.divide(token);
                     // SAFETY: the block holds a token of the range, so the row has an entry for it.
                     self.blocks[i] =
-                        unsafe { gpu.ld_global_b32(self.block_row + 4 * block_idx as u64) };
+                        unsafe { gpu.ld_global_b32(sources.block_row + 4 * block_idx as u64) };
                 }
             }
         });
@@ -148,11 +158,11 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
     /// Starts copying this warp's part of the next tile, of which tokens before `begin` do not exist, and looks
     /// up the one after it.
     #[inline(always)]
-    unsafe fn load<G: Gpu>(&mut self, gpu: G, begin: u32) {
+    unsafe fn load<G: Gpu>(&mut self, gpu: G, sources: Sources, begin: u32) {
         if self.load_token < self.end {
             let thread = gpu.opaque(gpu.thread_idx());
             let (warp, lane) = (thread / WARP, thread % WARP);
-            let stage = self.stage(self.load_token);
+            let stage = Self::stage(gpu, self.load_token);
             let params = self.params;
             unroll!([2] i in 0..2 {
                 if i < Self::GROUPS {
@@ -165,29 +175,30 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
                         end: self.end.max(token) - token,
                     };
                     let block = self.blocks[i] as u64;
-                    let keys = self.keys
+                    let keys = sources.keys
                         + block * params.stride_key_block_bytes as u64
                         + slot as u64 * params.stride_key_slot_bytes as u64;
-                    let values = self.values
+                    let values = sources.values
                         + block * params.stride_value_block_bytes as u64
                         + slot as u64 * params.stride_value_slot_bytes as u64;
                     // SAFETY: the group lies in one block; rows past the end are not read.
                     unsafe {
-                        let stride = params.stride_key_slot_bytes as u32;
+                        let stride = gpu.opaque(params.stride_key_slot_bytes as u32);
                         group.copy::<G, C, K_STEPS>(gpu, lane, keys, stride, stage);
-                        let stride = params.stride_value_slot_bytes as u32;
+                        let stride = gpu.opaque(params.stride_value_slot_bytes as u32);
                         group.copy::<G, C, V_STEPS>(gpu, lane, values, stride, stage + Self::VALUES);
                     }
                     if C::TOKEN_SCALES {
                         // SAFETY: as above.
-                        unsafe { self.copy_scales(gpu, lane, self.blocks[i], slot, stage + Self::SCALES, group) };
+                        unsafe { self.copy_scales(gpu, (lane, sources.kv_head), self.blocks[i], slot, stage + Self::SCALES, group) };
                     }
                 }
             });
         }
-        self.load_token += Self::SHAPE.tile_kv;
+        // A counter that compilers see through, they widen to 64 bits, and count a second one along.
+        self.load_token = gpu.opaque(self.load_token + Self::SHAPE.tile_kv);
         // SAFETY: the row covers `end`.
-        unsafe { self.look_up(gpu, 0) };
+        unsafe { self.look_up(gpu, sources, 0) };
         gpu.cp_async_commit();
     }
 
@@ -196,7 +207,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
     unsafe fn copy_scales<G: Gpu>(
         &self,
         gpu: G,
-        lane: u32,
+        (lane, kv_head): (u32, u32),
         block: u32,
         slot: u32,
         scales: u32,
@@ -206,14 +217,14 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
         let params = self.params;
         let key = TokenScales::new(
             params.k_scale,
-            self.kv_head,
+            kv_head,
             params.stride_k_scale_block,
             params.stride_k_scale_slot,
             params.stride_k_scale,
         );
         let value = TokenScales::new(
             params.v_scale,
-            self.kv_head,
+            kv_head,
             params.stride_v_scale_block,
             params.stride_v_scale_slot,
             params.stride_v_scale,
@@ -227,6 +238,47 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
             let target = scales + (side * Self::SHAPE.tile_kv + group.tile_row + token) * 4;
             // SAFETY: the token's scale, read only if it exists; the target is this lane's word.
             unsafe { gpu.cp_async_b32(target, source, group.has(token)) };
+        }
+    }
+}
+
+impl Sources {
+    /// Leaves them at `at`, in 32 bytes.
+    ///
+    /// # Safety
+    /// Nobody else touches the memory until the next barrier.
+    #[inline(always)]
+    unsafe fn store<G: Gpu>(self, gpu: G, at: u32) {
+        let halves = |word: u64| [word as u32, (word >> 32) as u32];
+        let ([a, b], [c, d], [e, f]) = (
+            halves(self.keys),
+            halves(self.values),
+            halves(self.block_row),
+        );
+        if gpu.thread_idx() == 0 {
+            // SAFETY: as the caller promises.
+            unsafe {
+                gpu.st_shared_b128(at, [a, b, c, d]);
+                gpu.st_shared_b128(at + 16, [e, f, self.kv_head, 0]);
+            }
+        }
+    }
+
+    /// Takes them from there.
+    ///
+    /// # Safety
+    /// They were stored at `at` before a barrier.
+    #[inline(always)]
+    unsafe fn load<G: Gpu>(gpu: G, at: u32) -> Self {
+        let word = |low: u32, high: u32| low as u64 | (high as u64) << 32;
+        // SAFETY: as the caller promises.
+        let ([a, b, c, d], [e, f, kv_head, _]) =
+            unsafe { (gpu.ld_shared_b128(at), gpu.ld_shared_b128(at + 16)) };
+        Self {
+            keys: word(a, b),
+            values: word(c, d),
+            block_row: word(e, f),
+            kv_head,
         }
     }
 }

@@ -93,6 +93,17 @@ impl Visible {
     }
 }
 
+/// What a warp has to know of its rows where it does not see every key as it is.
+#[derive(Clone, Copy, Debug)]
+pub struct RowView {
+    /// The rows.
+    pub rows: WarpRows,
+    /// What their sequence's queries see.
+    pub visible: Visible,
+    /// Query head of the KV head's first.
+    pub first_head: u32,
+}
+
 /// The bias of a row that grows with the distance to a key.
 #[derive(Clone, Copy, Debug)]
 pub struct Alibi {
