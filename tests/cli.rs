@@ -61,6 +61,31 @@ fn sweep_prints_a_json_object_per_case() {
 }
 
 #[test]
+fn sweep_goes_on_where_a_run_was_cut() {
+    let output = ferroattn(&[
+        "sweep",
+        "--skip",
+        "3",
+        "--limit",
+        "2",
+        "--runtime",
+        "emulator",
+        "--json",
+    ]);
+    let lines = text(&output.stdout);
+    let cases: Vec<_> = lines
+        .lines()
+        .map(|line| {
+            let object: HashMap<String, serde_json::Value> =
+                serde_json::from_str(line).expect("an object");
+            let case = object["case"].as_str().expect("text");
+            case.parse::<Case>().expect("a case")
+        })
+        .collect();
+    assert_eq!(cases, common::listed("smoke", |_| true)[3..5]);
+}
+
+#[test]
 fn sweep_fails_and_says_how_to_replay() {
     let case = "decode bf16 heads=4/2 d=80 page=16 layout=nhd lens=5";
     let output = ferroattn(&[

@@ -93,8 +93,7 @@ impl<
                 gpu,
                 cut,
                 query,
-                tile,
-                first_token,
+                (tile, first_token),
                 scratch,
                 meanwhile,
             )

@@ -74,7 +74,7 @@ impl MlaEntry for Fp8Ds {
     #[inline(always)]
     unsafe fn copy<G: Gpu>(gpu: G, part: usize, target: u32, source: Source, exists: bool) {
         // The last chunk has 16 bytes.
-        if part < 10 || gpu.opaque(gpu.lane()) % 4 == 0 {
+        if part < 10 || gpu.opaque(gpu.lane()).is_multiple_of(4) {
             let (target, source) = (target + part as u32 * 64, source.values + part as u64 * 64);
             // SAFETY: bytes of the entry, as the caller promises.
             unsafe { gpu.cp_async_b128(target, source, exists, false) };

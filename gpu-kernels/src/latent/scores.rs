@@ -56,8 +56,7 @@ impl Part {
         gpu: G,
         cut: Cut,
         query: &LatentQuery<K_STEPS, WARP_HEAD_TILES>,
-        keys: u32,
-        first_token: u32,
+        (keys, first_token): (u32, u32),
         scratch: u32,
         meanwhile: impl FnMut(usize, usize),
     ) -> Scores<WARP_HEAD_TILES, WARP_TOKEN_TILES> {

@@ -25,7 +25,10 @@ pub(super) struct SweepArgs {
     /// Only cases whose line contains this
     #[arg(long)]
     filter: Option<String>,
-    /// Only the first so many cases
+    /// Without the first so many of those: what a run that was cut short has left
+    #[arg(long, default_value_t = 0)]
+    skip: usize,
+    /// Only the first so many of the rest
     #[arg(long)]
     limit: Option<usize>,
     /// Seeds lengths, values and the order of blocks
@@ -194,6 +197,7 @@ impl SweepArgs {
             .filter(|grid| listed(grid.name))
             .flat_map(|grid| (grid.cases)())
             .filter(matches)
+            .skip(self.skip)
             .take(self.limit.unwrap_or(usize::MAX))
             .collect()
     }
