@@ -16,6 +16,7 @@ fn shape(num_seqs: u32, num_kv_heads: u32, max_seq_len: u32) -> SplitShape {
         max_seq_len,
         token_bytes: 512,
         tile_nanoseconds: warp_tile_nanoseconds(128),
+        cta_nanoseconds: 0.0,
         tile_len: 64,
         shared_bytes: 96 * 1024,
     }
@@ -84,6 +85,32 @@ fn a_long_sequence_is_split_though_its_batch_fills_the_machine() {
             );
         }
     }
+}
+
+/// A split against stragglers is an insurance: not made where its thread blocks' ends cost more than it is worth.
+#[test]
+fn extra_splits_have_to_be_cheap() {
+    // Two waves of MLA's thread blocks for 64 heads.
+    let shape = |cta_nanoseconds| SplitShape {
+        num_seqs: 128,
+        ctas_per_split: 2,
+        max_seq_len: 8192,
+        token_bytes: 1152,
+        tile_nanoseconds: 4000.0,
+        cta_nanoseconds,
+        tile_len: 64,
+        shared_bytes: 220 * 1024,
+    };
+    let splits = |cta_nanoseconds| {
+        Splits::choose(
+            &shape(cta_nanoseconds),
+            &DeviceInfo::H200,
+            SplitPolicy::Auto,
+        )
+        .num_kv_splits
+    };
+    assert_eq!(splits(0.0), 3);
+    assert_eq!(splits(20_000.0), 1);
 }
 
 proptest! {

@@ -91,7 +91,7 @@ pub unsafe fn prefill_gqa<
             )
         };
         // SAFETY: this head's scales.
-        let qk_scale = unsafe { qk_scale::<G, C>(gpu, params, work.kv_head) };
+        let (qk_scale, _) = unsafe { kv_scales::<G, C>(gpu, params, work.kv_head) };
         let rows = work.warp_rows(gpu, params, warp_rows);
         // SAFETY: converged; rows of this sequence; the memory is this warp's.
         let query = unsafe {
@@ -128,7 +128,7 @@ pub unsafe fn prefill_gqa<
     let parked = unsafe { Parked::load(gpu, params, parked_at) };
     let view = parked.view(gpu, params, warp_rows);
     // SAFETY: this head's scales.
-    let v_scale = unsafe { v_scale::<G, C>(gpu, params, parked.work.kv_head) };
+    let (_, v_scale) = unsafe { kv_scales::<G, C>(gpu, params, parked.work.kv_head) };
     let part = (parked.num_splits > 1).then(|| gpu.cta_idx_y());
     unroll!([2] tile in 0..ROW_TILES {
         unroll!([2] half in 0..2 {
@@ -145,51 +145,38 @@ pub unsafe fn prefill_gqa<
     });
 }
 
-/// What products of a query with a KV head's keys have to be multiplied by.
+/// What products with a KV head's keys, and sums of its values, have to be multiplied by. Both are read wherever one is
+/// wanted: read apart, they made ptxas spill.
 ///
 /// # Safety
 /// The scales of a cache of bytes are readable.
 #[inline(always)]
-unsafe fn qk_scale<G: Gpu, C: CacheFormat>(gpu: G, params: &PrefillParams, kv_head: u32) -> f32 {
+unsafe fn kv_scales<G: Gpu, C: CacheFormat>(
+    gpu: G,
+    params: &PrefillParams,
+    kv_head: u32,
+) -> (f32, f32) {
     if C::BYTES == 2 {
-        return 1.0;
+        return (1.0, 1.0);
     }
-    // SAFETY: as the caller promises.
-    unsafe {
-        let q_scale = if params.q_scale != 0 {
-            head_scale(gpu, params.q_scale, 0, kv_head)
-        } else {
-            1.0
-        };
-        if C::TOKEN_SCALES {
-            return q_scale;
-        }
-        q_scale * head_scale(gpu, params.k_scale, params.stride_k_scale, kv_head)
+    let load = |scales: u64, stride: i64| {
+        let at = scales + 4 * (kv_head as u64 * stride as u64);
+        // SAFETY: one value for all heads or one for each, as the caller promises.
+        f32::from_bits(unsafe { gpu.ld_global_b32(at) })
+    };
+    let q_scale = if params.q_scale != 0 {
+        load(params.q_scale, 0)
+    } else {
+        1.0
+    };
+    if C::TOKEN_SCALES {
+        return (q_scale, 1.0);
     }
-}
-
-/// What sums of a KV head's values have to be multiplied by.
-///
-/// # Safety
-/// The scales of a cache of bytes are readable.
-#[inline(always)]
-unsafe fn v_scale<G: Gpu, C: CacheFormat>(gpu: G, params: &PrefillParams, kv_head: u32) -> f32 {
-    if C::BYTES == 2 || C::TOKEN_SCALES {
-        return 1.0;
-    }
-    // SAFETY: as the caller promises.
-    unsafe { head_scale(gpu, params.v_scale, params.stride_v_scale, kv_head) }
-}
-
-/// The scale of a head, of which there is one for each, or for all with a stride of 0.
-///
-/// # Safety
-/// It is readable.
-#[inline(always)]
-unsafe fn head_scale<G: Gpu>(gpu: G, scales: u64, stride: i64, kv_head: u32) -> f32 {
-    let at = scales + 4 * (kv_head as u64 * stride as u64);
-    // SAFETY: as the caller promises.
-    f32::from_bits(unsafe { gpu.ld_global_b32(at) })
+    let k_scale = load(params.k_scale, params.stride_k_scale);
+    (
+        q_scale * k_scale,
+        load(params.v_scale, params.stride_v_scale),
+    )
 }
 
 /// A row of the output.

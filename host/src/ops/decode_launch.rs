@@ -61,6 +61,7 @@ impl CheckedDecode<'_> {
                 max_seq_len: visible,
                 token_bytes: self.cache_bytes * (self.head_size + self.head_size_v),
                 tile_nanoseconds: warp_tile_nanoseconds(self.head_size.max(self.head_size_v)),
+                cta_nanoseconds: 0.0,
                 tile_len: tile.tokens_per_cta(),
                 shared_bytes: self.shared_bytes(tile, visible).0,
             },

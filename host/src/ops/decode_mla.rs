@@ -280,6 +280,7 @@ impl CheckedDecodeMla<'_> {
                 max_seq_len: self.max_seq_len,
                 token_bytes: value_bytes * self.head_size,
                 tile_nanoseconds: mla_launch::tile_nanoseconds(cut, self.head_size),
+                cta_nanoseconds: mla_launch::cta_nanoseconds(cut),
                 tile_len: cut.tile_len,
                 shared_bytes: cut.shared_bytes(stages),
             },

@@ -97,6 +97,7 @@ impl CheckedDecodeMlaEntry<'_> {
             max_seq_len: self.num_positions,
             token_bytes,
             tile_nanoseconds: mla_launch::tile_nanoseconds(cut, head_size) + CONVERSION,
+            cta_nanoseconds: mla_launch::cta_nanoseconds(cut),
             tile_len: cut.tile_len,
             shared_bytes: self.most_bytes(cut, stages),
         };

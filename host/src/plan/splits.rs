@@ -31,6 +31,8 @@ pub struct SplitShape {
     pub token_bytes: u32,
     /// How long a thread block that waits for nothing takes for a tile: see [`warp_tile_nanoseconds`].
     pub tile_nanoseconds: f64,
+    /// How long it takes before the first tile and after the last, if that counts.
+    pub cta_nanoseconds: f64,
     /// Tokens that a thread block takes at a time; splits are multiples of it.
     pub tile_len: u32,
     /// Shared memory of a thread block: how many fit on a multiprocessor.
@@ -58,8 +60,9 @@ const LONG_SPLIT: u32 = 2048;
 /// Thread blocks of 128 threads that take a quarter of the registers each: what fits beside each other, however little
 /// shared memory they need.
 const MOST_CTAS_PER_SM: u32 = 4;
-/// Most splits that are made only against stragglers.
+/// Most splits that are made only against stragglers, and what part of the time their thread blocks' ends may take.
 const MOST_EXTRA_SPLITS: u32 = 8;
+const MOST_EXTRA_ENDS: f64 = 0.03;
 
 impl Splits {
     /// Chooses for a shape on a machine.
@@ -88,7 +91,11 @@ impl Splits {
         let cost = Cost::of(shape, device);
         let of = |num_kv_splits| Self::of_len(shape, shape.max_seq_len.div_ceil(num_kv_splits));
         let mut fewest = shape.max_seq_len.div_ceil(LONGEST_SPLIT).max(1);
-        while fewest < MOST_EXTRA_SPLITS && cost.may_straggle(of(fewest)) {
+        let most_ends = cost.ends(of(fewest)) + MOST_EXTRA_ENDS * cost.nanoseconds(of(fewest));
+        while fewest < MOST_EXTRA_SPLITS
+            && cost.may_straggle(of(fewest))
+            && cost.ends(of(fewest + 1)) <= most_ends
+        {
             fewest += 1;
         }
         // More splits than fill the machine twice only add work.
@@ -121,8 +128,9 @@ struct Cost {
     slots: u32,
     ctas_per_split: u32,
     token_bytes: f64,
-    /// Nanoseconds of a thread block per token.
+    /// Nanoseconds of a thread block per token, and before the first and after the last.
     token_time: f64,
+    cta_ends: f64,
     /// Bytes per nanosecond through the whole memory.
     memory_rate: f64,
 }
@@ -144,6 +152,7 @@ impl Cost {
             ctas_per_split: shape.num_seqs.saturating_mul(shape.ctas_per_split).max(1),
             token_bytes: f64::from(shape.token_bytes),
             token_time: shape.tile_nanoseconds / f64::from(shape.tile_len),
+            cta_ends: shape.cta_nanoseconds,
             memory_rate: f64::from(device.num_sms) * Self::SM_RATE,
         }
     }
@@ -156,6 +165,12 @@ impl Cost {
             splits => Self::MERGE + Self::MERGE_MANY * f64::from(splits.saturating_sub(32)),
         };
         f64::from(waves) * self.wave(self.slots, splits) + self.wave(rest, splits) + merge
+    }
+
+    /// What is left out of that: how long thread blocks take besides their tokens, one wave after the other.
+    fn ends(&self, splits: Splits) -> f64 {
+        let ctas = self.ctas_per_split.saturating_mul(splits.num_kv_splits);
+        f64::from(ctas.div_ceil(self.slots)) * self.cta_ends
     }
 
     /// Whether, in a batch of unequal lengths, one thread block could still be busy long after the others:
