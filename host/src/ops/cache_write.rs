@@ -2,7 +2,8 @@
 //!
 //! For each token `t` with `slot = slot_mapping[t] >= 0`:
 //! `key_cache[slot / block_size, slot % block_size] = key[t]`, values likewise. Negative slots are padding
-//! and write nothing. The number of tokens is `slot_mapping`'s length; `key` and `value` may be longer.
+//! and write nothing; a cache has fewer than 2^31 slots. The number of tokens is `slot_mapping`'s length; `key` and
+//! `value` may be longer.
 //!
 //! What is stored depends on [`CacheScales`]: the values as they are; `fp8(x / scale)` with given scales; or
 //! 8 bits with a scale for each head of each token, which is stored too. The quotient is IEEE's, rounded to
