@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 
-use super::run_job::{Inputs, Job, Names};
+use super::run_job::{Inputs, Job, Names, run};
 use crate::ops::{
     AlibiForm, AlibiSlopes, CheckMode, DecodeMlaEntryRequest, DecodeMlaRequest, DecodeOptions,
     DecodeRequest, EntryForm, EntryTokens, KvScales, MlaScales, UnifiedOptions, UnifiedRequest,
@@ -49,12 +49,11 @@ pub(super) fn decode(
         },
     }
     .check()?;
-    let plan = checked.plan(&machine.device())?;
-    job.run(
-        &plan,
-        plan.workspace_bytes(),
-        CheckMode::Device,
-        |workspace, launcher| checked.launch(&plan, workspace, launcher),
+    run!(
+        job,
+        checked,
+        checked.plan(&machine.device())?,
+        CheckMode::Device
     )
 }
 
@@ -114,12 +113,11 @@ pub(super) fn unified(
         options,
     }
     .check()?;
-    let plan = checked.plan(&machine.device())?;
-    job.run(
-        &plan,
-        plan.workspace_bytes(),
-        CheckMode::Device,
-        |workspace, launcher| checked.launch(&plan, workspace, launcher),
+    run!(
+        job,
+        checked,
+        checked.plan(&machine.device())?,
+        CheckMode::Device
     )
 }
 
@@ -150,12 +148,11 @@ pub(super) fn decode_mla(
         options: options(inputs, CheckMode::Device)?,
     }
     .check()?;
-    let plan = checked.plan(&machine.device())?;
-    job.run(
-        &plan,
-        plan.workspace_bytes(),
-        CheckMode::Device,
-        |workspace, launcher| checked.launch(&plan, workspace, launcher),
+    run!(
+        job,
+        checked,
+        checked.plan(&machine.device())?,
+        CheckMode::Device
     )
 }
 
@@ -231,13 +228,7 @@ pub(super) fn decode_mla_entry(
         options: options(inputs, check)?,
     }
     .check()?;
-    let plan = checked.plan(&machine.device())?;
-    job.run(
-        &plan,
-        plan.workspace_bytes(),
-        check,
-        |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )
+    run!(job, checked, checked.plan(&machine.device())?, check)
 }
 
 /// The file's tensors, and an output and an lse for each row of a query of `RANK` dimensions.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 
-use super::run_job::{Inputs, Job, Names};
+use super::run_job::{Inputs, Job, Names, run};
 use crate::ops::{
     BlockCaches, CacheScales, CacheWriteRequest, CheckMode, CompactReferences, CompactRequest,
     ConcatAndCacheMlaGroupedRequest, ConcatAndCacheMlaRequest, CopyBlocksRequest, GatherForm,
@@ -21,13 +21,7 @@ pub(super) const WRITE: Names = Names {
 pub(super) fn write(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
     let job = Job::new(machine, inputs, &[])?;
     let checked = write_request(inputs, &job)?.check()?;
-    let plan = checked.plan();
-    job.run(
-        &plan,
-        plan.workspace_bytes(),
-        CheckMode::Device,
-        |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )
+    run!(job, checked, checked.plan(), CheckMode::Device)
 }
 
 pub(super) const ROPE: Names = Names {
@@ -77,13 +71,7 @@ pub(super) fn rope(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result
         query,
     }
     .check()?;
-    let plan = checked.plan();
-    job.run(
-        &plan,
-        plan.workspace_bytes(),
-        CheckMode::Device,
-        |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )
+    run!(job, checked, checked.plan(), CheckMode::Device)
 }
 
 fn write_request<'j>(
@@ -149,13 +137,7 @@ pub(super) fn mla_write(
         check: CheckMode::Device,
     }
     .check()?;
-    let plan = checked.plan();
-    job.run(
-        &plan,
-        plan.workspace_bytes(),
-        CheckMode::Device,
-        |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )
+    run!(job, checked, checked.plan(), CheckMode::Device)
 }
 
 pub(super) const MLA_WRITE_GROUPED: Names = Names {
@@ -180,13 +162,7 @@ pub(super) fn mla_write_grouped(
         check: CheckMode::Device,
     }
     .check()?;
-    let plan = checked.plan();
-    job.run(
-        &plan,
-        plan.workspace_bytes(),
-        CheckMode::Device,
-        |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )
+    run!(job, checked, checked.plan(), CheckMode::Device)
 }
 
 pub(super) const GATHER: Names = Names {
@@ -261,13 +237,7 @@ pub(super) fn gather(
         check: CheckMode::Device,
     }
     .check()?;
-    let plan = checked.plan();
-    job.run(
-        &plan,
-        plan.workspace_bytes(),
-        CheckMode::Device,
-        |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )
+    run!(job, checked, checked.plan(), CheckMode::Device)
 }
 
 /// Shape of a gather's output: as many rows as what chooses them says.
@@ -332,13 +302,7 @@ fn copy(job: &Job<'_>, caches: BlockCaches<'_>) -> anyhow::Result<Vec<HostTensor
         check: CheckMode::Device,
     }
     .check()?;
-    let plan = checked.plan();
-    job.run(
-        &plan,
-        plan.workspace_bytes(),
-        CheckMode::Device,
-        |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )
+    run!(job, checked, checked.plan(), CheckMode::Device)
 }
 
 pub(super) const COMPACT: Names = Names {
@@ -383,11 +347,5 @@ pub(super) fn compact(
         num_wanted: job.view_mut("num_wanted")?,
     }
     .check()?;
-    let plan = checked.plan();
-    job.run(
-        &plan,
-        plan.workspace_bytes(),
-        CheckMode::Off,
-        |workspace, launcher| checked.launch(&plan, workspace, launcher),
-    )
+    run!(job, checked, checked.plan(), CheckMode::Off)
 }

@@ -209,6 +209,20 @@ impl<'m> Job<'m> {
     }
 }
 
+/// Runs a checked request by its plan: requests and plans of all operations have the same methods.
+macro_rules! run {
+    ($job:expr, $checked:expr, $plan:expr, $check:expr) => {{
+        let plan = $plan;
+        $job.run(
+            &plan,
+            plan.workspace_bytes(),
+            $check,
+            |workspace, launcher| $checked.launch(&plan, workspace, launcher),
+        )
+    }};
+}
+pub(super) use run;
+
 /// Caches that lie one after the other in a tensor, and their addresses on the machine: operations that take many
 /// caches find them by a table of these.
 pub(super) struct Caches<'j> {
