@@ -15,7 +15,7 @@ mod tiny_kernels;
 use ferroattn::Error;
 use ferroattn::emulator::{Emulator, FaultKind, Lane};
 use ferroattn::runtime::DeviceMemory;
-use gpu_kernels::gpu::Gpu;
+use gpu_kernels::gpu::{Gpu, Line};
 use half::{bf16, f16};
 use tiny_kernels::{passes, two_tensors};
 
@@ -75,7 +75,7 @@ fn copies_may_be_double_buffered() {
         let offset = 16 * lane.thread_idx();
         let copy = |step: u32| {
             let source = input + u64::from(1024 * step + offset);
-            lane.cp_async_b128(buffer(step) + offset, source, step < 4, false);
+            lane.cp_async_b128(buffer(step) + offset, source, step < 4, Line::ONCE);
             lane.cp_async_commit();
         };
         copy(0);
@@ -95,7 +95,7 @@ fn copies_may_be_double_buffered() {
 #[test]
 fn a_copy_that_is_not_valid_reads_nothing() {
     passes([1; 3], 1, 16, |lane, _| unsafe {
-        lane.cp_async_b128(lane.shared_base(), 0, false, false);
+        lane.cp_async_b128(lane.shared_base(), 0, false, Line::ONCE);
         lane.cp_async_commit();
         lane.cp_async_wait::<0>();
         assert_eq!(lane.ld_shared_b128(lane.shared_base()), [0; 4]);

@@ -13,7 +13,7 @@
 mod tiny_kernels;
 
 use ferroattn::emulator::{Emulator, FaultKind, Lane};
-use gpu_kernels::gpu::Gpu;
+use gpu_kernels::gpu::{Gpu, Line};
 use tiny_kernels::{fault, fault_on, two_tensors};
 
 #[test]
@@ -117,7 +117,7 @@ fn atomics_race_with_plain_accesses() {
 fn an_asynchronous_copy_must_be_waited_for() {
     // By nobody; by somebody else; without a commit; or for an older group only.
     let copy = |lane: Lane<'_>, input: u64| unsafe {
-        lane.cp_async_b128(lane.shared_base(), input, true, false);
+        lane.cp_async_b128(lane.shared_base(), input, true, Line::ONCE);
     };
     let faults = [
         fault(1, 16, |lane, &[input, _]| {
@@ -160,7 +160,12 @@ fn an_asynchronous_copy_must_be_waited_for() {
 #[test]
 fn a_copy_that_was_waited_for_is_not_yet_visible_to_others() {
     let fault = fault(32, 512, |lane, &[input, _]| unsafe {
-        lane.cp_async_b128(lane.shared_base() + 16 * lane.lane(), input, true, false);
+        lane.cp_async_b128(
+            lane.shared_base() + 16 * lane.lane(),
+            input,
+            true,
+            Line::ONCE,
+        );
         lane.cp_async_commit();
         lane.cp_async_wait::<0>();
         lane.any(true); // so that all have waited, which orders nothing

@@ -39,6 +39,23 @@ pub unsafe fn div(a: u32, b: u32) -> u32 {
     a / b
 }
 
+/// What is known of the 128-byte line that a copy comes from, and where it shall stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Others are about to read the rest of it, which shall come into the L2 as well.
+    pub is_whole: bool,
+    /// It will be read again soon. One that is not is the first to leave the L2.
+    pub stays: bool,
+}
+
+impl Line {
+    /// A line of a cache, which is larger than the L2 and read once per step.
+    pub const ONCE: Self = Self {
+        is_whole: false,
+        stays: false,
+    };
+}
+
 /// One lane's view of the machine.
 ///
 /// # Safety
@@ -222,14 +239,13 @@ pub unsafe trait Gpu: Copy {
     // ---- asynchronous copies, global to shared ---------------------------------------------------
 
     /// Starts copying 16 bytes past the L1; with `valid` false writes 16 zero bytes and reads nothing.
-    /// `whole_line`, a constant, asks for the rest of the 128-byte line to come into the L2 as well: others
-    /// are about to read it.
+    /// `line`, a constant, says what to do with the line in the L2.
     ///
     /// # Safety
     /// Both addresses in bounds and 16-byte aligned (`source` only if `valid`); nobody touches the target
     /// before the copy was waited for.
     #[track_caller]
-    unsafe fn cp_async_b128(self, target: u32, source: u64, valid: bool, whole_line: bool);
+    unsafe fn cp_async_b128(self, target: u32, source: u64, valid: bool, line: Line);
     /// Starts copying 4 bytes; with `valid` false writes 4 zero bytes and reads nothing.
     ///
     /// # Safety

@@ -5,7 +5,7 @@
 
 use core::arch::asm;
 
-use super::{Gpu, fp8};
+use super::{Gpu, Line, fp8};
 
 /// A lane of a real GPU.
 #[derive(Clone, Copy, Debug)]
@@ -265,9 +265,27 @@ unsafe impl Gpu for PtxLane {
     store_four_words!(st_shared_b128, u32, reg32, "st.shared.v4.b32");
 
     #[inline(always)]
-    unsafe fn cp_async_b128(self, target: u32, source: u64, valid: bool, whole_line: bool) {
+    unsafe fn cp_async_b128(self, target: u32, source: u64, valid: bool, line: Line) {
         let source_bytes = if valid { 16u32 } else { 0 };
-        // A cache is larger than the L2 and read once per step: let other data stay.
+        if line.stays {
+            // SAFETY: both in bounds, as the caller promises; with a source size of 0 nothing is read.
+            unsafe {
+                if line.is_whole {
+                    asm!(
+                        "cp.async.cg.shared.global.L2::128B [{0}], [{1}], 16, {2};",
+                        in(reg32) target, in(reg64) source, in(reg32) source_bytes,
+                        options(nostack)
+                    )
+                } else {
+                    asm!(
+                        "cp.async.cg.shared.global [{0}], [{1}], 16, {2};",
+                        in(reg32) target, in(reg64) source, in(reg32) source_bytes,
+                        options(nostack)
+                    )
+                }
+            };
+            return;
+        }
         let policy: u64;
         // SAFETY: registers only. Pure, so that it is made once per kernel.
         unsafe {
@@ -276,7 +294,7 @@ unsafe impl Gpu for PtxLane {
         // Never `.L2::256B`: on an H200 that cost 7 % of the bandwidth.
         // SAFETY: both in bounds, as the caller promises; with a source size of 0 nothing is read.
         unsafe {
-            if whole_line {
+            if line.is_whole {
                 asm!(
                     "cp.async.cg.shared.global.L2::cache_hint.L2::128B [{0}], [{1}], 16, {2}, {3};",
                     in(reg32) target, in(reg64) source, in(reg32) source_bytes, in(reg64) policy,

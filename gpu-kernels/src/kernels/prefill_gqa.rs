@@ -11,6 +11,7 @@
 //!     softcap, ALiBi; masked only in tiles that some row sees a part of
 //!     max raised and acc rescaled, seldom      online softmax, base 2
 //!     acc    += probs · values                 rows x head_size_v, tensor cores
+//!     values of the next tile widened to f16, if they are bytes
 //! rows of one split are finished: out = acc / (sum + sink), lse; else partial_out, partial_lse
 //! ```
 
@@ -101,25 +102,35 @@ pub unsafe fn prefill_gqa<
                 rows,
                 work.query_start,
                 work.first_head(params),
-                gpu.shared_base(),
+                (gpu.shared_base(), gpu.shared_base() + shape.scales()),
                 params.score.qk_scale_log2 * qk_scale,
             )
         };
         let rule = ScoreRule::new(&params.score, rows, ROW_TILES as u32, visible);
+        // SAFETY: the first tile's bytes.
+        unsafe { stream.widen_values(gpu, stream.take_values(gpu)) };
         if rows.first < rows.end {
             // SAFETY: every thread waits for every tile, here or below, done with the tile before.
             while let Some(tile) = unsafe { stream.next(gpu) } {
                 // SAFETY: converged; the tile was just handed out; what was parked is there.
                 unsafe {
-                    partial.attend::<G, C, K_STEPS, PAIRS>(gpu, &query, tile, &rule, || {
-                        Parked::load(gpu, params, parked_at).view(gpu, params, warp_rows)
-                    });
+                    partial.attend::<G, C, K_STEPS, PAIRS>(
+                        gpu,
+                        &query,
+                        tile,
+                        &rule,
+                        || Parked::load(gpu, params, parked_at).view(gpu, params, warp_rows),
+                        &stream,
+                    );
                 }
             }
         } else {
             // A warp without rows only helps to load.
             // SAFETY: as above.
-            while unsafe { stream.next(gpu) }.is_some() {}
+            while unsafe { stream.next(gpu) }.is_some() {
+                // SAFETY: the next tile's bytes.
+                unsafe { stream.widen_values(gpu, stream.take_values(gpu)) };
+            }
         }
     }
     // SAFETY: converged.
@@ -277,16 +288,8 @@ unsafe fn store_dims<G: Gpu, C: CacheFormat>(
     [a, b, c, d]: [f32; 4],
     is_part: bool,
 ) {
-    // The first accumulator holds dims of the format's first half, the second of its second: either two and
-    // two side by side, or four of which every second one is the second's.
-    let column = gpu.lane() % 4 * 2;
-    let (first, second) = C::value_dims(column);
-    let ([a, b, c, d], second) = if C::BYTES == 1 {
-        ([a, c, b, d], first + 2)
-    } else {
-        ([a, b, c, d], second)
-    };
-    let (first, second) = (element + first as u64, element + second as u64);
+    let first = element + gpu.lane() as u64 % 4 * 2;
+    let second = first + 8;
     if is_part {
         let pair = |low: f32, high: f32| low.to_bits() as u64 | (high.to_bits() as u64) << 32;
         // SAFETY: as the caller promises.

@@ -3,7 +3,8 @@
 //! `ldmatrix` moves 16-byte pieces of rows: eight 16-bit values, or sixteen bytes. Bytes are widened in
 //! registers, after the move: a lane then holds other columns than the instruction's layout says, so the
 //! columns are renamed instead of moved. For keys the renaming is undone by reading the query in the same
-//! order, for values by storing the output in it.
+//! order, for values by storing the output in it. Values that several warps read are widened once for all of them,
+//! in shared memory, and keep their order.
 //!
 //! Widening FP8 to f16 is exact, and scales multiply sums, not values: nothing is rounded on the way to the
 //! product. Dequantising to bf16 with the scale, as is often done, rounds every value once more.
@@ -56,6 +57,8 @@ pub trait CacheFormat: Copy {
     fn key_dims(quad: u32) -> (u32, u32);
     /// Which two of a step's 16 dims lane `lane / 4 == row` holds of the output.
     fn value_dims(row: u32) -> (u32, u32);
+    /// Sixteen bytes as sixteen f16, in order; nobody asks a format of 16 bits.
+    fn widen16<G: Gpu>(gpu: G, words: [u32; 4]) -> [[u32; 4]; 2];
 }
 
 macro_rules! sixteen_bits {
@@ -81,6 +84,10 @@ macro_rules! sixteen_bits {
             #[inline(always)]
             fn value_dims(row: u32) -> (u32, u32) {
                 (row, row + 8)
+            }
+            #[inline(always)]
+            fn widen16<G: Gpu>(_gpu: G, words: [u32; 4]) -> [[u32; 4]; 2] {
+                [words; 2]
             }
         }
     )*};
@@ -191,6 +198,12 @@ macro_rules! eight_bits {
             #[inline(always)]
             fn value_dims(row: u32) -> (u32, u32) {
                 (2 * row, 2 * row + 1)
+            }
+            #[inline(always)]
+            fn widen16<G: Gpu>(gpu: G, words: [u32; 4]) -> [[u32; 4]; 2] {
+                let [a, b] = [Self::in_order(gpu, words[0]), Self::in_order(gpu, words[1])];
+                let [c, d] = [Self::in_order(gpu, words[2]), Self::in_order(gpu, words[3])];
+                [[a[0], a[1], b[0], b[1]], [c[0], c[1], d[0], d[1]]]
             }
         }
     )*};

@@ -10,7 +10,7 @@
 use core::marker::PhantomData;
 
 use super::Cut;
-use crate::gpu::{Gpu, WARP};
+use crate::gpu::{Gpu, Line, WARP};
 use crate::mla_entry::{EntryForm, dequantise8, fp8_ds, power_of_two, v4};
 use crate::params::EntryList;
 use crate::tile::swizzle;
@@ -77,7 +77,7 @@ impl MlaEntry for Fp8Ds {
         if part < 10 || gpu.opaque(gpu.lane()).is_multiple_of(4) {
             let (target, source) = (target + part as u32 * 64, source.values + part as u64 * 64);
             // SAFETY: bytes of the entry, as the caller promises.
-            unsafe { gpu.cp_async_b128(target, source, exists, false) };
+            unsafe { gpu.cp_async_b128(target, source, exists, Line::ONCE) };
         }
     }
     #[inline(always)]
@@ -115,7 +115,7 @@ impl MlaEntry for V4 {
         if part < 9 {
             let (target, source) = (target + part as u32 * 64, source.values + part as u64 * 64);
             // SAFETY: bytes of the entry, as the caller promises.
-            unsafe { gpu.cp_async_b128(target, source, exists, false) };
+            unsafe { gpu.cp_async_b128(target, source, exists, Line::ONCE) };
         } else if quad < 2 {
             // SAFETY: half of the entry's scales. `target` is `quad` times 16 bytes into it.
             unsafe {

@@ -3,7 +3,7 @@
 use core::marker::PhantomData;
 
 use super::{Cut, RowChunks};
-use crate::gpu::{Gpu, WARP};
+use crate::gpu::{Gpu, Line, WARP};
 use crate::kv::{BlockWindow, CacheFormat, CacheHead};
 use crate::tile::row_bytes;
 use crate::unroll::unroll;
@@ -306,7 +306,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const WARP_GROUPS: usize>
         // Both are the same for all lanes but in the last part of a row of 18 chunks.
         if first < Self::CHUNKS && first + chunk < Self::CHUNKS {
             // SAFETY: a chunk of a slot of the block, read only if it holds a token; a chunk of the free stage.
-            unsafe { gpu.cp_async_b128(targets.at(line), source, skipped < self.left, false) };
+            unsafe { gpu.cp_async_b128(targets.at(line), source, skipped < self.left, Line::ONCE) };
         }
     }
 }

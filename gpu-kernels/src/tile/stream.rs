@@ -3,7 +3,7 @@
 use core::marker::PhantomData;
 
 use super::{Shape, TILE_GROUP, TILE_KV, row_bytes, swizzle};
-use crate::gpu::{Gpu, WARP};
+use crate::gpu::{Gpu, Line, WARP};
 use crate::kv::{BlockWindow, CacheFormat, CacheHead, TokenScales};
 use crate::unroll::unroll;
 
@@ -258,7 +258,10 @@ unsafe fn copy_group<G: Gpu, C: CacheFormat, const STEPS: usize>(
     let bytes = row_bytes::<C, STEPS>();
     let chunks = bytes / 16;
     // The rest of the line is the next head's row, which another thread block reads at about this time.
-    let half_lines = bytes < 128 && 128 % bytes == 0;
+    let line = Line {
+        is_whole: bytes < 128 && 128 % bytes == 0,
+        stays: false,
+    };
     let source = head.slot(block, slot);
     unroll!([8] part in 0..8 {
         let item = part as u32 * WARP + gpu.lane();
@@ -270,7 +273,7 @@ unsafe fn copy_group<G: Gpu, C: CacheFormat, const STEPS: usize>(
             let offset = row * head.stride_slot_bytes() + chunk * 16;
             // SAFETY: the row is a slot of the block and only read if it holds a token that is seen; the target is
             // a chunk of the free stage.
-            unsafe { gpu.cp_async_b128(target, source + offset as u64, tile_row >= begin && tile_row < end, half_lines) };
+            unsafe { gpu.cp_async_b128(target, source + offset as u64, tile_row >= begin && tile_row < end, line) };
         }
     });
 }

@@ -3,7 +3,7 @@
 
 use std::panic::Location;
 
-use gpu_kernels::gpu::{Gpu, fp8};
+use gpu_kernels::gpu::{Gpu, Line, fp8};
 use half::{bf16, f16};
 
 use super::memory::Access;
@@ -173,7 +173,7 @@ unsafe impl Gpu for Lane<'_> {
     }
 
     #[track_caller]
-    unsafe fn cp_async_b128(self, target: u32, source: u64, valid: bool, _whole_line: bool) {
+    unsafe fn cp_async_b128(self, target: u32, source: u64, valid: bool, _line: Line) {
         here!(self);
         self.0.begin_copy::<4>(target, valid.then_some(source));
     }

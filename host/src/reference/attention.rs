@@ -85,8 +85,8 @@ fn decode_group(inputs: &DecodeInputs<'_>, seq: usize, kv_head: usize) -> Rows {
                 scale_at(scales.v_scale, &place),
             )
         });
-        keys.push(times(k_scale, head(inputs.key_cache, &place)));
-        values.push(times(v_scale, head(inputs.value_cache, &place)));
+        keys.push(times(k_scale, inputs.key_cache.row(&place)));
+        values.push(times(v_scale, inputs.value_cache.row(&place)));
     }
     let num_query_heads = inputs.query.shape[1];
     let num_queries_per_kv = num_query_heads / inputs.key_cache.shape[2];
@@ -97,7 +97,7 @@ fn decode_group(inputs: &DecodeInputs<'_>, seq: usize, kv_head: usize) -> Rows {
     for query_head in kv_head * num_queries_per_kv..(kv_head + 1) * num_queries_per_kv {
         let q_scale = inputs.scales.and_then(|scales| scales.q_scale);
         let q_scale = q_scale.map_or(1.0, |scale| scale.float(&[0]));
-        let query = times(q_scale, head(inputs.query, &[seq, query_head]));
+        let query = times(q_scale, inputs.query.row(&[seq, query_head]));
         let head_size_v = inputs.value_cache.shape[3];
         let (out, lse) = attend(&query, &keys, &values, inputs.softmax_scale, head_size_v);
         rows.out.push(out);
@@ -141,7 +141,7 @@ pub(super) fn attend(
 }
 
 /// The scale of block, slot and head `place`.
-fn scale_at(scales: &HostTensor, place: &[usize; 3]) -> f64 {
+pub(super) fn scale_at(scales: &HostTensor, place: &[usize; 3]) -> f64 {
     match scales.shape[..] {
         [1] => scales.float(&[0]),
         [_] => scales.float(&place[2..]),
@@ -149,19 +149,8 @@ fn scale_at(scales: &HostTensor, place: &[usize; 3]) -> f64 {
     }
 }
 
-fn times(scale: f64, values: Vec<f64>) -> Vec<f64> {
+pub(super) fn times(scale: f64, values: Vec<f64>) -> Vec<f64> {
     values.into_iter().map(|value| scale * value).collect()
-}
-
-/// The last dimension at `place`.
-fn head(tensor: &HostTensor, place: &[usize]) -> Vec<f64> {
-    let size = *tensor.shape.last().expect("heads have a last dimension");
-    let mut index = place.to_vec();
-    index.push(0);
-    let start = tensor.position(&index);
-    (start..start + size)
-        .map(|at| tensor.float_at(at))
-        .collect()
 }
 
 #[cfg(test)]

@@ -18,6 +18,22 @@ fn format(dtype: Dtype) -> (u32, i32, u8) {
 /// # Panics
 /// If `dtype` is not one of OCP's FP8 types.
 pub fn fp8_value(dtype: Dtype, byte: u8) -> f64 {
+    values_of_bytes(dtype)[usize::from(byte)]
+}
+
+/// The values of all bytes.
+fn values_of_bytes(dtype: Dtype) -> &'static [f64] {
+    static E4M3: OnceLock<Vec<f64>> = OnceLock::new();
+    static E5M2: OnceLock<Vec<f64>> = OnceLock::new();
+    let table = if dtype == Dtype::F8E5m2 { &E5M2 } else { &E4M3 };
+    table.get_or_init(|| {
+        (0..=255)
+            .map(|byte| value_by_definition(dtype, byte))
+            .collect()
+    })
+}
+
+fn value_by_definition(dtype: Dtype, byte: u8) -> f64 {
     let (mantissa_bits, bias, largest) = format(dtype);
     let sign = if byte < 0x80 { 1.0 } else { -1.0 };
     let code = byte & 0x7f;
@@ -52,7 +68,7 @@ pub fn fp8_nearest(dtype: Dtype, x: f64) -> u8 {
     let sign = if x.is_sign_negative() { 0x80 } else { 0 };
     let magnitude = x.abs().min(fp8_value(dtype, largest));
     // Codes are in the order of their values.
-    let values = values_of_codes(dtype);
+    let values = &values_of_bytes(dtype)[..=usize::from(largest)];
     let above = values.partition_point(|&value| value < magnitude);
     let above = u8::try_from(above).unwrap_or(largest).min(largest);
     let below = above.saturating_sub(1);
@@ -60,17 +76,6 @@ pub fn fp8_nearest(dtype: Dtype, x: f64) -> u8 {
     let to_below = magnitude - fp8_value(dtype, below);
     let up = to_above < to_below || (to_above == to_below && above % 2 == 0);
     sign | if up || above == 0 { above } else { below }
-}
-
-/// The values of the codes from 0 to the largest finite one.
-fn values_of_codes(dtype: Dtype) -> &'static [f64] {
-    static E4M3: OnceLock<Vec<f64>> = OnceLock::new();
-    static E5M2: OnceLock<Vec<f64>> = OnceLock::new();
-    let table = if dtype == Dtype::F8E4m3 { &E4M3 } else { &E5M2 };
-    table.get_or_init(|| {
-        let (.., largest) = format(dtype);
-        (0..=largest).map(|code| fp8_value(dtype, code)).collect()
-    })
 }
 
 #[cfg(test)]

@@ -149,6 +149,22 @@ impl HostTensor {
         }
     }
 
+    /// The numbers of the row (of the last dimension) at `place`, an index without that dimension.
+    ///
+    /// # Panics
+    /// If `place` lies outside the shape, or the tensor holds integers.
+    pub fn row(&self, place: &[usize]) -> Vec<f64> {
+        let (Some(&size), Some(&stride)) = (self.shape.last(), self.strides.last()) else {
+            panic!("a row needs a dimension")
+        };
+        let mut index = place.to_vec();
+        index.push(0);
+        let start = self.position(&index);
+        (0..size)
+            .map(|dim| self.float_at(start + dim * stride))
+            .collect()
+    }
+
     /// The integer element at `index`.
     ///
     /// # Panics

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::attention::{scale_at, times};
 use super::{HostTensor, Rows, Scales};
 
 /// Query tokens of several sequences, side by side, against a paged cache.
@@ -49,6 +50,7 @@ pub struct UnifiedInputs<'a> {
 /// If the tensors do not agree with each other, a token belongs to no sequence, or the block table names a
 /// block outside the cache.
 pub fn unified(inputs: &UnifiedInputs<'_>, tokens: &[usize]) -> Vec<Rows> {
+    let num_kv_heads = inputs.key_cache.shape[2];
     tokens
         .par_iter()
         .map(|&token| {
@@ -56,19 +58,30 @@ pub fn unified(inputs: &UnifiedInputs<'_>, tokens: &[usize]) -> Vec<Rows> {
                 out: Vec::new(),
                 lse: Vec::new(),
             };
-            for head in 0..inputs.query.shape[1] {
-                let (out, lse) = attend(inputs, token, head);
-                rows.out.push(out);
-                rows.lse.push(lse);
+            for kv_head in 0..num_kv_heads {
+                let seen = seen_by(inputs, token, kv_head);
+                let num_queries_per_kv = inputs.query.shape[1] / num_kv_heads;
+                for head in kv_head * num_queries_per_kv..(kv_head + 1) * num_queries_per_kv {
+                    let (out, lse) = attend(inputs, token, head, &seen);
+                    rows.out.push(out);
+                    rows.lse.push(lse);
+                }
             }
             rows
         })
         .collect()
 }
 
-/// One query head of one token: its output and the logarithm of its softmax's denominator.
-fn attend(inputs: &UnifiedInputs<'_>, token: usize, head: usize) -> (Vec<f64>, f64) {
-    let kv_head = head / (inputs.query.shape[1] / inputs.key_cache.shape[2]);
+/// A key that a query token sees, with its value; both as they were before they were divided by their scales.
+struct Seen {
+    key: Vec<f64>,
+    value: Vec<f64>,
+    /// What ALiBi multiplies a head's slope by.
+    distance: f64,
+}
+
+/// What a query token sees of a KV head.
+fn seen_by(inputs: &UnifiedInputs<'_>, token: usize, kv_head: usize) -> Vec<Seen> {
     let seq = sequence_of(inputs, token);
     let start = |seq: usize| inputs.query_start_loc.integer(&[seq]);
     let seq_len = inputs.seq_lens.integer(&[seq]).max(0);
@@ -78,55 +91,64 @@ fn attend(inputs: &UnifiedInputs<'_>, token: usize, head: usize) -> (Vec<f64>, f
     };
     let context_len = seq_len - (start(seq + 1) - start(seq));
     let position = context_len + i64::try_from(token).expect("a token") - start(seq);
+    (0..seq_len)
+        .filter(|&key| is_visible(inputs, seq, key, position))
+        .map(|key| {
+            let place = place(inputs, seq, key, kv_head);
+            let (k_scale, v_scale) = inputs.scales.map_or((1.0, 1.0), |scales| {
+                (
+                    scale_at(scales.k_scale, &place),
+                    scale_at(scales.v_scale, &place),
+                )
+            });
+            Seen {
+                key: times(k_scale, inputs.key_cache.row(&place)),
+                value: times(v_scale, inputs.value_cache.row(&place)),
+                distance: distance(inputs, key, position, context_len),
+            }
+        })
+        .collect()
+}
 
+/// One query head of one token: its output and the logarithm of its softmax's denominator.
+fn attend(inputs: &UnifiedInputs<'_>, token: usize, head: usize, seen: &[Seen]) -> (Vec<f64>, f64) {
     let q_scale = inputs.scales.and_then(|scales| scales.q_scale);
     let q_scale = q_scale.map_or(1.0, |scale| scale.float(&[0]));
-    let mut scores = Vec::new();
-    for key in 0..seq_len {
-        if !is_visible(inputs, seq, key, position) {
-            continue;
-        }
-        let place = place(inputs, seq, key, kv_head);
-        let k_scale = inputs
-            .scales
-            .map_or(1.0, |scales| scale_at(scales.k_scale, place));
+    let query = times(q_scale, inputs.query.row(&[token, head]));
+    let slope = inputs.alibi_slopes.map(|slopes| slopes.float(&[head]));
+    let mut scores = Vec::with_capacity(seen.len());
+    for Seen { key, distance, .. } in seen {
         let mut dot = 0.0;
-        for dim in 0..inputs.query.shape[2] {
-            let query = q_scale * inputs.query.float(&[token, head, dim]);
-            let [block, slot, kv_head] = place;
-            dot += query * k_scale * inputs.key_cache.float(&[block, slot, kv_head, dim]);
+        for (q, k) in query.iter().zip(key) {
+            dot += q * k;
         }
         let mut score = inputs.softmax_scale * dot;
         if let Some(cap) = inputs.softcap {
             score = cap * (score / cap).tanh();
         }
-        if let Some(slopes) = inputs.alibi_slopes {
-            score += slopes.float(&[head]) * distance(inputs, key, position, context_len);
+        if let Some(slope) = slope {
+            score += slope * distance;
         }
-        scores.push((place, score));
+        scores.push(score);
     }
 
     let sink = inputs
         .sinks
         .map_or(f64::NEG_INFINITY, |sinks| sinks.float(&[head]));
-    let max = scores.iter().map(|&(_, score)| score).fold(sink, f64::max);
+    let max = scores.iter().copied().fold(sink, f64::max);
     let mut out = vec![0.0; inputs.value_cache.shape[3]];
     if max == f64::NEG_INFINITY {
         return (out, max);
     }
     let mut sum = (sink - max).exp();
-    for (_, score) in &scores {
+    for score in &scores {
         sum += (score - max).exp();
     }
     let output_scale = inputs.output_scale.map_or(1.0, |scale| scale.float(&[0]));
-    for ([block, slot, kv_head], score) in scores {
-        let v_scale = inputs.scales.map_or(1.0, |scales| {
-            scale_at(scales.v_scale, [block, slot, kv_head])
-        });
-        let prob = (score - max).exp() / sum;
-        for (dim, out) in out.iter_mut().enumerate() {
-            let value = v_scale * inputs.value_cache.float(&[block, slot, kv_head, dim]);
-            *out += prob * value / output_scale;
+    for (score, Seen { value, .. }) in scores.iter().zip(seen) {
+        let share = (score - max).exp() / sum / output_scale;
+        for (out, v) in out.iter_mut().zip(value) {
+            *out += share * v;
         }
     }
     if inputs.output_scale.is_some() {
@@ -176,13 +198,4 @@ fn place(inputs: &UnifiedInputs<'_>, seq: usize, key: i64, kv_head: usize) -> [u
     let block = inputs.block_table.integer(&[seq, key / block_size]);
     let block = usize::try_from(block).expect("a block id");
     [block, key % block_size, kv_head]
-}
-
-/// The scale of block, slot and head `place`.
-fn scale_at(scales: &HostTensor, place: [usize; 3]) -> f64 {
-    match scales.shape[..] {
-        [1] => scales.float(&[0]),
-        [_] => scales.float(&place[2..]),
-        _ => scales.float(&place),
-    }
 }

@@ -5,12 +5,17 @@
 //! hardly happens, and until then nothing has to be rescaled. Each row decides for itself, so its bits do not
 //! depend on the rows beside it.
 //!
-//! The formats of the cache name operands by the order of a left factor, of which the right factors here are
+//! The formats of the cache name key operands by the order of a left factor, of which the right factors here are
 //! the halves. The four matrices of an `ldmatrix` are read in the order that puts each half into neighbouring
-//! registers, which the tensor cores want, and renamed.
+//! registers, which the tensor cores want, and renamed. Keys of bytes are widened in registers: the first product
+//! leaves time for it. The second has the softmax beside it, and finds its values widened in shared memory.
 
 use super::rule::Scores;
-use super::{RowQueries, RowShape, RowView, ScoreRule, SharedTile, unit_address};
+use super::stream::ValueBytes;
+use super::{
+    RowQueries, RowShape, RowView, ScoreRule, SharedStream, SharedTile, place, step_address,
+    wide_bytes,
+};
 use crate::dtype::Half;
 use crate::gpu::{Gpu, WARP};
 use crate::kv::CacheFormat;
@@ -28,7 +33,7 @@ pub struct RowPartial<const V_STEPS: usize, const ROW_TILES: usize> {
     /// Sum of `2^(score - max + shift)`: this lane's tokens until [`RowPartial::reduce`], then all.
     pub sum: [[f32; 2]; ROW_TILES],
     /// `[row, value dim]`, multiplied as `sum` is, in the accumulator layout of `mma`: of each step twice 8
-    /// dims, named by `CacheFormat::value_dims`.
+    /// dims.
     pub acc: [[[[f32; 4]; 2]; V_STEPS]; ROW_TILES],
     /// What `acc` has to be multiplied by: a power of two above all value scales seen, if every token has
     /// one. Probabilities are multiplied by their token's share of it, so that they stay within an f16.
@@ -50,7 +55,8 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         C::Math::PROB_SHIFT - RISE
     }
 
-    /// Takes one tile. `view` finds out what is seldom needed of the rows.
+    /// Takes one tile of a stream, and widens this warp's part of the next one's values on the way. `view` finds out
+    /// what is seldom needed of the rows.
     ///
     /// # Safety
     /// Converged; the tile is visible to the warp.
@@ -62,6 +68,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         tile: SharedTile,
         rule: &ScoreRule<'_>,
         view: impl Fn() -> RowView,
+        stream: &SharedStream<'_, C, K_STEPS, V_STEPS>,
     ) {
         const {
             assert!(PAIRS as u32 * 16 == RowShape::of_kernel::<C, K_STEPS, V_STEPS>().tile_kv);
@@ -76,7 +83,8 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
                 self.grow_unit(gpu, tile.scales + PAIRS as u32 * 64, PAIRS as u32 * 16);
             }
         }
-        let mut scale_log2 = query.scale_log2;
+        let scales = gpu.shared_base() + RowShape::of_kernel::<C, K_STEPS, V_STEPS>().scales();
+        let mut scale_log2 = query.scales_log2::<G, C>(gpu, scales);
         if rule.bends() {
             // SAFETY: as `ScoreRule` was made.
             unsafe { rule.bend(gpu, &mut scores, &scale_log2, tile.token, view()) };
@@ -88,7 +96,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         // SAFETY: converged.
         unsafe { self.raise_max(gpu, &scores, &scale_log2) };
         // SAFETY: as the caller promises.
-        unsafe { self.add_values::<G, C, PAIRS>(gpu, &scores, &scale_log2, tile) };
+        unsafe { self.add_values::<G, C, K_STEPS, PAIRS>(gpu, &scores, &scale_log2, tile, stream) };
     }
 
     /// Raises the maximum of rows that have a score far above it, and rescales what they have accumulated.
@@ -143,18 +151,20 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
 
     /// `acc += probs values`, 16 tokens after the other.
     #[inline(always)]
-    unsafe fn add_values<G: Gpu, C: CacheFormat, const PAIRS: usize>(
+    unsafe fn add_values<G: Gpu, C: CacheFormat, const K_STEPS: usize, const PAIRS: usize>(
         &mut self,
         gpu: G,
         scores: &Scores<PAIRS, ROW_TILES>,
         scale_log2: &[[f32; 2]; ROW_TILES],
         tile: SharedTile,
+        stream: &SharedStream<'_, C, K_STEPS, V_STEPS>,
     ) {
-        let bytes = row_bytes::<C, V_STEPS>();
+        let bytes = wide_bytes::<V_STEPS>();
         let chunks = bytes / 16;
         let lane = gpu.opaque(gpu.lane());
         let row = lane % 16;
-        let first = tile.values + row * bytes + swizzle(row, lane / 16, chunks) * 16;
+        let second = lane / 16 * place::<C, V_STEPS>(1);
+        let first = tile.values + row * bytes + swizzle(row, second, chunks) * 16;
         // A row that has seen nothing has a maximum of -inf, and probabilities of 2^-inf.
         let mut top = [[0.0; 2]; ROW_TILES];
         unroll!([2] tile in 0..ROW_TILES {
@@ -163,6 +173,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
                 top[tile][half] = Self::shift::<C>() - if max == f32::NEG_INFINITY { 0.0 } else { max };
             });
         });
+        let mut next_values = ValueBytes::NONE;
         unroll!([4] pair in 0..PAIRS {
             let mut shares = [[1.0f32; 2]; 2];
             if C::TOKEN_SCALES {
@@ -191,31 +202,29 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
                     probs[tile][2 * i + 1] = C::Math::pack(gpu, p2, p3);
                 });
             });
-            unroll!([16] unit in 0..V_STEPS {
-                if unit * C::STEPS < V_STEPS {
-                    let at = unit_address(first, unit, chunks) + pair as u32 * 16 * bytes;
-                    // SAFETY: converged; a row of the tile.
-                    let [a, b, c, d] = unsafe { gpu.ldmatrix_x4_trans(at) };
-                    let operands = C::values(gpu, [a, c, b, d]);
-                    unroll!([2] half in 0..2 {
-                        let step = unit * C::STEPS + half;
-                        if half < C::STEPS && step < V_STEPS {
-                            let [v0, v1, v2, v3] = operands[half];
-                            unroll!([2] tile in 0..ROW_TILES {
-                                let acc = self.acc[tile][step];
-                                // SAFETY: converged.
-                                self.acc[tile][step] = unsafe {
-                                    [
-                                        C::Math::mma(gpu, acc[0], probs[tile], [v0, v2]),
-                                        C::Math::mma(gpu, acc[1], probs[tile], [v1, v3]),
-                                    ]
-                                };
-                            });
-                        }
-                    });
-                }
+            if pair + 1 == PAIRS {
+                // There are registers for them now, and they come while the tensor cores work.
+                next_values = stream.take_values(gpu);
+            }
+            unroll!([16] step in 0..V_STEPS {
+                let place = place::<C, V_STEPS>(2 * step as u32);
+                let at = step_address(first, place, chunks) + pair as u32 * 16 * bytes;
+                // SAFETY: converged; a row of the tile.
+                let [v0, v1, v2, v3] = unsafe { gpu.ldmatrix_x4_trans(at) };
+                unroll!([2] tile in 0..ROW_TILES {
+                    let acc = self.acc[tile][step];
+                    // SAFETY: converged.
+                    self.acc[tile][step] = unsafe {
+                        [
+                            C::Math::mma(gpu, acc[0], probs[tile], [v0, v1]),
+                            C::Math::mma(gpu, acc[1], probs[tile], [v2, v3]),
+                        ]
+                    };
+                });
             });
         });
+        // SAFETY: they were taken above.
+        unsafe { stream.widen_values(gpu, next_values) };
     }
 
     /// Makes the unit larger than this tile's value scales; what was accumulated shrinks by a power of two.
@@ -301,7 +310,7 @@ unsafe fn scores<
                 }
             });
             unroll!([4] pair in 0..PAIRS {
-                let at = unit_address(first, unit, chunks) + pair as u32 * 16 * bytes;
+                let at = step_address(first, 2 * unit as u32, chunks) + pair as u32 * 16 * bytes;
                 // SAFETY: converged; a row of the tile.
                 let [a, b, c, d] = unsafe { gpu.ldmatrix_x4(at) };
                 let operands = C::keys(gpu, [a, c, b, d]);

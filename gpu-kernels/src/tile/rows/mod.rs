@@ -25,8 +25,10 @@ pub const WARPS: u32 = 4;
 /// KV tiles in shared memory: one that is worked on, one that is on its way.
 const STAGES: u32 = 2;
 /// Bytes of the stream's sources, and of a thread block's work, where they wait in shared memory.
-const SOURCE_BYTES: u32 = 32;
+const SOURCE_BYTES: u32 = 48;
 const WORK_BYTES: u32 = 32;
+/// Bytes of what products are multiplied by: four words for each quad of lanes.
+const SCALE_BYTES: u32 = WARPS * 8 * 16;
 
 /// How a thread block is cut for a pair of head sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +45,8 @@ pub struct RowShape {
 
 impl RowShape {
     /// The cut for heads of `head_size` and `head_size_v` values of `value_bytes` bytes in the cache, with or
-    /// without scales of their own. Two thread blocks fit on a multiprocessor of an A100, H100 or H200, and
-    /// one on the smallest supported (compute capability 8.6 and 8.9).
+    /// without scales of their own; values are widened to 16 bits in shared memory. Two thread blocks fit on a
+    /// multiprocessor of an H100 or H200, and one on the smallest supported (compute capability 8.6 and 8.9).
     pub const fn of(
         head_size: u32,
         head_size_v: u32,
@@ -58,7 +60,7 @@ impl RowShape {
             row_tiles,
             tile_kv,
             query_bytes: WARPS * row_tiles * 16 * head_size * 2,
-            tile_bytes: tile_kv * ((head_size + head_size_v) * value_bytes + scales),
+            tile_bytes: tile_kv * (head_size * value_bytes + head_size_v * 2 + scales),
         }
     }
     /// The cut for a kernel's generics.
@@ -81,7 +83,7 @@ impl RowShape {
     }
     /// Dynamic shared memory of a thread block: the queries, the ring, and what waits behind it.
     pub const fn shared_bytes(self) -> u32 {
-        self.work() + WORK_BYTES
+        self.scales() + SCALE_BYTES
     }
     /// Where the stream's sources wait.
     const fn sources(self) -> u32 {
@@ -91,13 +93,40 @@ impl RowShape {
     pub(crate) const fn work(self) -> u32 {
         self.sources() + SOURCE_BYTES
     }
+    /// Where what products are multiplied by waits, over a cache of bytes.
+    pub(crate) const fn scales(self) -> u32 {
+        self.work() + WORK_BYTES
+    }
 }
 
-/// Address of the first of two 16-byte chunks that make up `mma` step `unit` of a row of `chunks` chunks;
-/// `first` is the address for step 0, swizzled. Rows begin at multiples of the swizzle's period, so the step
-/// flips bits of the address, which costs one instruction and no register per step.
+/// Bytes of a row of `STEPS * 16` values of 16 bits.
 #[inline(always)]
-const fn unit_address(first: u32, unit: usize, chunks: u32) -> u32 {
+const fn wide_bytes<const STEPS: usize>() -> u32 {
+    STEPS as u32 * 32
+}
+
+/// Which place in a row of `STEPS * 16` values the 16-byte chunk `chunk` of 16-bit values has, before places are
+/// swizzled. Rows of bytes are copied, and then widened where they are: the two chunks that one becomes lie so far
+/// apart that a line of the cache is copied into one line of shared memory, which is several times faster than into
+/// two.
+#[inline(always)]
+const fn place<C: CacheFormat, const STEPS: usize>(chunk: u32) -> u32 {
+    if C::BYTES == 2 {
+        return chunk;
+    }
+    let apart = match STEPS as u32 * 2 {
+        chunks if chunks.is_multiple_of(16) => 8,
+        chunks if chunks.is_multiple_of(8) => 4,
+        _ => 2,
+    };
+    chunk / (2 * apart) * (2 * apart) + chunk % 2 * apart + chunk % (2 * apart) / 2
+}
+
+/// Address of the first of two 16-byte chunks that make up an `mma` step of a row of `chunks` chunks: it is at place
+/// `place`; `first` is the address for place 0, swizzled. Rows begin at multiples of the swizzle's period, so the
+/// place flips bits of the address, which costs one instruction and no register per step.
+#[inline(always)]
+const fn step_address(first: u32, place: u32, chunks: u32) -> u32 {
     let period = if chunks.is_multiple_of(8) {
         8
     } else if chunks.is_multiple_of(4) {
@@ -105,6 +134,5 @@ const fn unit_address(first: u32, unit: usize, chunks: u32) -> u32 {
     } else {
         2
     };
-    let chunk = 2 * unit as u32;
-    (first ^ (chunk % period * 16)) + chunk / period * period * 16
+    (first ^ (place % period * 16)) + place / period * period * 16
 }

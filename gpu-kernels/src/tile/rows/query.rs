@@ -9,16 +9,18 @@ use crate::tile::query::to_f16;
 use crate::unroll::unroll;
 
 /// `ROW_TILES` tiles of 16 rows. Their operands are too many for registers; each lane keeps its own words in
-/// shared memory, where no other lane looks, so nobody waits for them.
+/// shared memory, where no other lane looks, so nobody waits for them. Over a cache of bytes, what a row's products
+/// are multiplied by waits there too.
 #[derive(Clone, Copy, Debug)]
 pub struct RowQueries<const K_STEPS: usize, const ROW_TILES: usize> {
-    /// Turns a product into a score in powers of two, for rows `lane / 4` and `+ 8` of each tile.
-    pub(super) scale_log2: [[f32; 2]; ROW_TILES],
+    /// Turns a product into a score in powers of two, if it is the same for all rows.
+    scale_log2: f32,
 }
 
 impl<const K_STEPS: usize, const ROW_TILES: usize> RowQueries<K_STEPS, ROW_TILES> {
     /// Loads the queries of `rows`, whose sequence begins at query token `first_token`, and whose KV head at
-    /// query head `first_head`. Rows past the end are zero. `shared` is the thread block's memory for them.
+    /// query head `first_head`. Rows past the end are zero. `shared` is the thread block's memory for them, and
+    /// `scales` that for what their products are multiplied by.
     ///
     /// # Safety
     /// Converged. The queries are in bounds and aligned to two values.
@@ -29,7 +31,7 @@ impl<const K_STEPS: usize, const ROW_TILES: usize> RowQueries<K_STEPS, ROW_TILES
         rows: WarpRows,
         first_token: u32,
         first_head: u32,
-        shared: u32,
+        (shared, scales): (u32, u32),
         qk_scale_log2: f32,
     ) -> Self {
         let (first, second) = C::key_dims(gpu.lane() % 4);
@@ -39,7 +41,7 @@ impl<const K_STEPS: usize, const ROW_TILES: usize> RowQueries<K_STEPS, ROW_TILES
             2
         };
         let words = Self::words(gpu.thread_idx(), shared);
-        let mut scale_log2 = [[qk_scale_log2; 2]; ROW_TILES];
+        let mut scale_log2 = [[0.0f32; 2]; 2];
         unroll!([2] tile in 0..ROW_TILES {
             let mut halves = [[[0u32; 2]; K_STEPS]; 2];
             unroll!([2] half in 0..2 {
@@ -78,7 +80,39 @@ impl<const K_STEPS: usize, const ROW_TILES: usize> RowQueries<K_STEPS, ROW_TILES
                 unsafe { gpu.st_shared_b128(words + Self::offset(tile, step), [a, b, c, d]) };
             });
         });
-        Self { scale_log2 }
+        if C::BYTES == 1 && gpu.lane().is_multiple_of(4) {
+            let [[a, b], [c, d]] = scale_log2.map(|halves| halves.map(f32::to_bits));
+            // SAFETY: the quad's words; nobody reads them before the next barrier.
+            unsafe { gpu.st_shared_b128(Self::scales_at(gpu.thread_idx(), scales), [a, b, c, d]) };
+        }
+        Self {
+            scale_log2: qk_scale_log2,
+        }
+    }
+
+    /// What turns products of rows `lane / 4` and `+ 8` of each tile into scores in powers of two.
+    #[inline(always)]
+    pub(super) fn scales_log2<G: Gpu, C: CacheFormat>(
+        &self,
+        gpu: G,
+        scales: u32,
+    ) -> [[f32; 2]; ROW_TILES] {
+        let mut scales_log2 = [[self.scale_log2; 2]; ROW_TILES];
+        if C::BYTES == 1 {
+            let at = Self::scales_at(gpu.opaque(gpu.thread_idx()), scales);
+            // SAFETY: stored before the barrier of the first tile.
+            let words = unsafe { gpu.ld_shared_b128(at) };
+            unroll!([2] tile in 0..ROW_TILES {
+                scales_log2[tile] = [words[2 * tile], words[2 * tile + 1]].map(f32::from_bits);
+            });
+        }
+        scales_log2
+    }
+
+    /// Address of a thread's 16 bytes of scales, which the four lanes of a quad share.
+    #[inline(always)]
+    fn scales_at(thread: u32, scales: u32) -> u32 {
+        scales + thread / 4 * 16
     }
 
     /// Address of a thread's first 16 bytes.

@@ -1,13 +1,16 @@
 //! Global to shared memory: KV tiles that all warps of a thread block fill together and read together.
 //!
+//! A value of bytes is copied into the room that it takes as f16. The lane that copied a piece of it widens it there
+//! while the tile before is worked on, so that what every warp reads has been widened once.
+//!
 //! The loop around it has hardly a register to spare. So whatever can be computed from the parameters and the
 //! lane is computed where it is needed, addresses wait in shared memory, and little is kept: the blocks of the
 //! next tile, a position.
 
 use core::marker::PhantomData;
 
-use super::{RowShape, STAGES, WARPS};
-use crate::gpu::{Gpu, WARP};
+use super::{RowShape, STAGES, WARPS, place, wide_bytes};
+use crate::gpu::{Gpu, Line, WARP};
 use crate::kv::{CacheFormat, TokenScales};
 use crate::params::PrefillParams;
 use crate::tile::{row_bytes, swizzle};
@@ -24,6 +27,15 @@ pub struct SharedTile {
     pub values: u32,
     /// Scales of the keys, then of the values: `[2, tile_kv]` f32, if the format has them.
     pub scales: u32,
+}
+
+/// What a lane copied of a tile's values of bytes: 16 bytes of up to four parts of each group.
+#[derive(Clone, Copy, Debug)]
+pub struct ValueBytes([[[u32; 4]; 4]; 2]);
+
+impl ValueBytes {
+    /// Of 16-bit values.
+    pub const NONE: Self = Self([[[0; 4]; 4]; 2]);
 }
 
 /// The tiles of a thread block, in order, from one that begins at a multiple of `tile_kv`.
@@ -46,6 +58,9 @@ struct Sources {
     values: u64,
     /// The sequence's row of the block table.
     block_row: u64,
+    /// Bytes from a token to the next in its block.
+    key_stride: u32,
+    value_stride: u32,
     kv_head: u32,
 }
 
@@ -57,7 +72,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
     const GROUPS: usize = (Self::SHAPE.tile_kv / 8 / WARPS) as usize;
     /// Bytes of a stage before its values, and before its scales.
     const VALUES: u32 = Self::SHAPE.tile_kv * row_bytes::<C, K_STEPS>();
-    const SCALES: u32 = Self::VALUES + Self::SHAPE.tile_kv * row_bytes::<C, V_STEPS>();
+    const SCALES: u32 = Self::VALUES + Self::SHAPE.tile_kv * wide_bytes::<V_STEPS>();
 
     /// Starts streaming tokens `begin .. end` of sequence `seq` from the tile at `first_token` on, which `begin`
     /// lies in or before: the first tile is on its way when this returns.
@@ -79,6 +94,8 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
             keys: params.key_cache + kv_head as u64 * params.stride_key_head_bytes as u64,
             values: params.value_cache + kv_head as u64 * params.stride_value_head_bytes as u64,
             block_row: params.block_table + 4 * (seq as u64 * params.stride_block_table as u64),
+            key_stride: params.stride_key_slot_bytes as u32,
+            value_stride: params.stride_value_slot_bytes as u32,
             kv_head,
         };
         let mut stream = Self {
@@ -100,19 +117,25 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
     /// Waits for the next tile and starts loading the one after it. `None` after the last.
     ///
     /// # Safety
-    /// Every thread of the thread block calls it, done with the tile handed out before.
+    /// Every thread of the thread block calls it, done with the tile handed out before, and has widened the next.
     #[inline(always)]
     pub unsafe fn next<G: Gpu>(&mut self, gpu: G) -> Option<SharedTile> {
         let token = self.load_token - Self::SHAPE.tile_kv;
         if token >= self.end {
             return None;
         }
-        gpu.cp_async_wait::<0>();
+        if C::BYTES == 2 {
+            gpu.cp_async_wait::<0>();
+        }
         // SAFETY: all come here. It shows this tile to all warps, and means that all are done with the last.
         unsafe { gpu.sync_cta() };
         // SAFETY: so the other stage is free, and the sources are there.
         unsafe {
-            let sources = Sources::load(gpu, gpu.shared_base() + Self::SHAPE.sources());
+            let sources = Sources::load(
+                gpu,
+                gpu.shared_base() + Self::SHAPE.sources(),
+                C::TOKEN_SCALES,
+            );
             self.load(gpu, sources, 0);
         }
         let stage = Self::stage(gpu, token);
@@ -130,6 +153,62 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
         const { assert!(STAGES == 2) };
         let odd = token / Self::SHAPE.tile_kv % STAGES;
         gpu.shared_base() + Self::SHAPE.query_bytes + odd * Self::SHAPE.tile_bytes
+    }
+
+    /// Waits for the next tile's values that this lane copied, and takes them, if they are bytes.
+    #[inline(always)]
+    pub fn take_values<G: Gpu>(&self, gpu: G) -> ValueBytes {
+        let ValueBytes(mut bytes) = ValueBytes::NONE;
+        if C::BYTES == 1 {
+            gpu.cp_async_wait::<0>();
+            let (lane, values) = self.next_values(gpu);
+            unroll!([2] i in 0..2 {
+                if i < Self::GROUPS {
+                    unroll!([4] part in 0..4 {
+                        if let Some(at) = widened_at::<C, V_STEPS>(lane, values, i, part) {
+                            // SAFETY: this lane's copy, which has arrived.
+                            bytes[i][part] = unsafe { gpu.ld_shared_b128(at) };
+                        }
+                    });
+                }
+            });
+        }
+        ValueBytes(bytes)
+    }
+
+    /// Puts what they are as f16 in their place.
+    ///
+    /// # Safety
+    /// They were taken of this next tile.
+    #[inline(always)]
+    pub unsafe fn widen_values<G: Gpu>(&self, gpu: G, ValueBytes(bytes): ValueBytes) {
+        if C::BYTES == 1 {
+            let (lane, values) = self.next_values(gpu);
+            unroll!([2] i in 0..2 {
+                if i < Self::GROUPS {
+                    unroll!([4] part in 0..4 {
+                        if let Some(at) = widened_at::<C, V_STEPS>(lane, values, i, part) {
+                            let [first, second] = C::widen16(gpu, bytes[i][part]);
+                            // SAFETY: where the bytes were, and the place of their second half, this lane's too.
+                            unsafe {
+                                gpu.st_shared_b128(at, first);
+                                gpu.st_shared_b128(at ^ (place::<C, V_STEPS>(1) * 16), second);
+                            }
+                        }
+                    });
+                }
+            });
+        }
+    }
+
+    /// This lane, and where the values of its warp's groups of the next tile begin.
+    #[inline(always)]
+    fn next_values<G: Gpu>(&self, gpu: G) -> (u32, u32) {
+        let thread = gpu.opaque(gpu.thread_idx());
+        let row = thread / WARP * Self::GROUPS as u32 * 8;
+        let stage = Self::stage(gpu, self.load_token - Self::SHAPE.tile_kv);
+        let values = stage + Self::VALUES + row * wide_bytes::<V_STEPS>();
+        (thread % WARP, values)
     }
 
     /// First token of this warp's group `i` of the next tile.
@@ -159,7 +238,8 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
     /// up the one after it.
     #[inline(always)]
     unsafe fn load<G: Gpu>(&mut self, gpu: G, sources: Sources, begin: u32) {
-        if self.load_token < self.end {
+        // What is widened whether it is needed or not has to be there.
+        if C::BYTES == 1 || self.load_token < self.end {
             let thread = gpu.opaque(gpu.thread_idx());
             let (warp, lane) = (thread / WARP, thread % WARP);
             let stage = Self::stage(gpu, self.load_token);
@@ -183,10 +263,10 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
                         + slot as u64 * params.stride_value_slot_bytes as u64;
                     // SAFETY: the group lies in one block; rows past the end are not read.
                     unsafe {
-                        let stride = gpu.opaque(params.stride_key_slot_bytes as u32);
-                        group.copy::<G, C, K_STEPS>(gpu, lane, keys, stride, stage);
-                        let stride = gpu.opaque(params.stride_value_slot_bytes as u32);
-                        group.copy::<G, C, V_STEPS>(gpu, lane, values, stride, stage + Self::VALUES);
+                        let stride = sources.key_stride;
+                        group.copy::<G, C, K_STEPS, false>(gpu, lane, keys, stride, stage);
+                        let stride = sources.value_stride;
+                        group.copy::<G, C, V_STEPS, true>(gpu, lane, values, stride, stage + Self::VALUES);
                     }
                     if C::TOKEN_SCALES {
                         // SAFETY: as above.
@@ -243,7 +323,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
 }
 
 impl Sources {
-    /// Leaves them at `at`, in 32 bytes.
+    /// Leaves them at `at`, in 36 bytes.
     ///
     /// # Safety
     /// Nobody else touches the memory until the next barrier.
@@ -259,25 +339,33 @@ impl Sources {
             // SAFETY: as the caller promises.
             unsafe {
                 gpu.st_shared_b128(at, [a, b, c, d]);
-                gpu.st_shared_b128(at + 16, [e, f, self.kv_head, 0]);
+                gpu.st_shared_b128(at + 16, [e, f, self.key_stride, self.value_stride]);
+                gpu.st_shared_b32(at + 32, self.kv_head);
             }
         }
     }
 
-    /// Takes them from there.
+    /// Takes them from there, the KV head only if it is asked for.
     ///
     /// # Safety
     /// They were stored at `at` before a barrier.
     #[inline(always)]
-    unsafe fn load<G: Gpu>(gpu: G, at: u32) -> Self {
+    unsafe fn load<G: Gpu>(gpu: G, at: u32, with_head: bool) -> Self {
+        let mut kv_head = 0;
+        if with_head {
+            // SAFETY: as the caller promises.
+            kv_head = unsafe { gpu.ld_shared_b32(at + 32) };
+        }
         let word = |low: u32, high: u32| low as u64 | (high as u64) << 32;
         // SAFETY: as the caller promises.
-        let ([a, b, c, d], [e, f, kv_head, _]) =
+        let ([a, b, c, d], [e, f, key_stride, value_stride]) =
             unsafe { (gpu.ld_shared_b128(at), gpu.ld_shared_b128(at + 16)) };
         Self {
             keys: word(a, b),
             values: word(c, d),
             block_row: word(e, f),
+            key_stride,
+            value_stride,
             kv_head,
         }
     }
@@ -299,12 +387,12 @@ impl Group {
         self.begin <= row && row < self.end
     }
 
-    /// Copies 8 rows of `STEPS * 16` values, 16 bytes a lane; rows that do not exist become zero.
+    /// Copies 8 rows of `STEPS * 16` values, 16 bytes a lane, maybe to be widened; rows that do not exist become zero.
     ///
     /// # Safety
     /// The rows at `source` are readable as far as they exist; the tile at `tile` is free.
     #[inline(always)]
-    unsafe fn copy<G: Gpu, C: CacheFormat, const STEPS: usize>(
+    unsafe fn copy<G: Gpu, C: CacheFormat, const STEPS: usize, const WIDENED: bool>(
         self,
         gpu: G,
         lane: u32,
@@ -314,20 +402,66 @@ impl Group {
     ) {
         let bytes = row_bytes::<C, STEPS>();
         let chunks = bytes / 16;
-        // The rest of the line is the next head's row, which another thread block reads at about this time.
-        let half_lines = bytes < 128 && 128 % bytes == 0;
-        let tile = tile + self.tile_row * bytes;
+        // The rest of the line is the next head's row, which another thread block reads at about this time. Every tile
+        // of rows reads all keys before it.
+        let line = Line {
+            is_whole: bytes < 128 && 128 % bytes == 0,
+            stays: true,
+        };
+        let room = if WIDENED {
+            wide_bytes::<STEPS>()
+        } else {
+            bytes
+        };
+        let tile = tile + self.tile_row * room;
         unroll!([8] part in 0..8 {
-            let item = part as u32 * WARP + lane;
             // Both are the same for all lanes but in the last part of rows like 6 chunks.
+            let item = part as u32 * WARP + lane;
             if part as u32 * WARP < 8 * chunks && item < 8 * chunks {
                 let (row, chunk) = (item / chunks, item % chunks);
-                let target = tile + row * bytes + swizzle(row, chunk, chunks) * 16;
+                let place = if WIDENED {
+                    first_place::<C, STEPS>(row, chunk)
+                } else {
+                    swizzle(row, chunk, chunks)
+                };
+                let target = tile + row * room + place * 16;
                 let offset = row * stride_bytes + chunk * 16;
                 // SAFETY: the row is a slot of the block and only read if it holds a token; the target is a
                 // chunk of the free tile.
-                unsafe { gpu.cp_async_b128(target, source + offset as u64, self.has(row), half_lines) };
+                unsafe { gpu.cp_async_b128(target, source + offset as u64, self.has(row), line) };
             }
         });
     }
+}
+
+/// Where a lane's chunk number `part` of a group of eight rows is, if there are so many.
+#[inline(always)]
+const fn widened_at<C: CacheFormat, const STEPS: usize>(
+    lane: u32,
+    rows: u32,
+    group: usize,
+    part: usize,
+) -> Option<u32> {
+    let chunks = row_bytes::<C, STEPS>() / 16;
+    let item = part as u32 * WARP + lane;
+    if part as u32 * WARP >= 8 * chunks || item >= 8 * chunks {
+        return None;
+    }
+    if WARP.is_multiple_of(chunks) {
+        // A part has whole rows: the next part's differ in bits of their own, and so in constants.
+        let (row, chunk) = (lane / chunks, lane % chunks);
+        let first = rows + row * wide_bytes::<STEPS>() + first_place::<C, STEPS>(row, chunk) * 16;
+        let below = part as u32 * (WARP / chunks);
+        return Some((first ^ (below * 16)) + (group as u32 * 8 + below) * wide_bytes::<STEPS>());
+    }
+    let (row, chunk) = (item / chunks, item % chunks);
+    let row_at = rows + (group as u32 * 8 + row) * wide_bytes::<STEPS>();
+    Some(row_at + first_place::<C, STEPS>(row, chunk) * 16)
+}
+
+/// Where in its row a chunk of the cache is copied to, which is where the first chunk that it becomes belongs.
+#[inline(always)]
+const fn first_place<C: CacheFormat, const STEPS: usize>(row: u32, chunk: u32) -> u32 {
+    let place = place::<C, STEPS>(if C::BYTES == 1 { 2 * chunk } else { chunk });
+    swizzle(row, place, wide_bytes::<STEPS>() / 16)
 }
