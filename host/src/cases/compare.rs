@@ -12,7 +12,8 @@
 //! place of the largest value of its row, many times its standard deviation.
 //!
 //! The lse is a sum of f32 numbers and is stored as one: products of 16-bit values are exact, and what
-//! remains are roundings of 2^-24 of the largest score, a few hundred of them at worst.
+//! remains are roundings of 2^-24 of the largest score, a few hundred of them at worst. Where a score is small because
+//! its terms cancel, they are relative to what the terms amount to.
 
 use std::fmt;
 
@@ -165,12 +166,12 @@ pub fn decode(
             accuracy.ulps = accuracy.ulps.max(ulps);
         }
         let Some(lse) = lse else { continue };
-        for (head, &expected) in rows.lse.iter().enumerate() {
+        for (head, (&expected, terms)) in rows.lse.iter().zip(&rows.terms).enumerate() {
             let got = lse.float(&[seq, head]);
             if expected == f64::NEG_INFINITY {
                 continue;
             }
-            let limit = 2e-5 * expected.abs().max(1.0);
+            let limit = (2e-5 * expected.abs().max(1.0)).max(terms * 2f64.powi(-24));
             let error = (got - expected).abs();
             if error > limit {
                 return Err(Mismatch::Element {
@@ -369,6 +370,7 @@ mod tests {
         let rows = Rows {
             out: vec![expected.to_vec()],
             lse: vec![0.0],
+            terms: vec![0.0],
         };
         decode(&out(got), None, &[0], &[rows])
     }

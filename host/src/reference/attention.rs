@@ -37,12 +37,15 @@ pub struct Scales<'a> {
 }
 
 /// One sequence's output.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows {
     /// `[num_query_heads, head_size_v]`
     pub out: Vec<Vec<f64>>,
     /// `[num_query_heads]`, natural logarithm.
     pub lse: Vec<f64>,
+    /// `[num_query_heads]`, what the terms of a score amount to at most: `softmax_scale`, times the length of the
+    /// query, times that of the longest key. Rounding errors are relative to it, whatever cancels.
+    pub terms: Vec<f64>,
 }
 
 /// The outputs of the sequences `seqs`.
@@ -64,6 +67,10 @@ pub fn decode(inputs: &DecodeInputs<'_>, seqs: &[usize]) -> Vec<Rows> {
         .map(|groups| Rows {
             out: groups.iter().flat_map(|group| group.out.clone()).collect(),
             lse: groups.iter().flat_map(|group| group.lse.clone()).collect(),
+            terms: groups
+                .iter()
+                .flat_map(|group| group.terms.clone())
+                .collect(),
         })
         .collect()
 }
@@ -90,10 +97,8 @@ fn decode_group(inputs: &DecodeInputs<'_>, seq: usize, kv_head: usize) -> Rows {
     }
     let num_query_heads = inputs.query.shape[1];
     let num_queries_per_kv = num_query_heads / inputs.key_cache.shape[2];
-    let mut rows = Rows {
-        out: Vec::new(),
-        lse: Vec::new(),
-    };
+    let longest_key = longest(&keys);
+    let mut rows = Rows::default();
     for query_head in kv_head * num_queries_per_kv..(kv_head + 1) * num_queries_per_kv {
         let q_scale = inputs.scales.and_then(|scales| scales.q_scale);
         let q_scale = q_scale.map_or(1.0, |scale| scale.float(&[0]));
@@ -102,6 +107,8 @@ fn decode_group(inputs: &DecodeInputs<'_>, seq: usize, kv_head: usize) -> Rows {
         let (out, lse) = attend(&query, &keys, &values, inputs.softmax_scale, head_size_v);
         rows.out.push(out);
         rows.lse.push(lse);
+        rows.terms
+            .push(inputs.softmax_scale * length(&query) * longest_key);
     }
     rows
 }
@@ -120,11 +127,7 @@ pub(super) fn attend(
     }
     let mut scores = Vec::with_capacity(keys.len());
     for key in keys {
-        let mut dot = 0.0;
-        for (q, k) in query.iter().zip(key) {
-            dot += q * k;
-        }
-        scores.push(softmax_scale * dot);
+        scores.push(softmax_scale * dot(query, key));
     }
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let mut sum = 0.0;
@@ -138,6 +141,27 @@ pub(super) fn attend(
         }
     }
     (out, max + sum.ln())
+}
+
+/// `query · key`, in four sums: one addition need not wait for the one before.
+pub(super) fn dot(query: &[f64], key: &[f64]) -> f64 {
+    let mut sums = [0.0; 4];
+    for (q, k) in query.chunks(4).zip(key.chunks(4)) {
+        for ((sum, q), k) in sums.iter_mut().zip(q).zip(k) {
+            *sum += q * k;
+        }
+    }
+    sums.iter().sum()
+}
+
+/// The Euclidean length.
+pub(super) fn length(values: &[f64]) -> f64 {
+    dot(values, values).sqrt()
+}
+
+/// The length of the longest.
+pub(super) fn longest(keys: &[Vec<f64>]) -> f64 {
+    keys.iter().map(|key| length(key)).fold(0.0, f64::max)
 }
 
 /// The scale of block, slot and head `place`.

@@ -3,7 +3,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::attention::attend;
+use super::attention::{attend, length, longest};
 use super::{HostTensor, Rows, mla_fp8_ds_values, mla_v4_values};
 use crate::ops::EntryForm;
 
@@ -54,15 +54,10 @@ pub fn decode_entries(
     let decode_row = |&row: &usize| {
         let keys = tokens_of(row);
         let values: Vec<Vec<f64>> = keys.iter().map(|key| key[..512].to_vec()).collect();
-        let mut result = Rows {
-            out: Vec::new(),
-            lse: Vec::new(),
-        };
+        let longest_key = longest(&keys);
+        let mut result = Rows::default();
         for head in 0..query.shape[1] {
-            let start = query.position(&[row, head, 0]);
-            let q: Vec<f64> = (start..start + query.shape[2])
-                .map(|at| query.float_at(at))
-                .collect();
+            let q = query.row(&[row, head]);
             let (mut out, lse) = attend(&q, &keys, &values, softmax_scale, 512);
             if let Some(sinks) = sinks
                 && lse != f64::NEG_INFINITY
@@ -72,6 +67,7 @@ pub fn decode_entries(
             }
             result.out.push(out);
             result.lse.push(lse);
+            result.terms.push(softmax_scale * length(&q) * longest_key);
         }
         result
     };

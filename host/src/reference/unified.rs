@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::attention::{scale_at, times};
+use super::attention::{dot, length, longest, scale_at, times};
 use super::{HostTensor, Rows, Scales};
 
 /// Query tokens of several sequences, side by side, against a paged cache.
@@ -51,49 +51,63 @@ pub struct UnifiedInputs<'a> {
 /// block outside the cache.
 pub fn unified(inputs: &UnifiedInputs<'_>, tokens: &[usize]) -> Vec<Rows> {
     let num_kv_heads = inputs.key_cache.shape[2];
-    tokens
-        .par_iter()
-        .map(|&token| {
-            let mut rows = Rows {
-                out: Vec::new(),
-                lse: Vec::new(),
-            };
-            for kv_head in 0..num_kv_heads {
-                let seen = seen_by(inputs, token, kv_head);
-                let num_queries_per_kv = inputs.query.shape[1] / num_kv_heads;
-                for head in kv_head * num_queries_per_kv..(kv_head + 1) * num_queries_per_kv {
-                    let (out, lse) = attend(inputs, token, head, &seen);
-                    rows.out.push(out);
-                    rows.lse.push(lse);
-                }
-            }
-            rows
+    let seqs: Vec<usize> = tokens
+        .iter()
+        .map(|&token| sequence_of(inputs, token))
+        .collect();
+    let mut contexts: Vec<(usize, usize)> = seqs
+        .iter()
+        .flat_map(|&seq| (0..num_kv_heads).map(move |kv_head| (seq, kv_head)))
+        .collect();
+    contexts.sort_unstable();
+    contexts.dedup();
+    let parts: Vec<Vec<(usize, Rows)>> = contexts
+        .into_par_iter()
+        .map(|(seq, kv_head)| {
+            let ours: Vec<usize> = (0..tokens.len()).filter(|&at| seqs[at] == seq).collect();
+            let positions: Vec<i64> = ours
+                .iter()
+                .map(|&at| position_of(inputs, seq, tokens[at]))
+                .collect();
+            let context = Context::new(inputs, seq, kv_head, &positions);
+            ours.into_par_iter()
+                .zip(positions)
+                .map(|(at, position)| (at, context.attend(tokens[at], position)))
+                .collect()
         })
-        .collect()
+        .collect();
+    let mut rows = vec![Rows::default(); tokens.len()];
+    // A token's heads in order, as those of a sequence's KV heads are.
+    for (at, part) in parts.into_iter().flatten() {
+        rows[at].out.extend(part.out);
+        rows[at].lse.extend(part.lse);
+        rows[at].terms.extend(part.terms);
+    }
+    rows
 }
 
-/// A key that a query token sees, with its value; both as they were before they were divided by their scales.
-struct Seen {
-    key: Vec<f64>,
-    value: Vec<f64>,
-    /// What ALiBi multiplies a head's slope by.
-    distance: f64,
+/// What the queries of a sequence attend of a KV head, as it was before it was divided by its scales.
+struct Context<'a> {
+    inputs: &'a UnifiedInputs<'a>,
+    seq: usize,
+    kv_head: usize,
+    /// The key that `keys` and `values` begin with: no query sees an earlier one.
+    first: i64,
+    keys: Vec<Vec<f64>>,
+    values: Vec<Vec<f64>>,
+    longest_key: f64,
 }
 
-/// What a query token sees of a KV head.
-fn seen_by(inputs: &UnifiedInputs<'_>, token: usize, kv_head: usize) -> Vec<Seen> {
-    let seq = sequence_of(inputs, token);
-    let start = |seq: usize| inputs.query_start_loc.integer(&[seq]);
-    let seq_len = inputs.seq_lens.integer(&[seq]).max(0);
-    let seq_len = match inputs.max_seq_len {
-        Some(max) => seq_len.min(i64::try_from(max).expect("a length")),
-        None => seq_len,
-    };
-    let context_len = seq_len - (start(seq + 1) - start(seq));
-    let position = context_len + i64::try_from(token).expect("a token") - start(seq);
-    (0..seq_len)
-        .filter(|&key| is_visible(inputs, seq, key, position))
-        .map(|key| {
+impl<'a> Context<'a> {
+    /// What the queries at `positions` see, and what lies between.
+    fn new(inputs: &'a UnifiedInputs<'a>, seq: usize, kv_head: usize, positions: &[i64]) -> Self {
+        let window = inputs.sliding_window.unwrap_or(i64::from(i32::MAX));
+        let lowest = positions.iter().min().map_or(0, |lowest| lowest - window);
+        let highest = positions.iter().max().map_or(0, |highest| highest + window);
+        let first = lowest.max(0);
+        let end = seq_len_of(inputs, seq).min(highest);
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for key in first..end {
             let place = place(inputs, seq, key, kv_head);
             let (k_scale, v_scale) = inputs.scales.map_or((1.0, 1.0), |scales| {
                 (
@@ -101,62 +115,113 @@ fn seen_by(inputs: &UnifiedInputs<'_>, token: usize, kv_head: usize) -> Vec<Seen
                     scale_at(scales.v_scale, &place),
                 )
             });
-            Seen {
-                key: times(k_scale, inputs.key_cache.row(&place)),
-                value: times(v_scale, inputs.value_cache.row(&place)),
-                distance: distance(inputs, key, position, context_len),
+            keys.push(times(k_scale, inputs.key_cache.row(&place)));
+            values.push(times(v_scale, inputs.value_cache.row(&place)));
+        }
+        Self {
+            inputs,
+            seq,
+            kv_head,
+            first,
+            longest_key: longest(&keys),
+            keys,
+            values,
+        }
+    }
+
+    /// The query heads of one token that share the KV head.
+    fn attend(&self, token: usize, position: i64) -> Rows {
+        let inputs = self.inputs;
+        let seen: Vec<(i64, &[f64], &[f64])> = (self.first..)
+            .zip(&self.keys)
+            .zip(&self.values)
+            .filter(|((key, _), _)| is_visible(inputs, self.seq, *key, position))
+            .map(|((key, k), v)| (key, k.as_slice(), v.as_slice()))
+            .collect();
+        let q_scale = inputs.scales.and_then(|scales| scales.q_scale);
+        let q_scale = q_scale.map_or(1.0, |scale| scale.float(&[0]));
+        let num_queries_per_kv = inputs.query.shape[1] / inputs.key_cache.shape[2];
+        let mut rows = Rows::default();
+        for head in self.kv_head * num_queries_per_kv..(self.kv_head + 1) * num_queries_per_kv {
+            let query = times(q_scale, inputs.query.row(&[token, head]));
+            let (out, lse) = self.attend_head(&query, head, &seen, position);
+            rows.out.push(out);
+            rows.lse.push(lse);
+            rows.terms
+                .push(inputs.softmax_scale * length(&query) * self.longest_key);
+        }
+        rows
+    }
+
+    /// One query head: its output and the logarithm of its softmax's denominator.
+    fn attend_head(
+        &self,
+        query: &[f64],
+        head: usize,
+        seen: &[(i64, &[f64], &[f64])],
+        position: i64,
+    ) -> (Vec<f64>, f64) {
+        let inputs = self.inputs;
+        let slope = inputs.alibi_slopes.map(|slopes| slopes.float(&[head]));
+        let mut scores = Vec::with_capacity(seen.len());
+        for &(key, k, _) in seen {
+            let mut score = inputs.softmax_scale * dot(query, k);
+            if let Some(cap) = inputs.softcap {
+                score = cap * (score / cap).tanh();
             }
-        })
-        .collect()
+            if let Some(slope) = slope {
+                score += slope * distance(inputs, self.seq, key, position);
+            }
+            scores.push(score);
+        }
+
+        let sink = inputs
+            .sinks
+            .map_or(f64::NEG_INFINITY, |sinks| sinks.float(&[head]));
+        let max = scores.iter().copied().fold(sink, f64::max);
+        let mut out = vec![0.0; inputs.value_cache.shape[3]];
+        if max == f64::NEG_INFINITY {
+            return (out, max);
+        }
+        let mut sum = (sink - max).exp();
+        for score in &scores {
+            sum += (score - max).exp();
+        }
+        let output_scale = inputs.output_scale.map_or(1.0, |scale| scale.float(&[0]));
+        for (score, (.., value)) in scores.iter().zip(seen) {
+            let share = (score - max).exp() / sum / output_scale;
+            for (out, v) in out.iter_mut().zip(*value) {
+                *out += share * v;
+            }
+        }
+        if inputs.output_scale.is_some() {
+            for out in &mut out {
+                *out = out.clamp(-448.0, 448.0);
+            }
+        }
+        (out, max + sum.ln())
+    }
 }
 
-/// One query head of one token: its output and the logarithm of its softmax's denominator.
-fn attend(inputs: &UnifiedInputs<'_>, token: usize, head: usize, seen: &[Seen]) -> (Vec<f64>, f64) {
-    let q_scale = inputs.scales.and_then(|scales| scales.q_scale);
-    let q_scale = q_scale.map_or(1.0, |scale| scale.float(&[0]));
-    let query = times(q_scale, inputs.query.row(&[token, head]));
-    let slope = inputs.alibi_slopes.map(|slopes| slopes.float(&[head]));
-    let mut scores = Vec::with_capacity(seen.len());
-    for Seen { key, distance, .. } in seen {
-        let mut dot = 0.0;
-        for (q, k) in query.iter().zip(key) {
-            dot += q * k;
-        }
-        let mut score = inputs.softmax_scale * dot;
-        if let Some(cap) = inputs.softcap {
-            score = cap * (score / cap).tanh();
-        }
-        if let Some(slope) = slope {
-            score += slope * distance;
-        }
-        scores.push(score);
+/// The length of a sequence, cut if it is to be.
+fn seq_len_of(inputs: &UnifiedInputs<'_>, seq: usize) -> i64 {
+    let seq_len = inputs.seq_lens.integer(&[seq]).max(0);
+    match inputs.max_seq_len {
+        Some(max) => seq_len.min(i64::try_from(max).expect("a length")),
+        None => seq_len,
     }
+}
 
-    let sink = inputs
-        .sinks
-        .map_or(f64::NEG_INFINITY, |sinks| sinks.float(&[head]));
-    let max = scores.iter().copied().fold(sink, f64::max);
-    let mut out = vec![0.0; inputs.value_cache.shape[3]];
-    if max == f64::NEG_INFINITY {
-        return (out, max);
-    }
-    let mut sum = (sink - max).exp();
-    for score in &scores {
-        sum += (score - max).exp();
-    }
-    let output_scale = inputs.output_scale.map_or(1.0, |scale| scale.float(&[0]));
-    for (score, Seen { value, .. }) in scores.iter().zip(seen) {
-        let share = (score - max).exp() / sum / output_scale;
-        for (out, v) in out.iter_mut().zip(value) {
-            *out += share * v;
-        }
-    }
-    if inputs.output_scale.is_some() {
-        for out in &mut out {
-            *out = out.clamp(-448.0, 448.0);
-        }
-    }
-    (out, max + sum.ln())
+/// How many of a sequence's keys come before its first query token.
+fn context_len_of(inputs: &UnifiedInputs<'_>, seq: usize) -> i64 {
+    let start = |seq: usize| inputs.query_start_loc.integer(&[seq]);
+    seq_len_of(inputs, seq) - (start(seq + 1) - start(seq))
+}
+
+/// The key that a query token's own is.
+fn position_of(inputs: &UnifiedInputs<'_>, seq: usize, token: usize) -> i64 {
+    let start = inputs.query_start_loc.integer(&[seq]);
+    context_len_of(inputs, seq) + i64::try_from(token).expect("a token") - start
 }
 
 /// The sequence that a query token belongs to.
@@ -183,11 +248,11 @@ fn is_visible(inputs: &UnifiedInputs<'_>, seq: usize, key: i64, position: i64) -
 
 /// What ALiBi multiplies a head's slope by.
 #[allow(clippy::cast_precision_loss, reason = "positions are small")]
-fn distance(inputs: &UnifiedInputs<'_>, key: i64, position: i64, context_len: i64) -> f64 {
+fn distance(inputs: &UnifiedInputs<'_>, seq: usize, key: i64, position: i64) -> f64 {
     if inputs.alibi_sqrt {
         -((position - key).max(0) as f64).sqrt()
     } else {
-        (key - context_len) as f64
+        (key - context_len_of(inputs, seq)) as f64
     }
 }
 
