@@ -5,7 +5,11 @@ mod common;
 
 use common::{assert_pass, case, judge, listed, machines};
 use ferroattn::cases::fill::{Amount, POISON};
-use ferroattn::cases::{Case, DeviceUnified, UnifiedCase, UnifiedTensors, compare_unified};
+use ferroattn::cases::{
+    Case, DeviceUnified, Mismatch, UnifiedCase, UnifiedTensors, compare_unified, run_case,
+    run_case_again,
+};
+use ferroattn::emulator::Emulator;
 use ferroattn::error::{CheckError, Error};
 use ferroattn::ops::{CHECK_BYTES, CheckMode, check_result};
 use ferroattn::plan::{DeviceInfo, RowSplitShape, SplitPolicy, Splits};
@@ -367,4 +371,26 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_verdict_is_taken_over_with_the_same_outputs_alone() {
+    let case = case("unified bf16 heads=2/1 d=64 page=16 layout=nhd lens=20 q_lens=3");
+    let machine = Emulator::new();
+    let mut before = run_case(&case, &machine, SEED).expect("a case that runs");
+    assert!(before.verdict.is_ok());
+    let wrong = Mismatch::NonFinite {
+        tensor: "out",
+        at: vec![0, 0, 0],
+        got: f64::NAN,
+        expected: 1.0,
+    };
+    before.verdict = Err(wrong);
+    let again = run_case_again(&case, &machine, SEED, Some(&before)).expect("it ran before");
+    assert!(again.verdict.is_err());
+    let mut bytes = before.outputs[0].storage.bytes.clone();
+    bytes[0] ^= 1;
+    before.outputs[0] = before.outputs[0].with_bytes(bytes);
+    let again = run_case_again(&case, &machine, SEED, Some(&before)).expect("it ran before");
+    assert!(again.verdict.is_ok());
 }

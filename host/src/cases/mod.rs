@@ -49,7 +49,7 @@ pub use layout::{CacheShape, Layout};
 pub use lens::Lens;
 pub use mla_form::MlaForm;
 pub use mla_write::MlaWriteCase;
-pub use run::{Outcome, compare_decode, compare_unified, run_case, sample_seqs};
+pub use run::{Outcome, compare_decode, compare_unified, run_case, run_case_again, sample_seqs};
 pub use scores::{ScoreCase, ScoreTensors};
 pub use text::CaseError;
 pub use unified::{Causal, QueryLens, UnifiedCase};

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::machines::{self, Choice, PtxSets};
 use crate::cases::grids::GRIDS;
-use crate::cases::{Case, Outcome, run_case};
+use crate::cases::{Case, Outcome, run_case_again};
 use crate::runtime::Runtime;
 
 #[derive(Debug, Args)]
@@ -98,7 +98,7 @@ pub(super) fn run(args: &SweepArgs) -> anyhow::Result<ExitCode> {
             let mut first: Option<Outcome> = None;
             for machine in group {
                 progress.set_message(format!("{}: {case}", machine.name));
-                let (mut line, outcome) = run_one(case, args.seed, machine);
+                let (mut line, outcome) = run_one(case, args.seed, machine, first.as_ref());
                 if let (Some(first), Some(outcome)) = (&first, &outcome) {
                     match difference(outcome, first) {
                         None => agreed += 1,
@@ -213,9 +213,14 @@ impl Line<'_> {
     }
 }
 
-fn run_one<'a>(case: &Case, seed: u64, machine: &'a Machine) -> (Line<'a>, Option<Outcome>) {
+fn run_one<'a>(
+    case: &Case,
+    seed: u64,
+    machine: &'a Machine,
+    before: Option<&Outcome>,
+) -> (Line<'a>, Option<Outcome>) {
     let start = Instant::now();
-    let outcome = run_case(case, machine.runtime.as_ref(), seed);
+    let outcome = run_case_again(case, machine.runtime.as_ref(), seed, before);
     let mut line = Line {
         case: case.to_string(),
         seed,
@@ -296,7 +301,7 @@ mod tests {
         .map(|line| line.parse().expect("a case"))
         .collect();
         for case in &cases {
-            let run = || run_one(case, 0, &machine).1.expect("it runs");
+            let run = || run_one(case, 0, &machine, None).1.expect("it runs");
             let (first, mut second) = (run(), run());
             assert_eq!(difference(&second, &first), None);
             for at in 0..first.outputs.len() {
@@ -318,7 +323,7 @@ mod tests {
         };
         let case = "decode bf16 heads=8/2 d=64 page=16 layout=nhd lens=uniform:2:40 lse=off";
         let case: Case = case.parse().expect("a case");
-        let (mut line, _) = run_one(&case, 0, &machine);
+        let (mut line, _) = run_one(&case, 0, &machine, None);
         assert!(line.passed && line.error.is_none());
         line.fail("a".into());
         line.fail("b".into());
