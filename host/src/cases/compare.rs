@@ -166,6 +166,7 @@ pub fn decode(
             accuracy.ulps = accuracy.ulps.max(ulps);
         }
         let Some(lse) = lse else { continue };
+        assert_eq!(rows.lse.len(), rows.terms.len(), "one of each head");
         for (head, (&expected, terms)) in rows.lse.iter().zip(&rows.terms).enumerate() {
             let got = lse.float(&[seq, head]);
             if expected == f64::NEG_INFINITY {
@@ -378,6 +379,28 @@ mod tests {
     #[test]
     fn an_exact_output_has_no_error() {
         assert_eq!(judge(&[1.0, -2.0], &[1.0, -2.0]), Ok(Accuracy::default()));
+    }
+
+    #[test]
+    fn an_lse_may_be_off_by_what_its_terms_round_to_and_no_more() {
+        let off = |error: f32, terms: f64| {
+            let lse = HostTensor::contiguous(
+                "lse",
+                Dtype::F32,
+                &[1, 1],
+                (1.0 + error).to_le_bytes().to_vec(),
+            );
+            let rows = Rows {
+                out: vec![vec![1.0]],
+                lse: vec![1.0],
+                terms: vec![terms],
+            };
+            decode(&out(&[1.0]), Some(&lse), &[0], &[rows])
+        };
+        assert!(off(1e-5, 1.0).is_ok());
+        assert!(off(1e-4, 1.0).is_err());
+        assert!(off(1e-4, 2000.0).is_ok());
+        assert!(off(2e-4, 2000.0).is_err());
     }
 
     #[test]

@@ -56,8 +56,11 @@ impl Outcome {
     }
 }
 
-/// Host memory that a case may take: beyond it, its cache repeats a pattern.
-const PATTERN_BYTES: usize = 1 << 30;
+/// A case's tensors once; beyond so much host memory, its cache repeats a pattern.
+const ONE_SET: Amount = Amount {
+    sets: 1,
+    pattern_bytes: 1 << 30,
+};
 /// Device memory that a case may take.
 const MAX_BYTES: u64 = 120 << 30;
 /// Multiplications that the reference spends on a case: a few seconds on a desktop's cores.
@@ -110,11 +113,7 @@ fn run_decode(
     seed: u64,
     before: Option<&Outcome>,
 ) -> Result<Outcome> {
-    let amount = Amount {
-        sets: 1,
-        pattern_bytes: PATTERN_BYTES,
-    };
-    let mut device = DeviceDecode::new(runtime, fill::decode(case, seed, amount))?;
+    let mut device = DeviceDecode::new(runtime, fill::decode(case, seed, ONE_SET))?;
     let plan = device.plan(case, &runtime.device())?;
     let mut workspace = workspace(runtime, plan.workspace_bytes())?;
     device.launch(case, 0, &plan, &mut workspace, runtime)?;
@@ -138,11 +137,7 @@ fn run_entries(
     seed: u64,
     before: Option<&Outcome>,
 ) -> Result<Outcome> {
-    let amount = Amount {
-        sets: 1,
-        pattern_bytes: PATTERN_BYTES,
-    };
-    let mut device = DeviceEntries::new(runtime, EntryTensors::new(case, seed, amount))?;
+    let mut device = DeviceEntries::new(runtime, EntryTensors::new(case, seed, ONE_SET))?;
     let plan = device.plan(case, &runtime.device())?;
     let mut workspace = workspace(runtime, plan.workspace_bytes())?;
     device.launch(case, 0, &plan, &mut workspace, runtime)?;
@@ -279,15 +274,12 @@ fn run_unified(
     seed: u64,
     before: Option<&Outcome>,
 ) -> Result<Outcome> {
-    let amount = Amount {
-        sets: 1,
-        pattern_bytes: PATTERN_BYTES,
-    };
-    let tensors = UnifiedTensors::new(case, seed, amount).map_err(|error| RequestError::Value {
-        name: "case",
-        expected: "tensors that can be made".into(),
-        got: error.to_string(),
-    })?;
+    let tensors =
+        UnifiedTensors::new(case, seed, ONE_SET).map_err(|error| RequestError::Value {
+            name: "case",
+            expected: "tensors that can be made".into(),
+            got: error.to_string(),
+        })?;
     let mut device = DeviceUnified::new(runtime, tensors)?;
     let checked = device.request(case, seed, 0)?.check()?;
     let plan = checked.plan(&runtime.device())?;

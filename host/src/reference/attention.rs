@@ -48,6 +48,22 @@ pub struct Rows {
     pub terms: Vec<f64>,
 }
 
+impl Rows {
+    /// The next query head.
+    pub(super) fn push(&mut self, out: Vec<f64>, lse: f64, terms: f64) {
+        self.out.push(out);
+        self.lse.push(lse);
+        self.terms.push(terms);
+    }
+
+    /// The next query heads.
+    pub(super) fn append(&mut self, mut heads: Self) {
+        self.out.append(&mut heads.out);
+        self.lse.append(&mut heads.lse);
+        self.terms.append(&mut heads.terms);
+    }
+}
+
 /// The outputs of the sequences `seqs`.
 ///
 /// # Panics
@@ -58,19 +74,18 @@ pub fn decode(inputs: &DecodeInputs<'_>, seqs: &[usize]) -> Vec<Rows> {
         .iter()
         .flat_map(|&seq| (0..num_kv_heads).map(move |kv_head| (seq, kv_head)))
         .collect();
-    let groups: Vec<Rows> = heads
+    let mut groups = heads
         .into_par_iter()
         .map(|(seq, kv_head)| decode_group(inputs, seq, kv_head))
-        .collect();
-    groups
-        .chunks(num_kv_heads)
-        .map(|groups| Rows {
-            out: groups.iter().flat_map(|group| group.out.clone()).collect(),
-            lse: groups.iter().flat_map(|group| group.lse.clone()).collect(),
-            terms: groups
-                .iter()
-                .flat_map(|group| group.terms.clone())
-                .collect(),
+        .collect::<Vec<_>>()
+        .into_iter();
+    seqs.iter()
+        .map(|_| {
+            let mut rows = Rows::default();
+            for group in groups.by_ref().take(num_kv_heads) {
+                rows.append(group);
+            }
+            rows
         })
         .collect()
 }
@@ -105,10 +120,8 @@ fn decode_group(inputs: &DecodeInputs<'_>, seq: usize, kv_head: usize) -> Rows {
         let query = times(q_scale, inputs.query.row(&[seq, query_head]));
         let head_size_v = inputs.value_cache.shape[3];
         let (out, lse) = attend(&query, &keys, &values, inputs.softmax_scale, head_size_v);
-        rows.out.push(out);
-        rows.lse.push(lse);
-        rows.terms
-            .push(inputs.softmax_scale * length(&query) * longest_key);
+        let terms = inputs.softmax_scale * length(&query) * longest_key;
+        rows.push(out, lse, terms);
     }
     rows
 }

@@ -65,9 +65,7 @@ pub fn decode_entries(
                 let share = 1.0 / (1.0 + (sinks.float(&[head]) - lse).exp());
                 out.iter_mut().for_each(|value| *value *= share);
             }
-            result.out.push(out);
-            result.lse.push(lse);
-            result.terms.push(softmax_scale * length(&q) * longest_key);
+            result.push(out, lse, softmax_scale * length(&q) * longest_key);
         }
         result
     };

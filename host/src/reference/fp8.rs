@@ -25,7 +25,11 @@ pub fn fp8_value(dtype: Dtype, byte: u8) -> f64 {
 fn values_of_bytes(dtype: Dtype) -> &'static [f64] {
     static E4M3: OnceLock<Vec<f64>> = OnceLock::new();
     static E5M2: OnceLock<Vec<f64>> = OnceLock::new();
-    let table = if dtype == Dtype::F8E5m2 { &E5M2 } else { &E4M3 };
+    let table = match dtype {
+        Dtype::F8E4m3 => &E4M3,
+        Dtype::F8E5m2 => &E5M2,
+        other => panic!("{other} is no FP8 type"),
+    };
     table.get_or_init(|| {
         (0..=255)
             .map(|byte| value_by_definition(dtype, byte))
@@ -92,6 +96,13 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    #[should_panic = "is no FP8 type"]
+    fn other_types_have_no_table_even_after_one_was_made() {
+        fp8_value(Dtype::F8E4m3, 0);
+        fp8_value(Dtype::I8, 0);
     }
 
     #[test]

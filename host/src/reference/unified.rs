@@ -79,9 +79,7 @@ pub fn unified(inputs: &UnifiedInputs<'_>, tokens: &[usize]) -> Vec<Rows> {
     let mut rows = vec![Rows::default(); tokens.len()];
     // A token's heads in order, as those of a sequence's KV heads are.
     for (at, part) in parts.into_iter().flatten() {
-        rows[at].out.extend(part.out);
-        rows[at].lse.extend(part.lse);
-        rows[at].terms.extend(part.terms);
+        rows[at].append(part);
     }
     rows
 }
@@ -102,7 +100,11 @@ impl<'a> Context<'a> {
     /// What the queries at `positions` see, and what lies between.
     fn new(inputs: &'a UnifiedInputs<'a>, seq: usize, kv_head: usize, positions: &[i64]) -> Self {
         let window = inputs.sliding_window.unwrap_or(i64::from(i32::MAX));
-        let lowest = positions.iter().min().map_or(0, |lowest| lowest - window);
+        // Blocks before a window may have been given back: not a key of them is read.
+        let lowest = positions
+            .iter()
+            .min()
+            .map_or(0, |lowest| lowest - window + 1);
         let highest = positions.iter().max().map_or(0, |highest| highest + window);
         let first = lowest.max(0);
         let end = seq_len_of(inputs, seq).min(highest);
@@ -145,10 +147,8 @@ impl<'a> Context<'a> {
         for head in self.kv_head * num_queries_per_kv..(self.kv_head + 1) * num_queries_per_kv {
             let query = times(q_scale, inputs.query.row(&[token, head]));
             let (out, lse) = self.attend_head(&query, head, &seen, position);
-            rows.out.push(out);
-            rows.lse.push(lse);
-            rows.terms
-                .push(inputs.softmax_scale * length(&query) * self.longest_key);
+            let terms = inputs.softmax_scale * length(&query) * self.longest_key;
+            rows.push(out, lse, terms);
         }
         rows
     }
