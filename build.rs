@@ -91,14 +91,15 @@ fn embed(kernels: &Path, dir: &Path) -> Result<String> {
         let number: u32 = file
             .arch
             .strip_prefix("sm_")
-            .and_then(|number| number.parse().ok())
+            .and_then(|number| number.strip_suffix('a').unwrap_or(number).parse().ok())
             .with_context(|| format!("`{}` is no architecture", file.arch))?;
         writeln!(
             table,
-            "Image {{ arch: {:?}, compute_capability: ({}, {}), sha256: {:?}, gz: include_bytes!({path:?}) }},",
+            "Image {{ arch: {:?}, compute_capability: ({}, {}), exact: {}, sha256: {:?}, gz: include_bytes!({path:?}) }},",
             file.arch,
             number / 10,
             number % 10,
+            file.arch.ends_with('a'),
             file.sha256
         )?;
     }

@@ -88,7 +88,8 @@ fn every_kernel_is_compiled_without_spilling() -> Result<()> {
     let Some(cuda) = gpu() else { return Ok(()) };
     println!("{:?}", cuda.properties());
     let start = Instant::now();
-    for entry in ENTRIES {
+    let device = cuda.kernels().device();
+    for entry in ENTRIES.iter().filter(|entry| device.runs(entry)) {
         let start = Instant::now();
         cuda.kernels().prepare(&[entry.id])?;
         let usage = cuda.kernels().usage(entry.id)?;

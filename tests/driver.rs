@@ -138,7 +138,7 @@ fn the_set_is_the_one_that_was_asked_for() {
             assert_eq!(cuda.kernels().set().route, set.route);
             assert_eq!(
                 cuda.kernels().image().sha256,
-                set.images.last().unwrap().sha256
+                set.image_for((9, 0)).unwrap().sha256
             );
             let kernels = Kernels::load_route(set.route).unwrap();
             assert_eq!(kernels.set().route, set.route);
@@ -196,6 +196,30 @@ fn a_device_too_old() {
             ),
             "{error:?}"
         );
+    });
+}
+
+/// Of compute capability 9.0 alone.
+const HOPPER_KERNEL: EntryId = EntryId::prefill_gqa_bf16_d128_sm90a;
+
+#[test]
+fn a_kernel_for_one_gpu_comes_from_a_file_of_its_own() {
+    let name = "a_kernel_for_one_gpu_comes_from_a_file_of_its_own";
+    with_fake(name, "", || {
+        let cuda = Cuda::open(0).unwrap();
+        assert_eq!(cuda.kernels().archs(), "sm_90, sm_90a");
+        cuda.kernels().prepare(&[HOPPER_KERNEL]).unwrap();
+    });
+}
+
+#[test]
+fn a_kernel_for_one_gpu_is_loaded_on_no_other() {
+    let name = "a_kernel_for_one_gpu_is_loaded_on_no_other";
+    with_fake(name, "major=10 minor=0", || {
+        let cuda = Cuda::open(0).unwrap();
+        assert_eq!(cuda.kernels().archs(), "sm_90");
+        let error = cuda.kernels().prepare(&[HOPPER_KERNEL]).unwrap_err();
+        assert!(error.to_string().contains("sm_90a"), "{error}");
     });
 }
 

@@ -276,7 +276,7 @@ fn a_plan_says_what_runs() {
         (plan.to_string(), plan.launches().count())
     };
     // 20 tokens of 4 heads, 128 rows a tile, and a tile for each sequence's rest.
-    let tiles = "tiles of 128 rows, 1 splits of 64 tokens; prefill_gqa_bf16_d64 grid [6, 1, 1] x 128 threads";
+    let tiles = "tiles of 128 rows, 1 splits of 64 tokens; prefill_gqa_bf16_d64_sm90a grid [6, 1, 1] x 128 threads";
     assert_eq!(plan(&|_| {}), (format!("{tiles}; workspace 0 B"), 1));
     let (text, launches) = plan(&|u| u.options.num_decodes = 2);
     assert!(
@@ -284,7 +284,7 @@ fn a_plan_says_what_runs() {
         "{text}"
     );
     assert!(
-        text.contains("prefill_gqa_bf16_d64 grid [2, 1, 1]"),
+        text.contains("prefill_gqa_bf16_d64_sm90a grid [2, 1, 1]"),
         "{text}"
     );
     assert_eq!(launches, 2);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{assert_pass, case, judge, listed, machines};
+use common::{assert_pass, assert_pass_on, case, judge, listed, machines};
 use ferroattn::cases::fill::{Amount, POISON};
 use ferroattn::cases::{
     Case, DeviceUnified, Mismatch, UnifiedCase, UnifiedTensors, compare_unified, run_case,
@@ -14,8 +14,10 @@ use ferroattn::error::{CheckError, Error};
 use ferroattn::ops::{CHECK_BYTES, CheckMode, check_result};
 use ferroattn::plan::{DeviceInfo, RowSplitShape, SplitPolicy, Splits};
 use ferroattn::reference::HostTensor;
-use ferroattn::runtime::{Buffer, Runtime};
+use ferroattn::runtime::{Buffer, Launcher, Runtime};
 use ferroattn::tensor::Dtype;
+use gpu_kernels::entry::Variant;
+use gpu_kernels::tile::rows::Products;
 use proptest::prelude::*;
 
 fn is_unified(case: &Case) -> bool {
@@ -30,6 +32,84 @@ fn smoke() {
 #[test]
 fn edges() {
     assert_pass(&listed("edges", is_unified), 2);
+}
+
+/// An emulator that passes for a GPU of another compute capability than its own.
+fn emulated(compute_capability: (u32, u32)) -> Emulator {
+    Emulator::new().with_device(DeviceInfo {
+        compute_capability,
+        ..DeviceInfo::H200
+    })
+}
+
+/// All machines, and the emulator that plans kernels of warp groups.
+fn machines_and_groups() -> Vec<Box<dyn Runtime>> {
+    let mut all = machines();
+    all.push(Box::new(emulated((9, 0))));
+    all
+}
+
+/// Who multiplies in the kernel that a case of prefills is planned with.
+fn planned(case: &UnifiedCase, machine: &Emulator) -> Option<Products> {
+    let tensors = UnifiedTensors::new(case, SEED, Amount::WHOLE).expect("few tokens");
+    let mut device = DeviceUnified::new(machine, tensors).expect("memory");
+    let request = device.request(case, SEED, 0).expect("a request");
+    let checked = request.check().expect("a good request");
+    let plan = checked.plan(&machine.device()).expect("a plan");
+    plan.launches()
+        .find_map(|launch| match launch.kernel.entry().variant {
+            Variant::PrefillGqa { products, .. } => Some(products),
+            _ => None,
+        })
+}
+
+#[test]
+fn four_warps_multiply_together_where_a_gpu_and_a_kernel_do() {
+    let alone = [(8, 6), (9, 1), (10, 0)];
+    for (form, has_kernel) in [
+        ("bf16 heads=6/2 d=64", true),
+        ("bf16 heads=6/2 d=128", true),
+        ("f16 heads=6/2 d=64", true),
+        ("f16 heads=6/2 d=128", true),
+        ("bf16 heads=6/2 kv=fp8_e4m3 d=64", false),
+        ("bf16 heads=6/2 kv=fp8_e4m3 d=128", true),
+        ("bf16 heads=6/2 d=96", false),
+        ("bf16 heads=6/2 kv=fp8_e5m2 d=128", false),
+    ] {
+        let line = format!("unified {form} page=16 layout=nhd lens=90,40,33 q_lens=90,3,1");
+        let parsed = case(&line);
+        let Case::Unified(unified) = &parsed else {
+            panic!("{line} is no unified attention")
+        };
+        let hopper = if has_kernel {
+            Products::WarpGroup
+        } else {
+            Products::Warp
+        };
+        let others = alone.map(|capability| (capability, Products::Warp));
+        for (capability, expected) in [((9, 0), hopper)].into_iter().chain(others) {
+            let machine = emulated(capability);
+            assert_eq!(
+                planned(unified, &machine),
+                Some(expected),
+                "{line} on {capability:?}"
+            );
+            if let Err(error) = judge(&parsed, &machine, SEED) {
+                panic!("{line} on {capability:?}: {error}");
+            }
+        }
+    }
+}
+
+/// The emulator's own numbers are those of a GPU without such kernels.
+#[test]
+fn edges_where_four_warps_multiply_together() {
+    let machine = emulated((9, 0));
+    let cases = listed(
+        "edges",
+        |case| matches!(case, Case::Unified(case) if planned(case, &machine) == Some(Products::WarpGroup)),
+    );
+    assert_pass_on(&machine, &cases, 2);
 }
 
 const SEED: u64 = 3;
@@ -108,11 +188,11 @@ fn a_batch_invariant_token_has_the_same_bits_in_every_chunk_and_batch() {
     for line in [
         "unified bf16 heads=6/2 d=64 page=16 layout=nhd lens=150,40,33 split=invariant q_lens=150,1,33",
         "unified bf16 heads=6/2 d=64 page=16 layout=nhd lens=150,40 split=invariant q_lens=150,1 window=37",
-        "unified bf16 heads=6/2 kv=fp8_e4m3 d=64 page=16 layout=nhd lens=150,40 split=invariant q_lens=150,1 \
+        "unified bf16 heads=6/2 kv=fp8_e4m3 d=128 page=16 layout=nhd lens=150,40 split=invariant q_lens=150,1 \
          softcap=20 sinks=on decodes_first=on",
     ] {
         let (case, whole) = tensors(line);
-        for machine in machines() {
+        for machine in machines_and_groups() {
             let expected = attend(machine.as_ref(), &case, whole.clone()).expect("attended");
             for cuts in [
                 &[0, 150][..],
@@ -165,7 +245,7 @@ fn the_output_has_the_same_bits_whatever_lies_before_the_window() {
         dirty.base.block_table = dirty.base.block_table.with_bytes(table);
     }
     assert!(replaced > 0);
-    for machine in machines() {
+    for machine in machines_and_groups() {
         let expected = attend(machine.as_ref(), &case, clean.clone()).expect("attended");
         let got = attend(machine.as_ref(), &case, dirty.clone()).expect("attended");
         assert_eq!(got.0.storage.bytes, expected.0.storage.bytes);
@@ -177,7 +257,7 @@ fn the_output_has_the_same_bits_whatever_lies_before_the_window() {
 #[test]
 fn each_scale_alone_changes_the_result_as_the_formula_says() {
     let (case, plain) = tensors(
-        "unified bf16 heads=4/2 kv=fp8_e4m3 q=fp8_e4m3 d=64 page=16 layout=nhd lens=90,40 q_lens=5,40",
+        "unified bf16 heads=4/2 kv=fp8_e4m3 q=fp8_e4m3 d=128 page=16 layout=nhd lens=90,40 q_lens=5,40",
     );
     let with = |q: f32, k: f32, v: f32| {
         let mut tensors = plain.clone();
@@ -188,7 +268,7 @@ fn each_scale_alone_changes_the_result_as_the_formula_says() {
         scales.v_scale = one("v_scale", v / 64.0);
         tensors
     };
-    for machine in machines() {
+    for machine in machines_and_groups() {
         let run = |q, k, v| {
             let tensors = with(q, k, v);
             let (out, lse) = attend(machine.as_ref(), &case, tensors.clone()).expect("attended");
@@ -215,7 +295,7 @@ fn each_scale_alone_changes_the_result_as_the_formula_says() {
         );
         for token in 0..45 {
             for head in 0..4 {
-                for dim in 0..64 {
+                for dim in 0..128 {
                     let at = [token, head, dim];
                     assert_eq!(v.0.float(&at), 2.0 * base.0.float(&at), "{at:?}");
                 }

@@ -2,6 +2,10 @@
 //!
 //! `entries!` turns the table into the PTX symbols (on a PTX target), and on the host into [`EntryId`], the
 //! rows of [`ENTRIES`] that the planner chooses from, and [`run`], by which the emulator calls a kernel.
+//!
+//! The table has two sections. What is `everywhere` is in the PTX of every architecture but [`HOPPER`], which runs on
+//! every later GPU; what compute capability 9.0 alone has instructions for is in the PTX of [`HOPPER`], and nothing
+//! else is.
 
 use crate::dtype::{Bf16, ElementDtype, F16, F32, HalfDtype, I8};
 use crate::kernels::reshape_and_cache_flash as cache_write;
@@ -20,6 +24,10 @@ use crate::params::{
     PerTokenHeadParams, PrefillParams, ReadCeilingParams, ReshapeAndCacheParams,
     RopeAndCacheParams,
 };
+use crate::tile::rows::Products;
+
+/// The architecture of kernels that run on compute capability 9.0 and on no other.
+pub const HOPPER: &str = "sm_90a";
 
 /// What a compiled kernel computes, and for which shapes: the planner looks a row up by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,6 +74,8 @@ pub enum Variant {
         head_size: u32,
         /// Values per value head.
         head_size_v: u32,
+        /// Who multiplies.
+        products: Products,
     },
     /// Merges the parts of rows whose keys were split.
     MergeRows,
@@ -150,6 +160,8 @@ pub struct Entry {
     pub params_bytes: usize,
     /// Whether registers must not spill to memory.
     pub hot: bool,
+    /// Only in the file of [`HOPPER`]: it uses what compute capability 9.0 alone has.
+    pub hopper: bool,
 }
 
 impl EntryId {
@@ -164,19 +176,44 @@ impl Entry {
     pub fn find(variant: Variant) -> Option<&'static Entry> {
         ENTRIES.iter().find(|entry| entry.variant == variant)
     }
+
+    /// Whether the PTX of an architecture, such as "sm_90", holds it.
+    pub fn is_in(&self, arch: &str) -> bool {
+        self.hopper == (arch == HOPPER)
+    }
+}
+
+/// What sets the sections of the table apart: [`Entry::hopper`], and which architectures an item is compiled for.
+macro_rules! section {
+    (everywhere) => {
+        false
+    };
+    (sm_90a) => {
+        true
+    };
+    (everywhere: $item:item) => {
+        #[cfg(not(any(target_feature = "sm_90a", target_feature = "compute_90a")))]
+        $item
+    };
+    (sm_90a: $item:item) => {
+        #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+        $item
+    };
 }
 
 macro_rules! entries {
-    ($($name:ident($params:ty) = $kernel:expr, $variant:expr, $threads:expr, $min_ctas:expr, $hot:expr;)*) => {
+    ($([$section:ident] $(
+        $name:ident($params:ty) = $kernel:expr, $variant:expr, $threads:expr, $min_ctas:expr, $hot:expr;
+    )*)*) => {
         /// Identifies a compiled kernel.
         #[allow(non_camel_case_types, reason = "each is a PTX symbol")]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum EntryId {
-            $(#[doc = concat!("`", stringify!($name), "`")] $name,)*
+            $($(#[doc = concat!("`", stringify!($name), "`")] $name,)*)*
         }
 
         /// All compiled kernels.
-        pub static ENTRIES: &[Entry] = &[$(Entry {
+        pub static ENTRIES: &[Entry] = &[$($(Entry {
             id: EntryId::$name,
             name: stringify!($name),
             variant: $variant,
@@ -184,7 +221,8 @@ macro_rules! entries {
             min_ctas: $min_ctas,
             params_bytes: size_of::<$params>(),
             hot: $hot,
-        },)*];
+            hopper: section!($section),
+        },)*)*];
 
         /// Runs one lane of kernel `id` on `gpu`: what the emulator calls.
         ///
@@ -193,7 +231,7 @@ macro_rules! entries {
         #[cfg(not(target_arch = "nvptx64"))]
         pub unsafe fn run<G: crate::gpu::Gpu>(id: EntryId, gpu: G, params: *const u8) {
             match id {
-                $(EntryId::$name => {
+                $($(EntryId::$name => {
                     // A function and a stack frame for each: all in one would be more than a compiler, or a
                     // lane's stack, can take.
                     #[inline(never)]
@@ -205,11 +243,11 @@ macro_rules! entries {
                     }
                     // SAFETY: as the caller promises.
                     unsafe { lane(gpu, params) }
-                })*
+                })*)*
             }
         }
 
-        $(
+        $($(section! { $section:
             /// PTX entry point.
             #[cfg(target_arch = "nvptx64")]
             #[cfg_attr(gpu_route = "nvvm", nvvm_internal::kernel)]
@@ -218,12 +256,12 @@ macro_rules! entries {
                 // SAFETY: whoever launches keeps the kernel's conditions.
                 unsafe { $kernel(crate::gpu::PtxLane, &params) }
             }
-        )*
+        })*)*
 
         // Every parameter block travels as bytes.
         const _: () = {
             const fn travels<P: KernelParams>() {}
-            $(travels::<$params>();)*
+            $($(travels::<$params>();)*)*
         };
     };
 }
@@ -298,6 +336,16 @@ const fn prefill(cache: CacheDtype, head_size: u32, head_size_v: u32) -> Variant
         cache,
         head_size,
         head_size_v,
+        products: Products::Warp,
+    }
+}
+
+const fn prefill_together(cache: CacheDtype, head_size: u32, head_size_v: u32) -> Variant {
+    Variant::PrefillGqa {
+        cache,
+        head_size,
+        head_size_v,
+        products: Products::WarpGroup,
     }
 }
 
@@ -309,6 +357,7 @@ use HalfDtype as D;
 
 #[rustfmt::skip]
 entries! {
+    [everywhere]
     decode_gqa_bf16_d64_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 4, 4, 1, false>, decode(C::Bf16, 64, 64, 8, false), decode_gqa::threads::<Bf16, 4, 4>(), 1, true;
     decode_gqa_bf16_d64_h16(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 4, 4, 2, false>, decode(C::Bf16, 64, 64, 16, false), decode_gqa::threads::<Bf16, 4, 4>(), 1, true;
     decode_gqa_bf16_d96_h8(DecodeParams) = decode_gqa::decode_gqa::<_, Bf16, 6, 6, 1, false>, decode(C::Bf16, 96, 96, 8, false), decode_gqa::threads::<Bf16, 6, 6>(), 1, true;
@@ -425,42 +474,42 @@ entries! {
     decode_mla_entry_fp8_ds_h64(DecodeMlaEntryParams) = decode_mla_entry::decode_mla_entry::<_, Fp8Ds, 36, 8, 2, 2, 4>, mla_entry::<Fp8Ds, 36, 8, 2, 2, 4>(), 256, 1, true;
     decode_mla_entry_v4_h16(DecodeMlaEntryParams) = decode_mla_entry::decode_mla_entry::<_, V4, 32, 2, 1, 1, 8>, mla_entry::<V4, 32, 2, 1, 1, 8>(), 128, 2, true;
     decode_mla_entry_v4_h64(DecodeMlaEntryParams) = decode_mla_entry::decode_mla_entry::<_, V4, 32, 8, 2, 2, 4>, mla_entry::<V4, 32, 8, 2, 2, 4>(), 256, 1, true;
-    prefill_gqa_bf16_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 4, 4, 2, 4>, prefill(C::Bf16, 64, 64), prefill_gqa::threads::<Bf16, 4, 4>(), 2, true;
-    prefill_gqa_bf16_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 6, 6, 2, 4>, prefill(C::Bf16, 96, 96), prefill_gqa::threads::<Bf16, 6, 6>(), 2, false;
-    prefill_gqa_bf16_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 8, 8, 2, 4>, prefill(C::Bf16, 128, 128), prefill_gqa::threads::<Bf16, 8, 8>(), 2, false;
-    prefill_gqa_bf16_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 12, 8, 2, 2>, prefill(C::Bf16, 192, 128), prefill_gqa::threads::<Bf16, 12, 8>(), 2, false;
-    prefill_gqa_bf16_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 12, 12, 1, 2>, prefill(C::Bf16, 192, 192), prefill_gqa::threads::<Bf16, 12, 12>(), 2, true;
-    prefill_gqa_bf16_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 16, 16, 1, 2>, prefill(C::Bf16, 256, 256), prefill_gqa::threads::<Bf16, 16, 16>(), 2, true;
-    prefill_gqa_f16_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 4, 4, 2, 4>, prefill(C::F16, 64, 64), prefill_gqa::threads::<F16, 4, 4>(), 2, true;
-    prefill_gqa_f16_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 6, 6, 2, 4>, prefill(C::F16, 96, 96), prefill_gqa::threads::<F16, 6, 6>(), 2, false;
-    prefill_gqa_f16_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 8, 8, 2, 4>, prefill(C::F16, 128, 128), prefill_gqa::threads::<F16, 8, 8>(), 2, false;
-    prefill_gqa_f16_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 12, 8, 2, 2>, prefill(C::F16, 192, 128), prefill_gqa::threads::<F16, 12, 8>(), 2, false;
-    prefill_gqa_f16_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 12, 12, 1, 2>, prefill(C::F16, 192, 192), prefill_gqa::threads::<F16, 12, 12>(), 2, true;
-    prefill_gqa_f16_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 16, 16, 1, 2>, prefill(C::F16, 256, 256), prefill_gqa::threads::<F16, 16, 16>(), 2, true;
-    prefill_gqa_e4m3_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 4, 4, 2, 4>, prefill(C::E4m3, 64, 64), prefill_gqa::threads::<E4m3, 4, 4>(), 2, true;
-    prefill_gqa_e4m3_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 6, 6, 2, 4>, prefill(C::E4m3, 96, 96), prefill_gqa::threads::<E4m3, 6, 6>(), 2, false;
-    prefill_gqa_e4m3_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 8, 8, 2, 4>, prefill(C::E4m3, 128, 128), prefill_gqa::threads::<E4m3, 8, 8>(), 2, false;
-    prefill_gqa_e4m3_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 12, 8, 2, 2>, prefill(C::E4m3, 192, 128), prefill_gqa::threads::<E4m3, 12, 8>(), 2, false;
-    prefill_gqa_e4m3_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 12, 12, 1, 2>, prefill(C::E4m3, 192, 192), prefill_gqa::threads::<E4m3, 12, 12>(), 2, true;
-    prefill_gqa_e4m3_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 16, 16, 1, 2>, prefill(C::E4m3, 256, 256), prefill_gqa::threads::<E4m3, 16, 16>(), 2, true;
-    prefill_gqa_e5m2_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 4, 4, 2, 4>, prefill(C::E5m2, 64, 64), prefill_gqa::threads::<E5m2, 4, 4>(), 2, true;
-    prefill_gqa_e5m2_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 6, 6, 2, 4>, prefill(C::E5m2, 96, 96), prefill_gqa::threads::<E5m2, 6, 6>(), 2, false;
-    prefill_gqa_e5m2_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 8, 8, 2, 4>, prefill(C::E5m2, 128, 128), prefill_gqa::threads::<E5m2, 8, 8>(), 2, false;
-    prefill_gqa_e5m2_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 12, 8, 2, 2>, prefill(C::E5m2, 192, 128), prefill_gqa::threads::<E5m2, 12, 8>(), 2, false;
-    prefill_gqa_e5m2_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 12, 12, 1, 2>, prefill(C::E5m2, 192, 192), prefill_gqa::threads::<E5m2, 12, 12>(), 2, true;
-    prefill_gqa_e5m2_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 16, 16, 1, 2>, prefill(C::E5m2, 256, 256), prefill_gqa::threads::<E5m2, 16, 16>(), 2, true;
-    prefill_gqa_e4m3_token_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 4, 4, 2, 4>, prefill(C::E4m3PerToken, 64, 64), prefill_gqa::threads::<E4m3PerToken, 4, 4>(), 2, false;
-    prefill_gqa_e4m3_token_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 6, 6, 2, 4>, prefill(C::E4m3PerToken, 96, 96), prefill_gqa::threads::<E4m3PerToken, 6, 6>(), 2, false;
-    prefill_gqa_e4m3_token_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 8, 8, 2, 4>, prefill(C::E4m3PerToken, 128, 128), prefill_gqa::threads::<E4m3PerToken, 8, 8>(), 2, false;
-    prefill_gqa_e4m3_token_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 12, 8, 2, 2>, prefill(C::E4m3PerToken, 192, 128), prefill_gqa::threads::<E4m3PerToken, 12, 8>(), 2, false;
-    prefill_gqa_e4m3_token_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 12, 12, 1, 2>, prefill(C::E4m3PerToken, 192, 192), prefill_gqa::threads::<E4m3PerToken, 12, 12>(), 2, true;
-    prefill_gqa_e4m3_token_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 16, 16, 1, 2>, prefill(C::E4m3PerToken, 256, 256), prefill_gqa::threads::<E4m3PerToken, 16, 16>(), 2, true;
-    prefill_gqa_i8_token_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 4, 4, 2, 4>, prefill(C::I8PerToken, 64, 64), prefill_gqa::threads::<I8PerToken, 4, 4>(), 2, false;
-    prefill_gqa_i8_token_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 6, 6, 2, 4>, prefill(C::I8PerToken, 96, 96), prefill_gqa::threads::<I8PerToken, 6, 6>(), 2, false;
-    prefill_gqa_i8_token_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 8, 8, 2, 4>, prefill(C::I8PerToken, 128, 128), prefill_gqa::threads::<I8PerToken, 8, 8>(), 2, false;
-    prefill_gqa_i8_token_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 12, 8, 2, 2>, prefill(C::I8PerToken, 192, 128), prefill_gqa::threads::<I8PerToken, 12, 8>(), 2, false;
-    prefill_gqa_i8_token_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 12, 12, 1, 2>, prefill(C::I8PerToken, 192, 192), prefill_gqa::threads::<I8PerToken, 12, 12>(), 2, true;
-    prefill_gqa_i8_token_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 16, 16, 1, 2>, prefill(C::I8PerToken, 256, 256), prefill_gqa::threads::<I8PerToken, 16, 16>(), 2, true;
+    prefill_gqa_bf16_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 4, 4, 2, 4, 1>, prefill(C::Bf16, 64, 64), prefill_gqa::threads::<Bf16, 4, 4>(), 2, true;
+    prefill_gqa_bf16_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 6, 6, 2, 4, 1>, prefill(C::Bf16, 96, 96), prefill_gqa::threads::<Bf16, 6, 6>(), 2, false;
+    prefill_gqa_bf16_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 8, 8, 2, 4, 1>, prefill(C::Bf16, 128, 128), prefill_gqa::threads::<Bf16, 8, 8>(), 2, false;
+    prefill_gqa_bf16_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 12, 8, 2, 2, 1>, prefill(C::Bf16, 192, 128), prefill_gqa::threads::<Bf16, 12, 8>(), 2, false;
+    prefill_gqa_bf16_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 12, 12, 1, 2, 1>, prefill(C::Bf16, 192, 192), prefill_gqa::threads::<Bf16, 12, 12>(), 2, true;
+    prefill_gqa_bf16_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 16, 16, 1, 2, 1>, prefill(C::Bf16, 256, 256), prefill_gqa::threads::<Bf16, 16, 16>(), 2, true;
+    prefill_gqa_f16_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 4, 4, 2, 4, 1>, prefill(C::F16, 64, 64), prefill_gqa::threads::<F16, 4, 4>(), 2, true;
+    prefill_gqa_f16_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 6, 6, 2, 4, 1>, prefill(C::F16, 96, 96), prefill_gqa::threads::<F16, 6, 6>(), 2, false;
+    prefill_gqa_f16_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 8, 8, 2, 4, 1>, prefill(C::F16, 128, 128), prefill_gqa::threads::<F16, 8, 8>(), 2, false;
+    prefill_gqa_f16_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 12, 8, 2, 2, 1>, prefill(C::F16, 192, 128), prefill_gqa::threads::<F16, 12, 8>(), 2, false;
+    prefill_gqa_f16_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 12, 12, 1, 2, 1>, prefill(C::F16, 192, 192), prefill_gqa::threads::<F16, 12, 12>(), 2, true;
+    prefill_gqa_f16_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 16, 16, 1, 2, 1>, prefill(C::F16, 256, 256), prefill_gqa::threads::<F16, 16, 16>(), 2, true;
+    prefill_gqa_e4m3_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 4, 4, 2, 4, 1>, prefill(C::E4m3, 64, 64), prefill_gqa::threads::<E4m3, 4, 4>(), 2, true;
+    prefill_gqa_e4m3_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 6, 6, 2, 4, 1>, prefill(C::E4m3, 96, 96), prefill_gqa::threads::<E4m3, 6, 6>(), 2, false;
+    prefill_gqa_e4m3_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 8, 8, 2, 4, 1>, prefill(C::E4m3, 128, 128), prefill_gqa::threads::<E4m3, 8, 8>(), 2, false;
+    prefill_gqa_e4m3_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 12, 8, 2, 2, 1>, prefill(C::E4m3, 192, 128), prefill_gqa::threads::<E4m3, 12, 8>(), 2, false;
+    prefill_gqa_e4m3_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 12, 12, 1, 2, 1>, prefill(C::E4m3, 192, 192), prefill_gqa::threads::<E4m3, 12, 12>(), 2, true;
+    prefill_gqa_e4m3_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 16, 16, 1, 2, 1>, prefill(C::E4m3, 256, 256), prefill_gqa::threads::<E4m3, 16, 16>(), 2, true;
+    prefill_gqa_e5m2_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 4, 4, 2, 4, 1>, prefill(C::E5m2, 64, 64), prefill_gqa::threads::<E5m2, 4, 4>(), 2, true;
+    prefill_gqa_e5m2_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 6, 6, 2, 4, 1>, prefill(C::E5m2, 96, 96), prefill_gqa::threads::<E5m2, 6, 6>(), 2, false;
+    prefill_gqa_e5m2_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 8, 8, 2, 4, 1>, prefill(C::E5m2, 128, 128), prefill_gqa::threads::<E5m2, 8, 8>(), 2, false;
+    prefill_gqa_e5m2_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 12, 8, 2, 2, 1>, prefill(C::E5m2, 192, 128), prefill_gqa::threads::<E5m2, 12, 8>(), 2, false;
+    prefill_gqa_e5m2_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 12, 12, 1, 2, 1>, prefill(C::E5m2, 192, 192), prefill_gqa::threads::<E5m2, 12, 12>(), 2, true;
+    prefill_gqa_e5m2_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, E5m2, 16, 16, 1, 2, 1>, prefill(C::E5m2, 256, 256), prefill_gqa::threads::<E5m2, 16, 16>(), 2, true;
+    prefill_gqa_e4m3_token_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 4, 4, 2, 4, 1>, prefill(C::E4m3PerToken, 64, 64), prefill_gqa::threads::<E4m3PerToken, 4, 4>(), 2, false;
+    prefill_gqa_e4m3_token_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 6, 6, 2, 4, 1>, prefill(C::E4m3PerToken, 96, 96), prefill_gqa::threads::<E4m3PerToken, 6, 6>(), 2, false;
+    prefill_gqa_e4m3_token_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 8, 8, 2, 4, 1>, prefill(C::E4m3PerToken, 128, 128), prefill_gqa::threads::<E4m3PerToken, 8, 8>(), 2, false;
+    prefill_gqa_e4m3_token_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 12, 8, 2, 2, 1>, prefill(C::E4m3PerToken, 192, 128), prefill_gqa::threads::<E4m3PerToken, 12, 8>(), 2, false;
+    prefill_gqa_e4m3_token_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 12, 12, 1, 2, 1>, prefill(C::E4m3PerToken, 192, 192), prefill_gqa::threads::<E4m3PerToken, 12, 12>(), 2, true;
+    prefill_gqa_e4m3_token_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3PerToken, 16, 16, 1, 2, 1>, prefill(C::E4m3PerToken, 256, 256), prefill_gqa::threads::<E4m3PerToken, 16, 16>(), 2, true;
+    prefill_gqa_i8_token_d64(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 4, 4, 2, 4, 1>, prefill(C::I8PerToken, 64, 64), prefill_gqa::threads::<I8PerToken, 4, 4>(), 2, false;
+    prefill_gqa_i8_token_d96(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 6, 6, 2, 4, 1>, prefill(C::I8PerToken, 96, 96), prefill_gqa::threads::<I8PerToken, 6, 6>(), 2, false;
+    prefill_gqa_i8_token_d128(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 8, 8, 2, 4, 1>, prefill(C::I8PerToken, 128, 128), prefill_gqa::threads::<I8PerToken, 8, 8>(), 2, false;
+    prefill_gqa_i8_token_d192v128(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 12, 8, 2, 2, 1>, prefill(C::I8PerToken, 192, 128), prefill_gqa::threads::<I8PerToken, 12, 8>(), 2, false;
+    prefill_gqa_i8_token_d192(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 12, 12, 1, 2, 1>, prefill(C::I8PerToken, 192, 192), prefill_gqa::threads::<I8PerToken, 12, 12>(), 2, true;
+    prefill_gqa_i8_token_d256(PrefillParams) = prefill_gqa::prefill_gqa::<_, I8PerToken, 16, 16, 1, 2, 1>, prefill(C::I8PerToken, 256, 256), prefill_gqa::threads::<I8PerToken, 16, 16>(), 2, true;
     merge_rows(PrefillParams) = merge_rows::merge_rows, Variant::MergeRows, merge_rows::THREADS, 1, true;
     merge_splits_bf16(MergeParams) = merge_splits::merge_splits::<_, Bf16>, Variant::MergeSplits { dtype: D::Bf16 }, merge_splits::THREADS, 1, true;
     merge_splits_f16(MergeParams) = merge_splits::merge_splits::<_, F16>, Variant::MergeSplits { dtype: D::F16 }, merge_splits::THREADS, 1, true;
@@ -523,4 +572,11 @@ entries! {
     check_paged(CheckPagedParams) = check::check_paged, Variant::CheckPaged, check::THREADS, 1, false;
     check_slots(CheckSlotsParams) = check::check_slots, Variant::CheckSlots, check::THREADS, 1, false;
     read_ceiling(ReadCeilingParams) = read_ceiling::read_ceiling, Variant::ReadCeiling, read_ceiling::THREADS, 1, false;
+
+    [sm_90a]
+    prefill_gqa_bf16_d128_sm90a(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 8, 8, 1, 4, 2>, prefill_together(C::Bf16, 128, 128), prefill_gqa::threads::<Bf16, 8, 8>(), 2, false;
+    prefill_gqa_f16_d128_sm90a(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 8, 8, 1, 4, 2>, prefill_together(C::F16, 128, 128), prefill_gqa::threads::<F16, 8, 8>(), 2, false;
+    prefill_gqa_bf16_d64_sm90a(PrefillParams) = prefill_gqa::prefill_gqa::<_, Bf16, 4, 4, 1, 4, 2>, prefill_together(C::Bf16, 64, 64), prefill_gqa::threads::<Bf16, 4, 4>(), 2, true;
+    prefill_gqa_f16_d64_sm90a(PrefillParams) = prefill_gqa::prefill_gqa::<_, F16, 4, 4, 1, 4, 2>, prefill_together(C::F16, 64, 64), prefill_gqa::threads::<F16, 4, 4>(), 2, true;
+    prefill_gqa_e4m3_d128_sm90a(PrefillParams) = prefill_gqa::prefill_gqa::<_, E4m3, 8, 8, 1, 4, 2>, prefill_together(C::E4m3, 128, 128), prefill_gqa::threads::<E4m3, 8, 8>(), 2, false;
 }

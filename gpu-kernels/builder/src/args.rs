@@ -20,7 +20,7 @@ Usage: ferroattn-ptx-builder [OPTIONS]
       --rustc PATH     the compiler of route nvptx [env: FERROATTN_RUSTC]
                        [default: /usr/bin/rustc, then rustup's nightly]
       --from DIR       with --route nvvm: PTX that rust-cuda compiled elsewhere from this source:
-                       sm_80.ptx, sm_89.ptx, sm_90.ptx
+                       sm_80.ptx, sm_89.ptx, sm_90.ptx, sm_90a.ptx
       --ptxas[=PATH]   assemble the files that are there for every GPU, and report registers and spills
                        [env: FERROATTN_PTXAS]
       --json           report as JSON

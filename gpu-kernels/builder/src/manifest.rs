@@ -36,7 +36,7 @@ pub struct Manifest {
     pub ptx_version: String,
     /// The files, in ascending order of architecture.
     pub files: Vec<PtxFile>,
-    /// What each of them holds.
+    /// What they hold, each file those of its architecture.
     pub entries: Vec<ManifestEntry>,
 }
 

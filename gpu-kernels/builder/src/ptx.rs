@@ -18,8 +18,8 @@ pub const VERSION: &str = "8.1";
 /// after each entry's parameters, entries sorted.
 ///
 /// # Errors
-/// The entries in the text are not the ones of [`ENTRIES`], or a parameter block has another size.
-pub fn normalise(raw: &str) -> Result<String> {
+/// The entries in the text are not the ones that [`ENTRIES`] has for `arch`, or a parameter block has another size.
+pub fn normalise(raw: &str, arch: &str) -> Result<String> {
     let mut preamble = String::new();
     let mut entries: Vec<(&'static Entry, String)> = Vec::new();
     let mut lines = raw.lines().filter_map(clean);
@@ -39,8 +39,10 @@ pub fn normalise(raw: &str) -> Result<String> {
         let name = rest.trim_end_matches(['(', ')', ' ']);
         let entry = ENTRIES
             .iter()
-            .find(|entry| entry.name == name)
-            .with_context(|| format!("the PTX has an entry `{name}` that is not in ENTRIES"))?;
+            .find(|entry| entry.name == name && entry.is_in(arch))
+            .with_context(|| {
+                format!("the PTX has an entry `{name}` that ENTRIES does not have for {arch}")
+            })?;
         let mut text = String::new();
         push(&mut text, line);
         for line in lines.by_ref() {
@@ -56,7 +58,7 @@ pub fn normalise(raw: &str) -> Result<String> {
         check_params(entry, &text)?;
         entries.push((entry, text));
     }
-    for entry in ENTRIES {
+    for entry in ENTRIES.iter().filter(|entry| entry.is_in(arch)) {
         ensure!(
             entries.iter().any(|(found, _)| found.name == entry.name),
             "the PTX lacks the entry `{}`",
@@ -143,7 +145,15 @@ fn check_params(entry: &Entry, text: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use gpu_kernels::entry::HOPPER;
+
     use super::*;
+
+    const ARCH: &str = "sm_90";
+
+    fn of(arch: &str) -> impl DoubleEndedIterator<Item = &'static Entry> {
+        ENTRIES.iter().filter(move |entry| entry.is_in(arch))
+    }
 
     fn raw(names: impl Iterator<Item = &'static Entry>) -> String {
         let mut text =
@@ -159,8 +169,8 @@ mod tests {
 
     #[test]
     fn order_and_comments_do_not_matter() {
-        let forward = normalise(&raw(ENTRIES.iter())).unwrap();
-        let backward = normalise(&raw(ENTRIES.iter().rev())).unwrap();
+        let forward = normalise(&raw(of(ARCH)), ARCH).unwrap();
+        let backward = normalise(&raw(of(ARCH).rev()), ARCH).unwrap();
         assert_eq!(forward, backward);
         assert!(!forward.contains("//") && !forward.contains(".file"));
         assert!(forward.contains(")\n.maxntid "));
@@ -186,10 +196,10 @@ mod tests {
 
     #[test]
     fn a_version_is_lowered_but_never_raised() {
-        let new = raw(ENTRIES.iter()).replace(".version 8.8", ".version 10.0");
-        assert_eq!(version(&normalise(&new).unwrap()).unwrap(), VERSION);
-        let old = raw(ENTRIES.iter()).replace(".version 8.8", ".version 7.8");
-        let error = normalise(&old).unwrap_err();
+        let new = raw(of(ARCH)).replace(".version 8.8", ".version 10.0");
+        assert_eq!(version(&normalise(&new, ARCH).unwrap()).unwrap(), VERSION);
+        let old = raw(of(ARCH)).replace(".version 8.8", ".version 7.8");
+        let error = normalise(&old, ARCH).unwrap_err();
         assert!(error.to_string().contains("7.8"), "{error}");
     }
 
@@ -202,18 +212,28 @@ mod tests {
 
     #[test]
     fn a_missing_entry_is_named() {
-        let error = normalise(&raw(ENTRIES.iter().skip(1))).unwrap_err();
+        let error = normalise(&raw(of(ARCH).skip(1)), ARCH).unwrap_err();
         assert!(error.to_string().contains(ENTRIES[0].name), "{error}");
     }
 
     #[test]
+    fn a_file_holds_what_is_for_its_architecture_alone() {
+        for (entries, arch) in [(HOPPER, ARCH), (ARCH, HOPPER)] {
+            assert!(normalise(&raw(of(arch)), arch).is_ok());
+            let name = of(entries).next().unwrap().name;
+            let error = normalise(&raw(of(arch).chain(of(entries))), arch).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+
+    #[test]
     fn another_parameter_size_is_refused() {
-        let text = raw(ENTRIES.iter()).replacen(
+        let text = raw(of(ARCH)).replacen(
             &format!("_param_0[{}]", ENTRIES[0].params_bytes),
             "_param_0[4]",
             1,
         );
-        let error = normalise(&text).unwrap_err();
+        let error = normalise(&text, ARCH).unwrap_err();
         assert!(error.to_string().contains("bytes of parameters"), "{error}");
     }
 }

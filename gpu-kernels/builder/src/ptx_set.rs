@@ -107,7 +107,7 @@ impl PtxSet {
         let texts = archs
             .iter()
             .zip(raw)
-            .map(|(arch, text)| ptx::normalise(text).with_context(|| format!("for {arch}")))
+            .map(|(arch, text)| ptx::normalise(text, arch).with_context(|| format!("for {arch}")))
             .collect::<Result<Vec<_>>>()?;
         let manifest = Manifest {
             schema: SCHEMA,

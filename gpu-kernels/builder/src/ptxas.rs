@@ -18,6 +18,7 @@ pub const TARGETS: &[(&str, &[&str])] = &[
     ("sm_80", &["sm_80", "sm_86"]),
     ("sm_89", &["sm_89"]),
     ("sm_90", &["sm_90", "sm_100", "sm_120"]),
+    ("sm_90a", &["sm_90a"]),
 ];
 
 /// What one entry needs on one GPU.

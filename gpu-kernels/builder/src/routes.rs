@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use gpu_kernels::entry::{ENTRIES, Entry, Variant};
+use gpu_kernels::entry::{ENTRIES, Entry, HOPPER, Variant};
 use gpu_kernels::kernels::merge_splits;
 use gpu_kernels::kv::CacheDtype;
 use gpu_kernels::latent::{RAW_STAGES, STAGES};
@@ -19,8 +19,8 @@ use crate::manifest::Manifest;
 use crate::ptxas::{Ptxas, Usage};
 use crate::sass::{Nvdisasm, Sass};
 
-/// What the comparison is assembled for.
-const ARCH: &str = "sm_90";
+/// What the comparison is assembled for: each kernel is in one of these files.
+const ARCHS: [&str; 2] = ["sm_90", HOPPER];
 
 /// One route's side of the report.
 struct Side {
@@ -74,14 +74,21 @@ fn side(ptxas: &Ptxas, nvdisasm: Option<&Nvdisasm>, dir: &Path) -> Result<Side> 
         std::process::id(),
         manifest.route
     ));
-    let usage = ptxas.assemble(dir, ARCH, ARCH, &cubin)?;
-    let sass = nvdisasm.map(|nvdisasm| nvdisasm.count(&cubin)).transpose();
-    // It has been read, or could not be.
-    let _ = std::fs::remove_file(&cubin);
+    let mut usage = Vec::new();
+    let mut sass = nvdisasm.map(|_| BTreeMap::new());
+    for arch in ARCHS {
+        usage.extend(ptxas.assemble(dir, arch, arch, &cubin)?);
+        let counts = nvdisasm.map(|nvdisasm| nvdisasm.count(&cubin)).transpose();
+        // It has been read, or could not be.
+        let _ = std::fs::remove_file(&cubin);
+        if let (Some(sass), Some(counts)) = (&mut sass, counts?) {
+            sass.extend(counts);
+        }
+    }
     Ok(Side {
         manifest,
         usage,
-        sass: sass?,
+        sass,
     })
 }
 
@@ -89,8 +96,9 @@ fn markdown(ptxas: &str, sides: [&Side; 2], times: &[Times]) -> String {
     let mut text = String::from("# One source, two compilers\n\n");
     let mut line = |line: String| writeln!(text, "{line}").expect("strings take all text");
     line(format!(
-        "Each kernel as rust-cuda (`nvvm`) and stock rustc (`nvptx`) compile it, assembled for {ARCH}. Cells \
-         hold both numbers, `nvvm / nvptx`, or one if they agree."
+        "Each kernel as rust-cuda (`nvvm`) and stock rustc (`nvptx`) compile it, assembled for {}. Cells \
+         hold both numbers, `nvvm / nvptx`, or one if they agree.",
+        ARCHS.join(" or ")
     ));
     line(String::new());
     for side in sides {
@@ -224,9 +232,10 @@ pub(crate) fn dynamic_shared_bytes(entry: &Entry) -> u32 {
             cache,
             head_size,
             head_size_v,
+            products,
         } => {
             let (value_bytes, token_scales) = cache_values(cache);
-            RowShape::of(head_size, head_size_v, value_bytes, token_scales).shared_bytes()
+            RowShape::of(head_size, head_size_v, value_bytes, token_scales, products).shared_bytes()
         }
         Variant::MergeSplits { .. } => merge_splits::SHARED_BYTES,
         _ => 0,

@@ -1,6 +1,6 @@
 //! Compiles the kernels of ferroattn to PTX with rust-cuda: `ferroattn-nvvm-builder TOOLCHAIN OUT_DIR TARGET_DIR
-//! ARCH...` writes `OUT_DIR/<arch>.ptx` for every architecture (`sm_80`, `sm_89`, `sm_90`), with the compiler
-//! that rustup knows as `TOOLCHAIN`.
+//! ARCH...` writes `OUT_DIR/<arch>.ptx` for every architecture (`sm_80`, `sm_89`, `sm_90`, `sm_90a`), with
+//! the compiler that rustup knows as `TOOLCHAIN`.
 //!
 //! `ferroattn-ptx-builder --route nvvm` runs this with the environment that it needs, and brings what it
 //! wrote into the form in which PTX is kept.
@@ -53,6 +53,7 @@ fn compile(out: &Path, target: &Path, arch: &str) -> Result<()> {
         "sm_80" => NvvmArch::Compute80,
         "sm_89" => NvvmArch::Compute89,
         "sm_90" => NvvmArch::Compute90,
+        "sm_90a" => NvvmArch::Compute90a,
         other => bail!("there is no PTX for `{other}`"),
     };
     // One target directory each: the file has the same name for every architecture.

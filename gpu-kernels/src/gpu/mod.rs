@@ -8,7 +8,7 @@
 //! # The contract every implementation keeps
 //!
 //! - Global addresses are 64-bit byte addresses; shared addresses are 32-bit byte offsets into the shared
-//!   memory of the thread block (`cta`), beginning at [`Gpu::shared_base`], which is 128-byte aligned.
+//!   memory of the thread block (`cta`), beginning at [`Gpu::shared_base`], which is 128-byte aligned, and 1,024-byte aligned for a warp group.
 //! - An access of `N` bytes is aligned to `N`.
 //! - "Converged" means that all 32 lanes of the warp make the call together. Every operation marked so
 //!   also orders nothing but what it says: plain memory is ordered by [`Gpu::sync_warp`] within a warp and
@@ -18,12 +18,18 @@
 //! - Arithmetic written with [`Gpu::fma`] is fused on every machine; other arithmetic never is.
 
 pub mod fp8;
+mod group;
+pub use group::{PANEL_BYTES, PANEL_ROW_BYTES, in_panels};
 #[cfg(target_arch = "nvptx64")]
 mod ptx;
+#[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+mod wgmma;
 #[cfg(target_arch = "nvptx64")]
 pub use ptx::PtxLane;
 #[cfg(target_arch = "nvptx64")]
 pub(crate) use ptx::trap;
+
+use crate::dtype::{Bf16, F16};
 
 /// Lanes in a warp.
 pub const WARP: u32 = 32;
@@ -55,6 +61,11 @@ impl Line {
         stays: false,
     };
 }
+
+/// Sums of products that a warp group has begun, in the accumulator layout of `mma`, 16 columns after the other: nobody
+/// looks at them before [`Gpu::group_wait`].
+#[derive(Clone, Copy, Debug)]
+pub struct Pending<const STEPS: usize>([[[f32; 4]; 2]; STEPS]);
 
 /// One lane's view of the machine.
 ///
@@ -294,6 +305,78 @@ pub unsafe trait Gpu: Copy {
     /// Converged.
     #[track_caller]
     unsafe fn mma_f16(self, acc: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4];
+
+    // ---- matrices that four warps multiply together -----------------------------------------------
+
+    /// Lets a warp group's products see what this thread wrote to shared memory, and copied there, once the threads have
+    /// met at a barrier.
+    #[inline(always)]
+    fn fence_warpgroup(self) {}
+    /// Begins `queries keysᵀ` of 64 queries and 64 keys of `STEPS * 16` bf16, which lie as panels (see
+    /// [`in_panels`]) side by side. Warp `w` of the group has queries `16 w ..`, as of `mma_bf16`; of the keys
+    /// 16 side by side, twice 8.
+    ///
+    /// # Safety
+    /// The four warps of the group call it together; panels are visible to them, in bounds, and 1,024-byte aligned.
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn group_scores_bf16<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
+        // SAFETY: as the caller promises.
+        unsafe { group::scores::<Self, Bf16, STEPS>(self, queries, keys) }
+    }
+    /// The same with f16 factors.
+    ///
+    /// # Safety
+    /// As [`Gpu::group_scores_bf16`].
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn group_scores_f16<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
+        // SAFETY: as the caller promises.
+        unsafe { group::scores::<Self, F16, STEPS>(self, queries, keys) }
+    }
+    /// Begins `acc + probs values` of 64 rows and 64 tokens, whose `STEPS * 16` bf16 lie as panels side by side. A warp has
+    /// rows as in [`Gpu::group_scores_bf16`]; its left factors are those of `mma_bf16`, of 16 tokens each.
+    ///
+    /// # Safety
+    /// As [`Gpu::group_scores_bf16`].
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn group_values_bf16<const STEPS: usize>(
+        self,
+        acc: [[[f32; 4]; 2]; STEPS],
+        probs: [[u32; 4]; 4],
+        values: u32,
+    ) -> Pending<STEPS> {
+        // SAFETY: as the caller promises.
+        unsafe { group::values::<Self, Bf16, STEPS>(self, acc, probs, values) }
+    }
+    /// The same with f16 factors.
+    ///
+    /// # Safety
+    /// As [`Gpu::group_scores_bf16`].
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn group_values_f16<const STEPS: usize>(
+        self,
+        acc: [[[f32; 4]; 2]; STEPS],
+        probs: [[u32; 4]; 4],
+        values: u32,
+    ) -> Pending<STEPS> {
+        // SAFETY: as the caller promises.
+        unsafe { group::values::<Self, F16, STEPS>(self, acc, probs, values) }
+    }
+
+    /// What a warp group's products gave, once all but the `YOUNGER` youngest ones that it began are complete.
+    ///
+    /// # Safety
+    /// As [`Gpu::group_scores_bf16`]; `pending` is not younger than that.
+    #[inline(always)]
+    unsafe fn group_wait<const STEPS: usize, const YOUNGER: u32>(
+        self,
+        Pending(acc): Pending<STEPS>,
+    ) -> [[[f32; 4]; 2]; STEPS] {
+        acc
+    }
 
     // ---- numbers ---------------------------------------------------------------------------------
 

@@ -5,7 +5,9 @@
 
 use core::arch::asm;
 
-use super::{Gpu, Line, fp8};
+#[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+use super::wgmma;
+use super::{Gpu, Line, Pending, fp8};
 
 /// A lane of a real GPU.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +21,10 @@ pub(crate) fn trap() -> ! {
     }
 }
 
+#[cfg(not(any(target_feature = "sm_90a", target_feature = "compute_90a")))]
 core::arch::global_asm!(".extern .shared .align 128 .b8 ferroattn_shared[];");
+#[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+core::arch::global_asm!(".extern .shared .align 1024 .b8 ferroattn_shared[];");
 
 macro_rules! special_register {
     ($($method:ident = $register:literal;)*) => {$(
@@ -358,6 +363,57 @@ unsafe impl Gpu for PtxLane {
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
     );
     mma!(mma_f16, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32");
+
+    #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+    #[inline(always)]
+    fn fence_warpgroup(self) {
+        // SAFETY: orders.
+        unsafe { asm!("fence.proxy.async.shared::cta;", options(nostack)) };
+    }
+    #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+    #[inline(always)]
+    unsafe fn group_scores_bf16<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
+        // SAFETY: as the caller promises.
+        Pending(unsafe { wgmma::scores_bf16::<STEPS>(queries, keys) })
+    }
+    #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+    #[inline(always)]
+    unsafe fn group_values_bf16<const STEPS: usize>(
+        self,
+        acc: [[[f32; 4]; 2]; STEPS],
+        probs: [[u32; 4]; 4],
+        values: u32,
+    ) -> Pending<STEPS> {
+        // SAFETY: as the caller promises.
+        Pending(unsafe { wgmma::values_bf16::<STEPS>(acc, probs, values) })
+    }
+    #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+    #[inline(always)]
+    unsafe fn group_scores_f16<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
+        // SAFETY: as the caller promises.
+        Pending(unsafe { wgmma::scores_f16::<STEPS>(queries, keys) })
+    }
+    #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+    #[inline(always)]
+    unsafe fn group_values_f16<const STEPS: usize>(
+        self,
+        acc: [[[f32; 4]; 2]; STEPS],
+        probs: [[u32; 4]; 4],
+        values: u32,
+    ) -> Pending<STEPS> {
+        // SAFETY: as the caller promises.
+        Pending(unsafe { wgmma::values_f16::<STEPS>(acc, probs, values) })
+    }
+
+    #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+    #[inline(always)]
+    unsafe fn group_wait<const STEPS: usize, const YOUNGER: u32>(
+        self,
+        Pending(acc): Pending<STEPS>,
+    ) -> [[[f32; 4]; 2]; STEPS] {
+        // SAFETY: as the caller promises.
+        unsafe { wgmma::wait::<STEPS, YOUNGER>(acc) }
+    }
 
     #[inline(always)]
     fn fma(self, a: f32, b: f32, c: f32) -> f32 {

@@ -12,6 +12,7 @@
 //!     max raised and acc rescaled, seldom      online softmax, base 2
 //!     acc    += probs · values                 rows x head_size_v, tensor cores
 //!     values of the next tile widened to f16, if they are bytes
+//! a warp group's kernels begin both products before they wait for one; keys and values are widened between tiles
 //! rows of one split are finished: out = acc / (sum + sink), lse; else partial_out, partial_lse
 //! ```
 
@@ -21,16 +22,19 @@ use crate::gpu::Gpu;
 use crate::kv::CacheFormat;
 use crate::params::PrefillParams;
 use crate::tile::QueryDtype;
-use crate::tile::rows::{RowPartial, RowQueries, RowShape, ScoreRule, SharedStream};
+use crate::tile::rows::{
+    Products, RowPartial, RowQueries, RowShape, ScoreRule, SharedStream, attend_group,
+};
 use crate::unroll::unroll;
 
 /// Threads per thread block for a kernel's generics.
 pub const fn threads<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>() -> u32 {
-    RowShape::of_kernel::<C, K_STEPS, V_STEPS>().threads()
+    RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp).threads()
 }
 
 /// The kernel. `K_STEPS = head_size / 16`, `V_STEPS = head_size_v / 16`; `ROW_TILES` and `16 * PAIRS` are
-/// those of [`RowShape`].
+/// those of [`RowShape`] for a warp, whose `UNITS` are 1; of a warp group each warp has `UNITS = 2` row tiles that take
+/// turns, and heads of 64 or 128 values.
 ///
 /// # Safety
 /// Launched on the grid above with [`threads`] threads and `RowShape::shared_bytes` shared memory; `params`
@@ -43,6 +47,7 @@ pub unsafe fn prefill_gqa<
     const V_STEPS: usize,
     const ROW_TILES: usize,
     const PAIRS: usize,
+    const UNITS: usize,
 >(
     gpu: G,
     params: &PrefillParams,
@@ -51,8 +56,8 @@ pub unsafe fn prefill_gqa<
     if unsafe { super::check::found_fault(gpu, params.check) } {
         return;
     }
-    let shape = const { RowShape::of_kernel::<C, K_STEPS, V_STEPS>() };
-    let warp_rows = const { ROW_TILES as u32 * 16 };
+    let shape = const { RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::of_units(UNITS)) };
+    let warp_rows = const { (UNITS * ROW_TILES) as u32 * 16 };
     // SAFETY: converged; the start of every sequence is readable.
     let work = unsafe { RowWork::find(gpu, params, shape.rows()) };
     if work.first_row >= work.num_rows {
@@ -78,11 +83,11 @@ pub unsafe fn prefill_gqa<
     }
     let (first_token, end) = keys.part(part, params.split_len);
 
-    let mut partial = RowPartial::<V_STEPS, ROW_TILES>::EMPTY;
+    let mut partials = [RowPartial::<V_STEPS, ROW_TILES>::EMPTY; UNITS];
     if first_token < end {
         // SAFETY: all come here; the block table names every token below `seq_len`, which `end` does not exceed.
         let mut stream = unsafe {
-            SharedStream::<C, K_STEPS, V_STEPS>::start(
+            SharedStream::<C, K_STEPS, V_STEPS, UNITS>::start(
                 gpu,
                 params,
                 work.seq,
@@ -96,62 +101,71 @@ pub unsafe fn prefill_gqa<
         let rows = work.warp_rows(gpu, params, warp_rows);
         // SAFETY: converged; rows of this sequence; the memory is this warp's.
         let query = unsafe {
-            RowQueries::<K_STEPS, ROW_TILES>::load::<G, C>(
+            RowQueries::<K_STEPS, ROW_TILES>::load::<G, C, UNITS>(
                 gpu,
                 params,
                 rows,
-                work.query_start,
-                work.first_head(params),
+                (work.query_start, work.first_head(params)),
                 (gpu.shared_base(), gpu.shared_base() + shape.scales()),
                 params.score.qk_scale_log2 * qk_scale,
             )
         };
-        let rule = ScoreRule::new(&params.score, rows, ROW_TILES as u32, visible);
-        // SAFETY: the first tile's bytes.
-        unsafe { stream.widen_values(gpu, stream.take_values(gpu)) };
-        if rows.first < rows.end {
-            // SAFETY: every thread waits for every tile, here or below, done with the tile before.
-            while let Some(tile) = unsafe { stream.next(gpu) } {
-                // SAFETY: converged; the tile was just handed out; what was parked is there.
-                unsafe {
-                    partial.attend::<G, C, K_STEPS, PAIRS>(
+        let rule = ScoreRule::new(&params.score, rows, warp_rows, visible);
+        // SAFETY: stored before the barrier.
+        let parked = || unsafe { Parked::load(gpu, params, parked_at) };
+        let view = || parked().view(gpu, params, warp_rows);
+        if UNITS == 1 {
+            // SAFETY: the first tile's bytes.
+            unsafe { stream.widen_values(gpu, stream.take_values(gpu)) };
+        }
+        // SAFETY: every thread waits for every tile, done with the tile before.
+        while let Some(tile) = unsafe { stream.next(gpu) } {
+            // SAFETY: converged; the tile was just handed out; what was parked is there.
+            unsafe {
+                if UNITS > 1 {
+                    // The group multiplies together, whichever of its warps has rows.
+                    attend_group::<G, C, K_STEPS, V_STEPS, ROW_TILES, UNITS>(
                         gpu,
+                        &mut partials,
                         &query,
                         tile,
                         &rule,
-                        || Parked::load(gpu, params, parked_at).view(gpu, params, warp_rows),
-                        &stream,
+                        view,
                     );
+                } else if rows.first < rows.end {
+                    partials[0].attend::<G, C, K_STEPS, PAIRS, UNITS>(
+                        gpu, &query, tile, &rule, view, &stream,
+                    );
+                } else {
+                    // A warp without rows only helps to load.
+                    stream.widen_values(gpu, stream.take_values(gpu));
                 }
-            }
-        } else {
-            // A warp without rows only helps to load.
-            // SAFETY: as above.
-            while unsafe { stream.next(gpu) }.is_some() {
-                // SAFETY: the next tile's bytes.
-                unsafe { stream.widen_values(gpu, stream.take_values(gpu)) };
             }
         }
     }
-    // SAFETY: converged.
-    unsafe { partial.reduce(gpu) };
     // SAFETY: stored before the barrier.
     let parked = unsafe { Parked::load(gpu, params, parked_at) };
     let view = parked.view(gpu, params, warp_rows);
     // SAFETY: this head's scales.
     let (_, v_scale) = unsafe { kv_scales::<G, C>(gpu, params, parked.work.kv_head) };
     let part = (parked.num_splits > 1).then(|| gpu.cta_idx_y());
-    unroll!([2] tile in 0..ROW_TILES {
-        unroll!([2] half in 0..2 {
-            let row = view.rows.of_lane(gpu.lane(), tile, half);
-            if row < view.rows.end {
-                let row = Row {
-                    token: parked.work.query_start + view.rows.token(row),
-                    head: view.first_head + view.rows.head(row),
-                };
-                // SAFETY: a row of this warp, its own part of it.
-                unsafe { row.store::<G, C, V_STEPS, ROW_TILES>(gpu, params, &partial, (tile, half), v_scale, part) };
-            }
+    unroll!([2] unit in 0..UNITS {
+        let partial = &mut partials[unit];
+        // SAFETY: converged.
+        unsafe { partial.reduce(gpu) };
+        let rows = view.unit(unit).rows;
+        unroll!([2] tile in 0..ROW_TILES {
+            unroll!([2] half in 0..2 {
+                let row = rows.of_lane(gpu.lane(), tile, half);
+                if row < rows.end {
+                    let row = Row {
+                        token: parked.work.query_start + rows.token(row),
+                        head: view.first_head + rows.head(row),
+                    };
+                    // SAFETY: a row of this warp, its own part of it.
+                    unsafe { row.store::<G, C, V_STEPS, ROW_TILES>(gpu, params, partial, (tile, half), v_scale, part) };
+                }
+            });
         });
     });
 }

@@ -91,7 +91,7 @@ impl Info {
                     num_sms: properties.info.num_sms,
                     memory_bytes: properties.memory_bytes,
                     l2_bytes: properties.l2_bytes,
-                    ptx_arch: cuda.kernels().image().arch.into(),
+                    ptx_arch: cuda.kernels().archs(),
                 }
             })
             .collect();

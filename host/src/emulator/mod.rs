@@ -24,6 +24,8 @@
 //! - Weak memory: a lane that reads a word while another thread block writes it faults, whatever value it sees.
 //! - Rounding as in tensor cores; see the comment in `warp.rs`. `exp2`, `log2` and `recip` are more precise than a
 //!   GPU's.
+//! - A warp group: each of its warps computes its own part of a product, at once. That the four come together, that
+//!   what they wrote is fenced (`Gpu::fence_warpgroup`) and that sums are waited for, it takes on trust.
 //! - Thread blocks that wait for each other: no more of them run at once than there are CPUs.
 //! - Loops that never end, unless they ask an atomic.
 //! - Races of a thread block after its millionth barrier.

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use gpu_kernels::divider::Divider;
-use gpu_kernels::entry::Variant;
+use gpu_kernels::entry::{Entry, Variant};
 use gpu_kernels::params::{CheckPagedParams, KernelParams, PrefillParams};
-use gpu_kernels::tile::rows::RowShape;
+use gpu_kernels::tile::rows::{Products, RowShape};
 
 use super::decode::KvScales;
 use super::decode_launch::DecodePlan;
@@ -24,8 +24,8 @@ pub struct UnifiedPlan {
     prefill: Option<Launch>,
     merge: Option<Launch>,
     splits: Splits,
-    /// Rows (query tokens times heads of a KV head) of a thread block.
-    tile_rows: u32,
+    /// How a thread block of `prefill` is cut.
+    shape: RowShape,
     partial_lse_offset: usize,
     partial_out_offset: usize,
     workspace_bytes: usize,
@@ -43,7 +43,8 @@ impl CheckedUnified<'_> {
             .as_ref()
             .map(|decodes| decodes.plan(device))
             .transpose()?;
-        let shape = self.row_shape();
+        let (prefill, products) = self.prefill_on(device);
+        let shape = self.row_shape(products);
         if shape.shared_bytes() > device.shared_bytes_per_cta {
             return Err(Error::Unsupported {
                 operation: "unified_attention",
@@ -88,7 +89,7 @@ impl CheckedUnified<'_> {
             (_, None) => splits,
         };
         let prefill = has_rows.then(|| Launch {
-            kernel: self.prefill.id,
+            kernel: prefill.id,
             grid: [ctas, splits.num_kv_splits, 1],
             shared_bytes: shape.shared_bytes(),
             overlaps_previous: false,
@@ -114,7 +115,7 @@ impl CheckedUnified<'_> {
             prefill,
             merge,
             splits,
-            tile_rows: shape.rows(),
+            shape,
             partial_lse_offset,
             partial_out_offset,
             workspace_bytes: own_bytes.max(decode_bytes),
@@ -143,7 +144,7 @@ impl CheckedUnified<'_> {
             return Ok(());
         };
         let base = workspace_base(workspace, plan.workspace_bytes)?;
-        let params = self.prefill_params(plan, self.row_shape(), base);
+        let params = self.prefill_params(plan, base);
         let check = params.check;
         if let Some(launch) = &plan.check {
             let params = self.check_params(&params);
@@ -173,12 +174,21 @@ impl CheckedUnified<'_> {
         self.max_seq_len.min(around)
     }
 
-    fn row_shape(&self) -> RowShape {
+    /// The kernel that a device runs best, and who multiplies in it.
+    fn prefill_on(&self, device: &DeviceInfo) -> (&'static Entry, Products) {
+        let (cache, products) = (self.cache.format, Products::WarpGroup);
+        variants::find_prefill(cache, self.head_size, self.head_size_v, products)
+            .filter(|entry| device.runs(entry))
+            .map_or((self.prefill, Products::Warp), |entry| (entry, products))
+    }
+
+    fn row_shape(&self, products: Products) -> RowShape {
         RowShape::of(
             self.head_size,
             self.head_size_v,
             self.cache.value_bytes(),
             self.cache.token_scales(),
+            products,
         )
     }
 
@@ -214,7 +224,7 @@ impl CheckedUnified<'_> {
     }
 
     /// The parameters for the sequences after the decodes.
-    fn prefill_params(&self, plan: &UnifiedPlan, shape: RowShape, base: u64) -> PrefillParams {
+    fn prefill_params(&self, plan: &UnifiedPlan, base: u64) -> PrefillParams {
         let request = &self.request;
         let options = &request.options;
         let (query, out) = (request.query.strides(), request.out.view().strides());
@@ -286,8 +296,8 @@ impl CheckedUnified<'_> {
             split_len: plan.splits.split_len,
             num_kv_splits: plan.splits.num_kv_splits,
             head_size_v: self.head_size_v,
-            tile_rows: plan.tile_rows,
-            tile_kv: shape.tile_kv,
+            tile_rows: plan.shape.rows(),
+            tile_kv: plan.shape.tile_kv,
             reserved: 0,
             query_dtype: self.query_dtype as u32,
             out_dtype: self.out_dtype as u32,
@@ -323,7 +333,7 @@ impl fmt::Display for UnifiedPlan {
             }
             f.write_str("; ")?;
         }
-        write!(f, "tiles of {} rows, {}", self.tile_rows, self.splits)?;
+        write!(f, "tiles of {} rows, {}", self.shape.rows(), self.splits)?;
         let own = self.check.iter().chain(&self.prefill).chain(&self.merge);
         for launch in own {
             let entry = launch.kernel.entry();

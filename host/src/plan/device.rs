@@ -1,5 +1,7 @@
 //! What the planner knows of a machine.
 
+use gpu_kernels::entry::Entry;
+
 /// A CUDA grid has at most this many thread blocks along y, and along z.
 pub(crate) const MOST_CTAS_YZ: u32 = 65_535;
 
@@ -32,4 +34,9 @@ impl DeviceInfo {
         shared_bytes_per_cta: 101_376,
         shared_bytes_per_sm: 102_400,
     };
+
+    /// Whether the device has the instructions that a kernel uses.
+    pub fn runs(&self, entry: &Entry) -> bool {
+        !entry.hopper || self.compute_capability == (9, 0)
+    }
 }

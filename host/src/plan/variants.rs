@@ -4,6 +4,7 @@ use gpu_kernels::entry::{ENTRIES, Entry, Variant};
 use gpu_kernels::kv::CacheDtype;
 use gpu_kernels::latent::Cut;
 use gpu_kernels::mla_entry::EntryForm;
+use gpu_kernels::tile::rows::Products;
 
 use crate::error::{Error, Result};
 
@@ -141,7 +142,22 @@ pub fn decode_mla_entry_entries(form: EntryForm) -> Vec<(&'static Entry, Cut)> {
     rows
 }
 
-/// The kernel for any number of query tokens per sequence.
+/// The kernel for any number of query tokens per sequence, in which `products` multiply.
+pub fn find_prefill(
+    cache: CacheDtype,
+    head_size: u32,
+    head_size_v: u32,
+    products: Products,
+) -> Option<&'static Entry> {
+    Entry::find(Variant::PrefillGqa {
+        cache,
+        head_size,
+        head_size_v,
+        products,
+    })
+}
+
+/// The kernel for any number of query tokens per sequence that runs on every device.
 ///
 /// # Errors
 /// [`Error::Unsupported`] with the list of head sizes.
@@ -150,12 +166,7 @@ pub fn prefill_entry(
     head_size: u32,
     head_size_v: u32,
 ) -> Result<&'static Entry> {
-    Entry::find(Variant::PrefillGqa {
-        cache,
-        head_size,
-        head_size_v,
-    })
-    .ok_or_else(|| Error::Unsupported {
+    find_prefill(cache, head_size, head_size_v, Products::Warp).ok_or_else(|| Error::Unsupported {
         operation: "unified_attention",
         what: "cache dtype and head sizes (of keys, of values)",
         got: format!("{cache:?} ({head_size}, {head_size_v})"),
@@ -179,6 +190,7 @@ pub fn prefill_support() -> Vec<(CacheDtype, u32, u32)> {
                 cache,
                 head_size,
                 head_size_v,
+                products: Products::Warp,
             } => Some((cache, head_size, head_size_v)),
             _ => None,
         })

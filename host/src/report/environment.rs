@@ -56,7 +56,7 @@ impl Environment {
             driver: properties.driver.to_string(),
             ptx_route: set.route.name().into(),
             ptx_compiler: set.compiler.into(),
-            ptx_arch: cuda.kernels().image().arch.into(),
+            ptx_arch: cuda.kernels().archs(),
             kernels_sha256: set.source_sha256.into(),
             version: env!("CARGO_PKG_VERSION").into(),
             commit: commit(),

@@ -47,6 +47,8 @@ pub struct Image {
     pub arch: &'static str,
     /// The lowest compute capability it runs on.
     pub compute_capability: (u32, u32),
+    /// Whether it runs on no other: it is of an architecture such as "sm_90a".
+    pub exact: bool,
     /// SHA-256 of the text.
     pub sha256: &'static str,
     /// The text, compressed.
@@ -131,12 +133,19 @@ fn routes(sets: &[Embedded]) -> String {
 }
 
 impl Embedded {
-    /// The newest file that runs on a GPU of this compute capability.
+    /// The newest file that runs on a GPU of this compute capability, of those that run on later ones too.
     pub fn image_for(&self, compute_capability: (u32, u32)) -> Option<&'static Image> {
         self.images
             .iter()
             .rev()
-            .find(|image| image.compute_capability <= compute_capability)
+            .find(|image| !image.exact && image.compute_capability <= compute_capability)
+    }
+
+    /// The file with what GPUs of this compute capability alone run, if there is one.
+    pub fn exact_image_for(&self, compute_capability: (u32, u32)) -> Option<&'static Image> {
+        self.images
+            .iter()
+            .find(|image| image.exact && image.compute_capability == compute_capability)
     }
 
     /// The architectures, separated by commas.
@@ -192,12 +201,21 @@ mod tests {
         Image {
             arch: "sm_80",
             compute_capability: (8, 0),
+            exact: false,
             sha256: "",
             gz: &[],
         },
         Image {
             arch: "sm_90",
             compute_capability: (9, 0),
+            exact: false,
+            sha256: "",
+            gz: &[],
+        },
+        Image {
+            arch: "sm_90a",
+            compute_capability: (9, 0),
+            exact: true,
             sha256: "",
             gz: &[],
         },
@@ -247,6 +265,15 @@ mod tests {
         assert_eq!(arch((8, 6)), Some("sm_80"));
         assert_eq!(arch((9, 0)), Some("sm_90"));
         assert_eq!(arch((12, 0)), Some("sm_90"));
+    }
+
+    #[test]
+    fn a_file_for_one_gpu_is_for_no_other() {
+        let arch = |capability| BOTH[0].exact_image_for(capability).map(|image| image.arch);
+        assert_eq!(arch((9, 0)), Some("sm_90a"));
+        for other in [(8, 0), (8, 6), (8, 9), (9, 1), (10, 0), (12, 0)] {
+            assert_eq!(arch(other), None);
+        }
     }
 
     #[test]

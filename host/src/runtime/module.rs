@@ -5,9 +5,10 @@
 //! driver keeps what it compiled on disk; the second process finds it there.)
 
 use std::ffi::{CString, c_int, c_void};
+use std::iter;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use gpu_kernels::entry::{ENTRIES, EntryId};
+use gpu_kernels::entry::{ENTRIES, EntryId, HOPPER};
 
 use super::cuda_symbols::{self as sys, Failure, Handle};
 use super::driver::{DriverError, DriverVersion, attribute, require_driver};
@@ -34,6 +35,8 @@ pub struct Kernels {
     driver: DriverVersion,
     set: &'static Embedded,
     image: &'static Image,
+    /// The file of the kernels that no other GPU runs.
+    exact_image: Option<&'static Image>,
     /// By `EntryId`.
     loaded: Box<[OnceLock<Function>]>,
     loading: Mutex<()>,
@@ -88,6 +91,7 @@ impl Kernels {
             driver,
             set,
             image,
+            exact_image: set.exact_image_for((major, minor)),
             loaded: ENTRIES.iter().map(|_| OnceLock::new()).collect(),
             loading: Mutex::new(()),
         })
@@ -117,6 +121,13 @@ impl Kernels {
     /// The PTX file that suits the GPU.
     pub fn image(&self) -> &'static Image {
         self.image
+    }
+
+    /// The architectures of the PTX files that the kernels come from, separated by commas.
+    pub fn archs(&self) -> String {
+        let images = iter::once(self.image).chain(self.exact_image);
+        let archs: Vec<&str> = images.map(|image| image.arch).collect();
+        archs.join(", ")
     }
 
     /// The driver's version.
@@ -189,18 +200,23 @@ impl Kernels {
 
     fn compile(&self, kernel: EntryId) -> Result<Function, DriverError> {
         const MAX_DYNAMIC_SHARED_SIZE_BYTES: u32 = 8;
-        let name = kernel.entry().name;
+        let entry = kernel.entry();
+        let name = entry.name;
+        let image = if entry.hopper {
+            self.exact_image
+        } else {
+            Some(self.image)
+        };
         let jit_error = |reason: String, log: String| DriverError::Jit {
             entry: name,
-            arch: self.image.arch,
+            arch: image.map_or(HOPPER, |image| image.arch),
             ptx_version: self.set.ptx_version.to_owned(),
             driver: self.driver,
             reason,
             log,
         };
-        let ptx = self
-            .image
-            .entry_ptx(name)
+        let ptx = image
+            .and_then(|image| image.entry_ptx(name))
             .and_then(|ptx| CString::new(ptx).ok())
             .ok_or_else(|| jit_error("the kernel is not in the PTX".into(), String::new()))?;
         let module = jit(&ptx).map_err(|(failure, log)| match failure {

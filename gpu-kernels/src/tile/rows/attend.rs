@@ -11,10 +11,10 @@
 //! leaves time for it. The second has the softmax beside it, and finds its values widened in shared memory.
 
 use super::rule::Scores;
-use super::stream::ValueBytes;
+use super::widen::ValueBytes;
 use super::{
-    RowQueries, RowShape, RowView, ScoreRule, SharedStream, SharedTile, place, step_address,
-    wide_bytes,
+    Products, RowQueries, RowShape, RowView, ScoreRule, SharedStream, SharedTile, place,
+    step_address, wide_bytes,
 };
 use crate::dtype::Half;
 use crate::gpu::{Gpu, WARP};
@@ -61,18 +61,26 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
     /// # Safety
     /// Converged; the tile is visible to the warp.
     #[inline(always)]
-    pub unsafe fn attend<G: Gpu, C: CacheFormat, const K_STEPS: usize, const PAIRS: usize>(
+    pub unsafe fn attend<
+        G: Gpu,
+        C: CacheFormat,
+        const K_STEPS: usize,
+        const PAIRS: usize,
+        const UNITS: usize,
+    >(
         &mut self,
         gpu: G,
         query: &RowQueries<K_STEPS, ROW_TILES>,
         tile: SharedTile,
         rule: &ScoreRule<'_>,
         view: impl Fn() -> RowView,
-        stream: &SharedStream<'_, C, K_STEPS, V_STEPS>,
+        stream: &SharedStream<'_, C, K_STEPS, V_STEPS, UNITS>,
     ) {
         const {
-            assert!(PAIRS as u32 * 16 == RowShape::of_kernel::<C, K_STEPS, V_STEPS>().tile_kv);
-            assert!(ROW_TILES as u32 == RowShape::of_kernel::<C, K_STEPS, V_STEPS>().row_tiles);
+            assert!(
+                PAIRS as u32 * 16
+                    == RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp).tile_kv
+            );
         }
         // SAFETY: as the caller promises.
         let mut scores = unsafe { scores::<G, C, K_STEPS, PAIRS, ROW_TILES>(gpu, tile.keys) };
@@ -83,7 +91,8 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
                 self.grow_unit(gpu, tile.scales + PAIRS as u32 * 64, PAIRS as u32 * 16);
             }
         }
-        let scales = gpu.shared_base() + RowShape::of_kernel::<C, K_STEPS, V_STEPS>().scales();
+        let scales =
+            gpu.shared_base() + RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp).scales();
         let mut scale_log2 = query.scales_log2::<G, C>(gpu, scales);
         if rule.bends() {
             // SAFETY: as `ScoreRule` was made.
@@ -96,12 +105,14 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         // SAFETY: converged.
         unsafe { self.raise_max(gpu, &scores, &scale_log2) };
         // SAFETY: as the caller promises.
-        unsafe { self.add_values::<G, C, K_STEPS, PAIRS>(gpu, &scores, &scale_log2, tile, stream) };
+        unsafe {
+            self.add_values::<G, C, K_STEPS, PAIRS, UNITS>(gpu, &scores, &scale_log2, tile, stream)
+        };
     }
 
     /// Raises the maximum of rows that have a score far above it, and rescales what they have accumulated.
     #[inline(always)]
-    unsafe fn raise_max<G: Gpu, const PAIRS: usize>(
+    pub(super) unsafe fn raise_max<G: Gpu, const PAIRS: usize>(
         &mut self,
         gpu: G,
         scores: &Scores<PAIRS, ROW_TILES>,
@@ -151,13 +162,19 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
 
     /// `acc += probs values`, 16 tokens after the other.
     #[inline(always)]
-    unsafe fn add_values<G: Gpu, C: CacheFormat, const K_STEPS: usize, const PAIRS: usize>(
+    unsafe fn add_values<
+        G: Gpu,
+        C: CacheFormat,
+        const K_STEPS: usize,
+        const PAIRS: usize,
+        const UNITS: usize,
+    >(
         &mut self,
         gpu: G,
         scores: &Scores<PAIRS, ROW_TILES>,
         scale_log2: &[[f32; 2]; ROW_TILES],
         tile: SharedTile,
-        stream: &SharedStream<'_, C, K_STEPS, V_STEPS>,
+        stream: &SharedStream<'_, C, K_STEPS, V_STEPS, UNITS>,
     ) {
         let bytes = wide_bytes::<V_STEPS>();
         let chunks = bytes / 16;
@@ -165,46 +182,19 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         let row = lane % 16;
         let second = lane / 16 * place::<C, V_STEPS>(1);
         let first = tile.values + row * bytes + swizzle(row, second, chunks) * 16;
-        // A row that has seen nothing has a maximum of -inf, and probabilities of 2^-inf.
-        let mut top = [[0.0; 2]; ROW_TILES];
-        unroll!([2] tile in 0..ROW_TILES {
-            unroll!([2] half in 0..2 {
-                let max = self.max[tile][half];
-                top[tile][half] = Self::shift::<C>() - if max == f32::NEG_INFINITY { 0.0 } else { max };
-            });
-        });
+        let top = self.top::<C>();
         let mut next_values = ValueBytes::NONE;
         unroll!([4] pair in 0..PAIRS {
-            let mut shares = [[1.0f32; 2]; 2];
-            if C::TOKEN_SCALES {
-                // SAFETY: the tile is visible.
-                shares = unsafe { token_scales(gpu, tile.scales + PAIRS as u32 * 64, pair) };
-                let per_unit = inverse_of_power(self.value_unit);
-                shares = shares.map(|pair| pair.map(|scale| scale * per_unit));
-            }
+            // SAFETY: the tile is visible.
+            let shares = unsafe { self.shares::<G, C>(gpu, tile.scales + PAIRS as u32 * 64, pair) };
             let mut probs = [[0u32; 4]; ROW_TILES];
             unroll!([2] tile in 0..ROW_TILES {
-                let ([scale0, scale1], [top0, top1]) = (scale_log2[tile], top[tile]);
-                unroll!([2] i in 0..2 {
-                    let [s0, s1, s2, s3] = scores[tile][pair][i];
-                    let mut p0 = gpu.exp2(gpu.fma(s0, scale0, top0));
-                    let mut p1 = gpu.exp2(gpu.fma(s1, scale0, top0));
-                    let mut p2 = gpu.exp2(gpu.fma(s2, scale1, top1));
-                    let mut p3 = gpu.exp2(gpu.fma(s3, scale1, top1));
-                    self.sum[tile][0] += p0 + p1;
-                    self.sum[tile][1] += p2 + p3;
-                    if C::TOKEN_SCALES {
-                        (p0, p1) = (p0 * shares[i][0], p1 * shares[i][1]);
-                        (p2, p3) = (p2 * shares[i][0], p3 * shares[i][1]);
-                    }
-                    // What a lane holds of the first product is what the second wants of its left factor.
-                    probs[tile][2 * i] = C::Math::pack(gpu, p0, p1);
-                    probs[tile][2 * i + 1] = C::Math::pack(gpu, p2, p3);
-                });
+                probs[tile] = self.probs::<G, C>(gpu, tile, &scores[tile][pair], scale_log2[tile], top[tile], shares);
             });
             if pair + 1 == PAIRS {
                 // There are registers for them now, and they come while the tensor cores work.
-                next_values = stream.take_values(gpu);
+                // SAFETY: they are widened below.
+                next_values = unsafe { stream.take_values(gpu) };
             }
             unroll!([16] step in 0..V_STEPS {
                 let place = place::<C, V_STEPS>(2 * step as u32);
@@ -227,9 +217,73 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         unsafe { stream.widen_values(gpu, next_values) };
     }
 
+    /// What is added to scores before they become probabilities. A row that has seen nothing has a maximum of -inf, and
+    /// probabilities of 2^-inf.
+    #[inline(always)]
+    pub(super) fn top<C: CacheFormat>(&self) -> [[f32; 2]; ROW_TILES] {
+        let mut top = [[0.0; 2]; ROW_TILES];
+        unroll!([2] tile in 0..ROW_TILES {
+            unroll!([2] half in 0..2 {
+                let max = self.max[tile][half];
+                top[tile][half] = Self::shift::<C>() - if max == f32::NEG_INFINITY { 0.0 } else { max };
+            });
+        });
+        top
+    }
+
+    /// What the probabilities of the tokens that a lane holds of a pair of 8 are multiplied by.
+    ///
+    /// # Safety
+    /// The tile with these value scales is visible, if tokens have them.
+    #[inline(always)]
+    pub(super) unsafe fn shares<G: Gpu, C: CacheFormat>(
+        &self,
+        gpu: G,
+        scales: u32,
+        pair: usize,
+    ) -> [[f32; 2]; 2] {
+        if !C::TOKEN_SCALES {
+            return [[1.0; 2]; 2];
+        }
+        let per_unit = inverse_of_power(self.value_unit);
+        // SAFETY: as the caller promises.
+        unsafe { token_scales(gpu, scales, pair) }.map(|pair| pair.map(|scale| scale * per_unit))
+    }
+
+    /// Adds the probabilities of 16 rows and 16 tokens to the sums, and gives them as a left factor: what a lane holds
+    /// of the first product is what the second wants.
+    #[inline(always)]
+    pub(super) fn probs<G: Gpu, C: CacheFormat>(
+        &mut self,
+        gpu: G,
+        tile: usize,
+        scores: &[[f32; 4]; 2],
+        [scale0, scale1]: [f32; 2],
+        [top0, top1]: [f32; 2],
+        shares: [[f32; 2]; 2],
+    ) -> [u32; 4] {
+        let mut probs = [0u32; 4];
+        unroll!([2] i in 0..2 {
+            let [s0, s1, s2, s3] = scores[i];
+            let mut p0 = gpu.exp2(gpu.fma(s0, scale0, top0));
+            let mut p1 = gpu.exp2(gpu.fma(s1, scale0, top0));
+            let mut p2 = gpu.exp2(gpu.fma(s2, scale1, top1));
+            let mut p3 = gpu.exp2(gpu.fma(s3, scale1, top1));
+            self.sum[tile][0] += p0 + p1;
+            self.sum[tile][1] += p2 + p3;
+            if C::TOKEN_SCALES {
+                (p0, p1) = (p0 * shares[i][0], p1 * shares[i][1]);
+                (p2, p3) = (p2 * shares[i][0], p3 * shares[i][1]);
+            }
+            probs[2 * i] = C::Math::pack(gpu, p0, p1);
+            probs[2 * i + 1] = C::Math::pack(gpu, p2, p3);
+        });
+        probs
+    }
+
     /// Makes the unit larger than this tile's value scales; what was accumulated shrinks by a power of two.
     #[inline(always)]
-    unsafe fn grow_unit<G: Gpu>(&mut self, gpu: G, scales: u32, tile_kv: u32) {
+    pub(super) unsafe fn grow_unit<G: Gpu>(&mut self, gpu: G, scales: u32, tile_kv: u32) {
         let mut largest = 0.0f32;
         unroll!([2] i in 0..2 {
             let token = gpu.lane() + i as u32 * WARP;
@@ -337,13 +391,13 @@ unsafe fn scores<
 
 /// `1 / power`, exactly.
 #[inline(always)]
-fn inverse_of_power(power: f32) -> f32 {
+pub(super) fn inverse_of_power(power: f32) -> f32 {
     f32::from_bits((254 << 23) - power.to_bits())
 }
 
 /// Multiplies scores by their token's key scale.
 #[inline(always)]
-unsafe fn scale_keys<G: Gpu, const PAIRS: usize, const ROW_TILES: usize>(
+pub(super) unsafe fn scale_keys<G: Gpu, const PAIRS: usize, const ROW_TILES: usize>(
     gpu: G,
     scores: &mut Scores<PAIRS, ROW_TILES>,
     scales: u32,
@@ -363,7 +417,7 @@ unsafe fn scale_keys<G: Gpu, const PAIRS: usize, const ROW_TILES: usize>(
 
 /// The scales of the tokens that a lane holds of a pair of 8: those of its two columns, twice.
 #[inline(always)]
-unsafe fn token_scales<G: Gpu>(gpu: G, scales: u32, pair: usize) -> [[f32; 2]; 2] {
+pub(super) unsafe fn token_scales<G: Gpu>(gpu: G, scales: u32, pair: usize) -> [[f32; 2]; 2] {
     let at = scales + pair as u32 * 64 + gpu.lane() % 4 * 8;
     // SAFETY: scales of the tile, visible as the caller promises.
     unsafe {

@@ -10,6 +10,8 @@ mod query;
 mod rule;
 mod stream;
 mod visible;
+mod warpgroup;
+mod widen;
 
 pub use attend::RowPartial;
 pub use query::RowQueries;
@@ -17,8 +19,30 @@ pub use rule::ScoreRule;
 pub(super) use rule::cap;
 pub use stream::{SharedStream, SharedTile};
 pub use visible::{Alibi, RowView, Visible, WarpRows};
+pub use warpgroup::attend_group;
 
 use crate::kv::CacheFormat;
+
+/// Who multiplies: each warp for itself (`mma`), or the four warps of a thread block together (`wgmma`, which compute
+/// capability 9.0 alone has).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Products {
+    /// Each warp.
+    Warp,
+    /// The warp group.
+    WarpGroup,
+}
+
+impl Products {
+    /// For a kernel's generics: warps take all their rows at once, a warp group takes them in units.
+    pub(crate) const fn of_units(units: usize) -> Self {
+        if units > 1 {
+            Self::WarpGroup
+        } else {
+            Self::Warp
+        }
+    }
+}
 
 /// Warps of a thread block.
 pub const WARPS: u32 = 4;
@@ -27,6 +51,8 @@ const STAGES: u32 = 2;
 /// Bytes of the stream's sources, and of a thread block's work, where they wait in shared memory.
 const SOURCE_BYTES: u32 = 48;
 const WORK_BYTES: u32 = 32;
+/// What panels of a warp group's operands are aligned to: the period of their swizzle.
+const PANEL_ALIGN: u32 = 1024;
 /// Bytes of what products are multiplied by: four words for each quad of lanes.
 const SCALE_BYTES: u32 = WARPS * 8 * 16;
 
@@ -45,32 +71,44 @@ pub struct RowShape {
 
 impl RowShape {
     /// The cut for heads of `head_size` and `head_size_v` values of `value_bytes` bytes in the cache, with or
-    /// without scales of their own; values are widened to 16 bits in shared memory. Two thread blocks fit on a
-    /// multiprocessor of an H100 or H200, and one on the smallest supported (compute capability 8.6 and 8.9).
+    /// without scales of their own; values are widened to 16 bits in shared memory, and so are keys for a warp group.
+    /// Two thread blocks fit on a multiprocessor of an H100 or H200, and one on the smallest supported (compute
+    /// capability 8.6 and 8.9).
     pub const fn of(
         head_size: u32,
         head_size_v: u32,
         value_bytes: u32,
         token_scales: bool,
+        products: Products,
     ) -> Self {
         let row_tiles = if head_size_v > 128 { 1 } else { 2 };
         let tile_kv = if head_size > 128 { 32 } else { 64 };
         let scales = if token_scales { 2 * 4 } else { 0 };
+        let key_bytes = match products {
+            Products::Warp => value_bytes,
+            Products::WarpGroup => 2,
+        };
+        let tile_bytes = tile_kv * (head_size * key_bytes + head_size_v * 2 + scales);
         Self {
             row_tiles,
             tile_kv,
             query_bytes: WARPS * row_tiles * 16 * head_size * 2,
-            tile_bytes: tile_kv * (head_size * value_bytes + head_size_v * 2 + scales),
+            tile_bytes: match products {
+                Products::Warp => tile_bytes,
+                Products::WarpGroup => tile_bytes.next_multiple_of(PANEL_ALIGN),
+            },
         }
     }
     /// The cut for a kernel's generics.
-    pub(crate) const fn of_kernel<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>()
-    -> Self {
+    pub(crate) const fn of_kernel<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>(
+        products: Products,
+    ) -> Self {
         Self::of(
             K_STEPS as u32 * 16,
             V_STEPS as u32 * 16,
             C::BYTES,
             C::TOKEN_SCALES,
+            products,
         )
     }
     /// Threads per thread block.

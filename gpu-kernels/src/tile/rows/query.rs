@@ -1,7 +1,7 @@
 //! The queries of a warp's rows, as operands of the tensor cores, kept in shared memory.
 
 use super::WarpRows;
-use crate::gpu::{Gpu, WARP};
+use crate::gpu::{Gpu, PANEL_BYTES, PANEL_ROW_BYTES, WARP, in_panels};
 use crate::kv::CacheFormat;
 use crate::params::PrefillParams;
 use crate::tile::QueryDtype;
@@ -18,61 +18,58 @@ pub struct RowQueries<const K_STEPS: usize, const ROW_TILES: usize> {
 }
 
 impl<const K_STEPS: usize, const ROW_TILES: usize> RowQueries<K_STEPS, ROW_TILES> {
-    /// Loads the queries of `rows`, whose sequence begins at query token `first_token`, and whose KV head at
-    /// query head `first_head`. Rows past the end are zero. `shared` is the thread block's memory for them, and
-    /// `scales` that for what their products are multiplied by.
+    /// Loads the queries of `rows`, for a warp or, if there are `UNITS` to take one after the other, for a warp group.
+    /// Their sequence begins at query token `first_token`, and their KV head at query head `first_head`. Rows past the
+    /// end are zero. `shared` is the thread block's memory for them, and `scales` that for what their products are
+    /// multiplied by.
     ///
     /// # Safety
     /// Converged. The queries are in bounds and aligned to two values.
     #[inline(always)]
-    pub unsafe fn load<G: Gpu, C: CacheFormat>(
+    pub unsafe fn load<G: Gpu, C: CacheFormat, const UNITS: usize>(
         gpu: G,
         params: &PrefillParams,
         rows: WarpRows,
-        first_token: u32,
-        first_head: u32,
-        (shared, scales): (u32, u32),
+        first: (u32, u32),
+        shared: (u32, u32),
         qk_scale_log2: f32,
     ) -> Self {
-        let (first, second) = C::key_dims(gpu.lane() % 4);
-        let bytes = if C::BYTES == 1 && params.query_dtype == QueryDtype::E4m3 as u32 {
-            1
-        } else {
-            2
-        };
+        // SAFETY: as the caller promises.
+        unsafe {
+            if UNITS > 1 {
+                unroll!([2] unit in 0..UNITS {
+                    Self::load_panels::<G, C>(gpu, params, rows, unit, first, shared, qk_scale_log2);
+                });
+            } else {
+                Self::load_words::<G, C>(gpu, params, rows, first, shared, qk_scale_log2);
+            }
+        }
+        Self {
+            scale_log2: qk_scale_log2,
+        }
+    }
+
+    /// As operands of each warp.
+    ///
+    /// # Safety
+    /// As [`RowQueries::load`].
+    #[inline(always)]
+    unsafe fn load_words<G: Gpu, C: CacheFormat>(
+        gpu: G,
+        params: &PrefillParams,
+        rows: WarpRows,
+        (first_token, first_head): (u32, u32),
+        (shared, scales): (u32, u32),
+        qk_scale_log2: f32,
+    ) {
         let words = Self::words(gpu.thread_idx(), shared);
         let mut scale_log2 = [[0.0f32; 2]; 2];
+        let dims = C::key_dims(gpu.lane() % 4);
         unroll!([2] tile in 0..ROW_TILES {
-            let mut halves = [[[0u32; 2]; K_STEPS]; 2];
-            unroll!([2] half in 0..2 {
-                let row = rows.of_lane(gpu.lane(), tile, half);
-                if row < rows.end {
-                    let token = first_token as u64 + rows.token(row) as u64;
-                    let head = first_head as u64 + rows.head(row) as u64;
-                    let at = params.query
-                        + bytes
-                            * (token * params.stride_query_token as u64
-                                + head * params.stride_query_head as u64);
-                    unroll!([16] step in 0..K_STEPS {
-                        let dims = at + bytes * step as u64 * 16;
-                        let (first, second) =
-                            (dims + bytes * first as u64, dims + bytes * second as u64);
-                        // SAFETY: two pairs of dims of a row that exists.
-                        halves[half][step] = unsafe {
-                            if bytes == 1 {
-                                [gpu.ld_global_b16(first) as u32, gpu.ld_global_b16(second) as u32]
-                            } else {
-                                [gpu.ld_global_b32(first), gpu.ld_global_b32(second)]
-                            }
-                        };
-                    });
-                }
-                if C::BYTES == 1 {
-                    // SAFETY: converged.
-                    let unscale = unsafe { to_f16(gpu, &mut halves[half], params.query_dtype) };
-                    scale_log2[tile][half] = qk_scale_log2 * unscale;
-                }
-            });
+            // SAFETY: as the caller promises.
+            let (halves, unscale) =
+                unsafe { read_tile::<G, C, K_STEPS>(gpu, params, rows, tile, (first_token, first_head), dims) };
+            scale_log2[tile] = unscale.map(|unscale| qk_scale_log2 * unscale);
             unroll!([16] step in 0..K_STEPS {
                 let [a, c] = halves[0][step];
                 let [b, d] = halves[1][step];
@@ -85,9 +82,68 @@ impl<const K_STEPS: usize, const ROW_TILES: usize> RowQueries<K_STEPS, ROW_TILES
             // SAFETY: the quad's words; nobody reads them before the next barrier.
             unsafe { gpu.st_shared_b128(Self::scales_at(gpu.thread_idx(), scales), [a, b, c, d]) };
         }
-        Self {
-            scale_log2: qk_scale_log2,
+    }
+
+    /// Row tile `unit` of each warp of a group: as panels of 64 rows, in the order of dims.
+    ///
+    /// # Safety
+    /// As [`RowQueries::load`].
+    #[inline(always)]
+    unsafe fn load_panels<G: Gpu, C: CacheFormat>(
+        gpu: G,
+        params: &PrefillParams,
+        rows: WarpRows,
+        unit: usize,
+        (first_token, first_head): (u32, u32),
+        (shared, scales): (u32, u32),
+        qk_scale_log2: f32,
+    ) {
+        let (lane, quad) = (gpu.lane(), gpu.lane() % 4);
+        let dims = (2 * quad, 2 * quad + 8);
+        // SAFETY: as the caller promises.
+        let (halves, unscale) = unsafe {
+            read_tile::<G, C, K_STEPS>(gpu, params, rows, unit, (first_token, first_head), dims)
+        };
+        let panels = Self::panels(shared, unit) + gpu.warp() * 16 * PANEL_ROW_BYTES + 4 * quad;
+        unroll!([16] step in 0..K_STEPS {
+            unroll!([2] half in 0..2 {
+                let row = lane / 4 + half as u32 * 8;
+                unroll!([2] i in 0..2 {
+                    let at = panels + in_panels(row, 2 * step as u32 + i as u32);
+                    // SAFETY: this lane's word.
+                    unsafe { gpu.st_shared_b32(at, halves[half][step][i]) };
+                });
+            });
+        });
+        if C::BYTES == 1 && quad == 0 {
+            let [a, b] = unscale.map(|unscale| (qk_scale_log2 * unscale).to_bits() as u64);
+            let at = Self::scales_at(gpu.thread_idx(), scales) + 8 * unit as u32;
+            // SAFETY: the quad's words; nobody reads them before the next barrier.
+            unsafe { gpu.st_shared_b64(at, a | b << 32) };
         }
+    }
+
+    /// Where the panels of row tile `unit` of all warps begin.
+    #[inline(always)]
+    pub(super) fn panels(shared: u32, unit: usize) -> u32 {
+        shared + unit as u32 * const { K_STEPS as u32 / 4 * PANEL_BYTES }
+    }
+
+    /// [`RowQueries::scales_log2`] of row tile `unit` of a warp group.
+    #[inline(always)]
+    pub(super) fn unit_scales_log2<G: Gpu, C: CacheFormat>(
+        &self,
+        gpu: G,
+        scales: u32,
+        unit: usize,
+    ) -> [f32; 2] {
+        if C::BYTES == 2 {
+            return [self.scale_log2; 2];
+        }
+        let at = Self::scales_at(gpu.opaque(gpu.thread_idx()), scales) + 8 * unit as u32;
+        // SAFETY: stored before the barrier of the first tile.
+        let words = unsafe { gpu.ld_shared_b64(at) };
+        [words as u32, (words >> 32) as u32].map(f32::from_bits)
     }
 
     /// What turns products of rows `lane / 4` and `+ 8` of each tile into scores in powers of two.
@@ -134,4 +190,55 @@ impl<const K_STEPS: usize, const ROW_TILES: usize> RowQueries<K_STEPS, ROW_TILES
         // SAFETY: this lane's words, which it wrote.
         unsafe { gpu.ld_shared_b128(words + Self::offset(tile, step)) }
     }
+}
+
+/// Two pairs of dims of each step, beginning at `dims`, of rows `lane / 4` and `+ 8` of a row tile; and what their
+/// products have to be multiplied by. Rows past the end are zero.
+///
+/// # Safety
+/// As [`RowQueries::load`].
+#[inline(always)]
+unsafe fn read_tile<G: Gpu, C: CacheFormat, const K_STEPS: usize>(
+    gpu: G,
+    params: &PrefillParams,
+    rows: WarpRows,
+    tile: usize,
+    (first_token, first_head): (u32, u32),
+    (first, second): (u32, u32),
+) -> ([[[u32; 2]; K_STEPS]; 2], [f32; 2]) {
+    let bytes = if C::BYTES == 1 && params.query_dtype == QueryDtype::E4m3 as u32 {
+        1
+    } else {
+        2
+    };
+    let mut halves = [[[0u32; 2]; K_STEPS]; 2];
+    let mut unscale = [1.0f32; 2];
+    unroll!([2] half in 0..2 {
+        let row = rows.of_lane(gpu.lane(), tile, half);
+        if row < rows.end {
+            let token = first_token as u64 + rows.token(row) as u64;
+            let head = first_head as u64 + rows.head(row) as u64;
+            let at = params.query
+                + bytes
+                    * (token * params.stride_query_token as u64
+                        + head * params.stride_query_head as u64);
+            unroll!([16] step in 0..K_STEPS {
+                let dims = at + bytes * step as u64 * 16;
+                let (first, second) = (dims + bytes * first as u64, dims + bytes * second as u64);
+                // SAFETY: two pairs of dims of a row that exists.
+                halves[half][step] = unsafe {
+                    if bytes == 1 {
+                        [gpu.ld_global_b16(first) as u32, gpu.ld_global_b16(second) as u32]
+                    } else {
+                        [gpu.ld_global_b32(first), gpu.ld_global_b32(second)]
+                    }
+                };
+            });
+        }
+        if C::BYTES == 1 {
+            // SAFETY: converged.
+            unscale[half] = unsafe { to_f16(gpu, &mut halves[half], params.query_dtype) };
+        }
+    });
+    (halves, unscale)
 }

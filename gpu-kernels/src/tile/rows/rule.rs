@@ -19,11 +19,11 @@ pub struct ScoreRule<'p> {
 }
 
 impl<'p> ScoreRule<'p> {
-    /// The rule for a warp's rows.
+    /// The rule for a warp's `num_rows` rows.
     #[inline(always)]
-    pub fn new(params: &'p ScoreParams, rows: WarpRows, row_tiles: u32, visible: Visible) -> Self {
+    pub fn new(params: &'p ScoreParams, rows: WarpRows, num_rows: u32, visible: Visible) -> Self {
         let first = visible.position(rows.token(rows.first));
-        let last = visible.position(rows.token(rows.first + row_tiles * 16 - 1));
+        let last = visible.position(rows.token(rows.first + num_rows - 1));
         Self {
             params,
             common: (visible.first(last), visible.end(first)),

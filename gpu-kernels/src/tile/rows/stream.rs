@@ -1,7 +1,6 @@
 //! Global to shared memory: KV tiles that all warps of a thread block fill together and read together.
 //!
-//! A value of bytes is copied into the room that it takes as f16. The lane that copied a piece of it widens it there
-//! while the tile before is worked on, so that what every warp reads has been widened once.
+//! A value of bytes is copied into the room that it takes as f16, to be widened there.
 //!
 //! The loop around it has hardly a register to spare. So whatever can be computed from the parameters and the
 //! lane is computed where it is needed, addresses wait in shared memory, and little is kept: the blocks of the
@@ -9,8 +8,9 @@
 
 use core::marker::PhantomData;
 
-use super::{RowShape, STAGES, WARPS, place, wide_bytes};
-use crate::gpu::{Gpu, Line, WARP};
+use super::widen::first_place;
+use super::{Products, RowShape, STAGES, WARPS, wide_bytes};
+use crate::gpu::{Gpu, Line, PANEL_ROW_BYTES, WARP, in_panels};
 use crate::kv::{CacheFormat, TokenScales};
 use crate::params::PrefillParams;
 use crate::tile::{row_bytes, swizzle};
@@ -29,23 +29,14 @@ pub struct SharedTile {
     pub scales: u32,
 }
 
-/// What a lane copied of a tile's values of bytes: 16 bytes of up to four parts of each group.
-#[derive(Clone, Copy, Debug)]
-pub struct ValueBytes([[[u32; 4]; 4]; 2]);
-
-impl ValueBytes {
-    /// Of 16-bit values.
-    pub const NONE: Self = Self([[[0; 4]; 4]; 2]);
-}
-
 /// The tiles of a thread block, in order, from one that begins at a multiple of `tile_kv`.
 #[derive(Clone, Copy, Debug)]
-pub struct SharedStream<'p, C, const K_STEPS: usize, const V_STEPS: usize> {
+pub struct SharedStream<'p, C, const K_STEPS: usize, const V_STEPS: usize, const UNITS: usize> {
     params: &'p PrefillParams,
     /// Blocks of this warp's groups of the next tile to load.
     blocks: [u32; 2],
     /// First token of the next tile to load, one tile ahead of the one that is handed out.
-    load_token: u32,
+    pub(super) load_token: u32,
     end: u32,
     format: PhantomData<C>,
 }
@@ -64,14 +55,21 @@ struct Sources {
     kv_head: u32,
 }
 
-impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
-    SharedStream<'p, C, K_STEPS, V_STEPS>
+impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const UNITS: usize>
+    SharedStream<'p, C, K_STEPS, V_STEPS, UNITS>
 {
-    const SHAPE: RowShape = RowShape::of_kernel::<C, K_STEPS, V_STEPS>();
+    pub(super) const SHAPE: RowShape =
+        RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::of_units(UNITS));
+    const GROUP: bool = UNITS > 1;
     /// Groups of 8 tokens that a warp copies of each tile: one or two.
-    const GROUPS: usize = (Self::SHAPE.tile_kv / 8 / WARPS) as usize;
+    pub(super) const GROUPS: usize = (Self::SHAPE.tile_kv / 8 / WARPS) as usize;
     /// Bytes of a stage before its values, and before its scales.
-    const VALUES: u32 = Self::SHAPE.tile_kv * row_bytes::<C, K_STEPS>();
+    pub(super) const VALUES: u32 = Self::SHAPE.tile_kv
+        * if Self::GROUP {
+            wide_bytes::<K_STEPS>()
+        } else {
+            row_bytes::<C, K_STEPS>()
+        };
     const SCALES: u32 = Self::VALUES + Self::SHAPE.tile_kv * wide_bytes::<V_STEPS>();
 
     /// Starts streaming tokens `begin .. end` of sequence `seq` from the tile at `first_token` on, which `begin`
@@ -124,8 +122,13 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
         if token >= self.end {
             return None;
         }
-        if C::BYTES == 2 {
+        if C::BYTES == 2 || Self::GROUP {
             gpu.cp_async_wait::<0>();
+        }
+        if Self::GROUP {
+            // SAFETY: this warp's part of the tile, which has arrived.
+            unsafe { self.widen_panels(gpu) };
+            gpu.fence_warpgroup();
         }
         // SAFETY: all come here. It shows this tile to all warps, and means that all are done with the last.
         unsafe { gpu.sync_cta() };
@@ -149,66 +152,10 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
 
     /// Where the tile that begins at `token` lies: tiles take turns.
     #[inline(always)]
-    fn stage<G: Gpu>(gpu: G, token: u32) -> u32 {
+    pub(super) fn stage<G: Gpu>(gpu: G, token: u32) -> u32 {
         const { assert!(STAGES == 2) };
         let odd = token / Self::SHAPE.tile_kv % STAGES;
         gpu.shared_base() + Self::SHAPE.query_bytes + odd * Self::SHAPE.tile_bytes
-    }
-
-    /// Waits for the next tile's values that this lane copied, and takes them, if they are bytes.
-    #[inline(always)]
-    pub fn take_values<G: Gpu>(&self, gpu: G) -> ValueBytes {
-        let ValueBytes(mut bytes) = ValueBytes::NONE;
-        if C::BYTES == 1 {
-            gpu.cp_async_wait::<0>();
-            let (lane, values) = self.next_values(gpu);
-            unroll!([2] i in 0..2 {
-                if i < Self::GROUPS {
-                    unroll!([4] part in 0..4 {
-                        if let Some(at) = widened_at::<C, V_STEPS>(lane, values, i, part) {
-                            // SAFETY: this lane's copy, which has arrived.
-                            bytes[i][part] = unsafe { gpu.ld_shared_b128(at) };
-                        }
-                    });
-                }
-            });
-        }
-        ValueBytes(bytes)
-    }
-
-    /// Puts what they are as f16 in their place.
-    ///
-    /// # Safety
-    /// They were taken of this next tile.
-    #[inline(always)]
-    pub unsafe fn widen_values<G: Gpu>(&self, gpu: G, ValueBytes(bytes): ValueBytes) {
-        if C::BYTES == 1 {
-            let (lane, values) = self.next_values(gpu);
-            unroll!([2] i in 0..2 {
-                if i < Self::GROUPS {
-                    unroll!([4] part in 0..4 {
-                        if let Some(at) = widened_at::<C, V_STEPS>(lane, values, i, part) {
-                            let [first, second] = C::widen16(gpu, bytes[i][part]);
-                            // SAFETY: where the bytes were, and the place of their second half, this lane's too.
-                            unsafe {
-                                gpu.st_shared_b128(at, first);
-                                gpu.st_shared_b128(at ^ (place::<C, V_STEPS>(1) * 16), second);
-                            }
-                        }
-                    });
-                }
-            });
-        }
-    }
-
-    /// This lane, and where the values of its warp's groups of the next tile begin.
-    #[inline(always)]
-    fn next_values<G: Gpu>(&self, gpu: G) -> (u32, u32) {
-        let thread = gpu.opaque(gpu.thread_idx());
-        let row = thread / WARP * Self::GROUPS as u32 * 8;
-        let stage = Self::stage(gpu, self.load_token - Self::SHAPE.tile_kv);
-        let values = stage + Self::VALUES + row * wide_bytes::<V_STEPS>();
-        (thread % WARP, values)
     }
 
     /// First token of this warp's group `i` of the next tile.
@@ -239,7 +186,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
     #[inline(always)]
     unsafe fn load<G: Gpu>(&mut self, gpu: G, sources: Sources, begin: u32) {
         // What is widened whether it is needed or not has to be there.
-        if C::BYTES == 1 || self.load_token < self.end {
+        if (C::BYTES == 1 && !Self::GROUP) || self.load_token < self.end {
             let thread = gpu.opaque(gpu.thread_idx());
             let (warp, lane) = (thread / WARP, thread % WARP);
             let stage = Self::stage(gpu, self.load_token);
@@ -264,9 +211,9 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
                     // SAFETY: the group lies in one block; rows past the end are not read.
                     unsafe {
                         let stride = sources.key_stride;
-                        group.copy::<G, C, K_STEPS, false>(gpu, lane, keys, stride, stage);
+                        group.copy::<G, C, K_STEPS, false, UNITS>(gpu, lane, keys, stride, stage);
                         let stride = sources.value_stride;
-                        group.copy::<G, C, V_STEPS, true>(gpu, lane, values, stride, stage + Self::VALUES);
+                        group.copy::<G, C, V_STEPS, true, UNITS>(gpu, lane, values, stride, stage + Self::VALUES);
                     }
                     if C::TOKEN_SCALES {
                         // SAFETY: as above.
@@ -392,7 +339,13 @@ impl Group {
     /// # Safety
     /// The rows at `source` are readable as far as they exist; the tile at `tile` is free.
     #[inline(always)]
-    unsafe fn copy<G: Gpu, C: CacheFormat, const STEPS: usize, const WIDENED: bool>(
+    unsafe fn copy<
+        G: Gpu,
+        C: CacheFormat,
+        const STEPS: usize,
+        const WIDENED: bool,
+        const UNITS: usize,
+    >(
         self,
         gpu: G,
         lane: u32,
@@ -413,6 +366,7 @@ impl Group {
         } else {
             bytes
         };
+        let panels = tile + self.tile_row * PANEL_ROW_BYTES;
         let tile = tile + self.tile_row * room;
         unroll!([8] part in 0..8 {
             // Both are the same for all lanes but in the last part of rows like 6 chunks.
@@ -424,7 +378,12 @@ impl Group {
                 } else {
                     swizzle(row, chunk, chunks)
                 };
-                let target = tile + row * room + place * 16;
+                let target = if UNITS > 1 {
+                    // Bytes wait in the first panel, a line of the cache in a line of it.
+                    panels + in_panels(row, chunk)
+                } else {
+                    tile + row * room + place * 16
+                };
                 let offset = row * stride_bytes + chunk * 16;
                 // SAFETY: the row is a slot of the block and only read if it holds a token; the target is a
                 // chunk of the free tile.
@@ -432,36 +391,4 @@ impl Group {
             }
         });
     }
-}
-
-/// Where a lane's chunk number `part` of a group of eight rows is, if there are so many.
-#[inline(always)]
-const fn widened_at<C: CacheFormat, const STEPS: usize>(
-    lane: u32,
-    rows: u32,
-    group: usize,
-    part: usize,
-) -> Option<u32> {
-    let chunks = row_bytes::<C, STEPS>() / 16;
-    let item = part as u32 * WARP + lane;
-    if part as u32 * WARP >= 8 * chunks || item >= 8 * chunks {
-        return None;
-    }
-    if WARP.is_multiple_of(chunks) {
-        // A part has whole rows: the next part's differ in bits of their own, and so in constants.
-        let (row, chunk) = (lane / chunks, lane % chunks);
-        let first = rows + row * wide_bytes::<STEPS>() + first_place::<C, STEPS>(row, chunk) * 16;
-        let below = part as u32 * (WARP / chunks);
-        return Some((first ^ (below * 16)) + (group as u32 * 8 + below) * wide_bytes::<STEPS>());
-    }
-    let (row, chunk) = (item / chunks, item % chunks);
-    let row_at = rows + (group as u32 * 8 + row) * wide_bytes::<STEPS>();
-    Some(row_at + first_place::<C, STEPS>(row, chunk) * 16)
-}
-
-/// Where in its row a chunk of the cache is copied to, which is where the first chunk that it becomes belongs.
-#[inline(always)]
-const fn first_place<C: CacheFormat, const STEPS: usize>(row: u32, chunk: u32) -> u32 {
-    let place = place::<C, STEPS>(if C::BYTES == 1 { 2 * chunk } else { chunk });
-    swizzle(row, place, wide_bytes::<STEPS>() / 16)
 }

@@ -1,0 +1,83 @@
+//! The products of a warp group, for machines that have none: what each of its warps has of them, by its own
+//! instructions.
+
+use super::{Gpu, Pending};
+use crate::dtype::Half;
+use crate::unroll::unroll;
+
+/// Bytes of a panel's row, and of a panel of 64 rows.
+pub const PANEL_ROW_BYTES: u32 = 128;
+/// See [`PANEL_ROW_BYTES`].
+pub const PANEL_BYTES: u32 = 64 * PANEL_ROW_BYTES;
+
+/// Where 16-byte chunk `chunk` of row `row` lies in panels that are side by side: a row has eight chunks in each, and the
+/// tensor cores want chunk `c` of row `r` at place `c ^ (r % 8)` (PTX ISA, "Asynchronous warpgroup-level matrix shared
+/// memory layout", 128-byte swizzling).
+#[inline(always)]
+pub const fn in_panels(row: u32, chunk: u32) -> u32 {
+    chunk / 8 * PANEL_BYTES + row * PANEL_ROW_BYTES + ((chunk % 8) ^ (row % 8)) * 16
+}
+
+/// See [`Gpu::group_scores_bf16`].
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+#[track_caller]
+pub(super) unsafe fn scores<G: Gpu, H: Half, const STEPS: usize>(
+    gpu: G,
+    queries: u32,
+    keys: u32,
+) -> Pending<4> {
+    let lane = gpu.lane();
+    let query = gpu.warp() % 4 * 16 + lane % 16;
+    let key = lane % 8 + lane / 16 * 8;
+    let mut acc = [[[0.0; 4]; 2]; 4];
+    unroll!([16] step in 0..STEPS {
+        let chunk = 2 * step as u32;
+        // SAFETY: converged; chunks of the panels.
+        let a = unsafe { gpu.ldmatrix_x4(queries + in_panels(query, chunk + lane / 16)) };
+        unroll!([4] pair in 0..4 {
+            let at = keys + in_panels(pair as u32 * 16 + key, chunk + lane / 8 % 2);
+            // SAFETY: as above.
+            acc[pair] = unsafe {
+                let [b0, b1, b2, b3] = gpu.ldmatrix_x4(at);
+                [
+                    H::mma(gpu, acc[pair][0], a, [b0, b1]),
+                    H::mma(gpu, acc[pair][1], a, [b2, b3]),
+                ]
+            };
+        });
+    });
+    Pending(acc)
+}
+
+/// See [`Gpu::group_values_bf16`].
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+#[track_caller]
+pub(super) unsafe fn values<G: Gpu, H: Half, const STEPS: usize>(
+    gpu: G,
+    mut acc: [[[f32; 4]; 2]; STEPS],
+    probs: [[u32; 4]; 4],
+    values: u32,
+) -> Pending<STEPS> {
+    let lane = gpu.lane();
+    unroll!([4] pair in 0..4 {
+        let token = pair as u32 * 16 + lane % 16;
+        unroll!([16] step in 0..STEPS {
+            let at = values + in_panels(token, 2 * step as u32 + lane / 16);
+            // SAFETY: converged; chunks of the panels.
+            acc[step] = unsafe {
+                let [b0, b1, b2, b3] = gpu.ldmatrix_x4_trans(at);
+                [
+                    H::mma(gpu, acc[step][0], probs[pair], [b0, b1]),
+                    H::mma(gpu, acc[step][1], probs[pair], [b2, b3]),
+                ]
+            };
+        });
+    });
+    Pending(acc)
+}

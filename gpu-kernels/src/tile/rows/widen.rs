@@ -1,0 +1,137 @@
+//! Values of bytes, and keys for a warp group, as the f16 that tensor cores multiply: each is widened once, by the lane
+//! that copied it or one of its warp, in the room that it was copied into.
+
+use super::stream::SharedStream;
+use super::warpgroup::PanelBytes;
+use super::{place, wide_bytes};
+use crate::gpu::{Gpu, PANEL_ROW_BYTES, WARP};
+use crate::kv::CacheFormat;
+use crate::tile::{row_bytes, swizzle};
+use crate::unroll::unroll;
+
+/// What a lane copied of a tile's values of bytes: 16 bytes of up to four parts of each group.
+#[derive(Clone, Copy, Debug)]
+pub struct ValueBytes([[[u32; 4]; 4]; 2]);
+
+impl ValueBytes {
+    /// Of 16-bit values.
+    pub const NONE: Self = Self([[[0; 4]; 4]; 2]);
+}
+
+impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const UNITS: usize>
+    SharedStream<'_, C, K_STEPS, V_STEPS, UNITS>
+{
+    /// Waits for the next tile's values that this lane copied, and takes them, if they are bytes.
+    ///
+    /// # Safety
+    /// Nobody has widened them.
+    #[inline(always)]
+    pub unsafe fn take_values<G: Gpu>(&self, gpu: G) -> ValueBytes {
+        let ValueBytes(mut bytes) = ValueBytes::NONE;
+        if C::BYTES == 1 {
+            gpu.cp_async_wait::<0>();
+            let (lane, values) = self.next_values(gpu);
+            unroll!([2] i in 0..2 {
+                if i < Self::GROUPS {
+                    unroll!([4] part in 0..4 {
+                        if let Some(at) = widened_at::<C, V_STEPS>(lane, values, i, part) {
+                            // SAFETY: this lane's copy, which has arrived.
+                            bytes[i][part] = unsafe { gpu.ld_shared_b128(at) };
+                        }
+                    });
+                }
+            });
+        }
+        ValueBytes(bytes)
+    }
+
+    /// Puts what they are as f16 in their place.
+    ///
+    /// # Safety
+    /// They were taken of this next tile.
+    #[inline(always)]
+    pub unsafe fn widen_values<G: Gpu>(&self, gpu: G, ValueBytes(bytes): ValueBytes) {
+        if C::BYTES == 1 {
+            let (lane, values) = self.next_values(gpu);
+            unroll!([2] i in 0..2 {
+                if i < Self::GROUPS {
+                    unroll!([4] part in 0..4 {
+                        if let Some(at) = widened_at::<C, V_STEPS>(lane, values, i, part) {
+                            let [first, second] = C::widen16(gpu, bytes[i][part]);
+                            // SAFETY: where the bytes were, and the place of their second half, this lane's too.
+                            unsafe {
+                                gpu.st_shared_b128(at, first);
+                                gpu.st_shared_b128(at ^ (place::<C, V_STEPS>(1) * 16), second);
+                            }
+                        }
+                    });
+                }
+            });
+        }
+    }
+
+    /// Puts what this warp's part of the tile that is handed out next is as f16 in the place of a warp group's operands, if
+    /// it is bytes.
+    ///
+    /// # Safety
+    /// Converged; this warp's copies have arrived.
+    #[inline(always)]
+    pub(super) unsafe fn widen_panels<G: Gpu>(&self, gpu: G) {
+        if C::BYTES == 1 {
+            let thread = gpu.opaque(gpu.thread_idx());
+            let stage = Self::stage(gpu, self.load_token - Self::SHAPE.tile_kv);
+            let rows = stage + thread / WARP * Self::GROUPS as u32 * 8 * PANEL_ROW_BYTES;
+            let keys = PanelBytes::<K_STEPS>::at(thread % WARP, rows);
+            let values = PanelBytes::<V_STEPS>::at(thread % WARP, rows + Self::VALUES);
+            // SAFETY: this warp's rows; what is taken from where others put theirs is taken before.
+            unsafe {
+                let (key_bytes, value_bytes) = (keys.take(gpu), values.take(gpu));
+                gpu.sync_warp();
+                keys.put::<G, C>(gpu, key_bytes);
+                values.put::<G, C>(gpu, value_bytes);
+            }
+        }
+    }
+
+    /// This lane, and where the values of its warp's groups of the next tile begin.
+    #[inline(always)]
+    fn next_values<G: Gpu>(&self, gpu: G) -> (u32, u32) {
+        let thread = gpu.opaque(gpu.thread_idx());
+        let row = thread / WARP * Self::GROUPS as u32 * 8;
+        let stage = Self::stage(gpu, self.load_token - Self::SHAPE.tile_kv);
+        let values = stage + Self::VALUES + row * wide_bytes::<V_STEPS>();
+        (thread % WARP, values)
+    }
+}
+
+/// Where a lane's chunk number `part` of a group of eight rows is, if there are so many.
+#[inline(always)]
+const fn widened_at<C: CacheFormat, const STEPS: usize>(
+    lane: u32,
+    rows: u32,
+    group: usize,
+    part: usize,
+) -> Option<u32> {
+    let chunks = row_bytes::<C, STEPS>() / 16;
+    let item = part as u32 * WARP + lane;
+    if part as u32 * WARP >= 8 * chunks || item >= 8 * chunks {
+        return None;
+    }
+    if WARP.is_multiple_of(chunks) {
+        // A part has whole rows: the next part's differ in bits of their own, and so in constants.
+        let (row, chunk) = (lane / chunks, lane % chunks);
+        let first = rows + row * wide_bytes::<STEPS>() + first_place::<C, STEPS>(row, chunk) * 16;
+        let below = part as u32 * (WARP / chunks);
+        return Some((first ^ (below * 16)) + (group as u32 * 8 + below) * wide_bytes::<STEPS>());
+    }
+    let (row, chunk) = (item / chunks, item % chunks);
+    let row_at = rows + (group as u32 * 8 + row) * wide_bytes::<STEPS>();
+    Some(row_at + first_place::<C, STEPS>(row, chunk) * 16)
+}
+
+/// Where in its row a chunk of the cache is copied to, which is where the first chunk that it becomes belongs.
+#[inline(always)]
+pub(super) const fn first_place<C: CacheFormat, const STEPS: usize>(row: u32, chunk: u32) -> u32 {
+    let place = place::<C, STEPS>(if C::BYTES == 1 { 2 * chunk } else { chunk });
+    swizzle(row, place, wide_bytes::<STEPS>() / 16)
+}
