@@ -296,10 +296,12 @@ fn parse_times(text: &str) -> Result<Vec<Times>> {
         .filter_map(|record| {
             let other = of(&record.case, ROUTES[1])?;
             // A plan names its kernels in order; a check ahead of them is no part of the work.
-            let entry = record
-                .plan
-                .split([' ', ';'])
-                .find_map(|word| ENTRIES.iter().find(|entry| entry.name == word && entry.hot))?;
+            let checks =
+                |entry: &Entry| matches!(entry.variant, Variant::CheckPaged | Variant::CheckSlots);
+            let entry = record.plan.split([' ', ';']).find_map(|word| {
+                let mut named = ENTRIES.iter().filter(|entry| entry.name == word);
+                named.find(|entry| !checks(entry))
+            })?;
             Some(Times {
                 case: record.peer_name.clone(),
                 entry: entry.name,
