@@ -3,7 +3,7 @@
 //! A kernel that multiplies matrices is generic over [`Half`], one that moves and converts values over
 //! [`Element`]; no `if bf16` is left in a loop.
 
-use crate::gpu::{Gpu, Pending};
+use crate::gpu::Gpu;
 pub use crate::kv::{E4m3, E5m2};
 
 /// Names an element type at run time: which of the compiled variants a request needs.
@@ -49,27 +49,6 @@ pub trait Half: sealed::Sealed + Copy {
     /// Converged.
     #[track_caller]
     unsafe fn mma<G: Gpu>(gpu: G, acc: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4];
-    /// Begins 64 queries times 64 keys of `STEPS * 16` values; see [`Gpu::group_scores_bf16`].
-    ///
-    /// # Safety
-    /// As there.
-    #[track_caller]
-    unsafe fn group_scores<G: Gpu, const STEPS: usize>(
-        gpu: G,
-        queries: u32,
-        keys: u32,
-    ) -> Pending<4>;
-    /// Begins `acc` and 64 rows of probabilities times 64 tokens' values; see [`Gpu::group_values_bf16`].
-    ///
-    /// # Safety
-    /// As there.
-    #[track_caller]
-    unsafe fn group_values<G: Gpu, const STEPS: usize>(
-        gpu: G,
-        acc: [[[f32; 4]; 2]; STEPS],
-        probs: [[u32; 4]; 4],
-        values: u32,
-    ) -> Pending<STEPS>;
     /// Two values rounded to nearest even, `low` in bits 0..16.
     fn pack<G: Gpu>(gpu: G, low: f32, high: f32) -> u32;
     /// The value in bits 0..16.
@@ -107,27 +86,6 @@ impl Half for Bf16 {
         unsafe { gpu.mma_bf16(acc, a, b) }
     }
     #[inline(always)]
-    #[track_caller]
-    unsafe fn group_scores<G: Gpu, const STEPS: usize>(
-        gpu: G,
-        queries: u32,
-        keys: u32,
-    ) -> Pending<4> {
-        // SAFETY: as the caller promises.
-        unsafe { gpu.group_scores_bf16::<STEPS>(queries, keys) }
-    }
-    #[inline(always)]
-    #[track_caller]
-    unsafe fn group_values<G: Gpu, const STEPS: usize>(
-        gpu: G,
-        acc: [[[f32; 4]; 2]; STEPS],
-        probs: [[u32; 4]; 4],
-        values: u32,
-    ) -> Pending<STEPS> {
-        // SAFETY: as the caller promises.
-        unsafe { gpu.group_values_bf16(acc, probs, values) }
-    }
-    #[inline(always)]
     fn pack<G: Gpu>(gpu: G, low: f32, high: f32) -> u32 {
         gpu.pack_bf16(low, high)
     }
@@ -145,27 +103,6 @@ impl Half for F16 {
     unsafe fn mma<G: Gpu>(gpu: G, acc: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
         // SAFETY: converged, as the caller promises.
         unsafe { gpu.mma_f16(acc, a, b) }
-    }
-    #[inline(always)]
-    #[track_caller]
-    unsafe fn group_scores<G: Gpu, const STEPS: usize>(
-        gpu: G,
-        queries: u32,
-        keys: u32,
-    ) -> Pending<4> {
-        // SAFETY: as the caller promises.
-        unsafe { gpu.group_scores_f16::<STEPS>(queries, keys) }
-    }
-    #[inline(always)]
-    #[track_caller]
-    unsafe fn group_values<G: Gpu, const STEPS: usize>(
-        gpu: G,
-        acc: [[[f32; 4]; 2]; STEPS],
-        probs: [[u32; 4]; 4],
-        values: u32,
-    ) -> Pending<STEPS> {
-        // SAFETY: as the caller promises.
-        unsafe { gpu.group_values_f16(acc, probs, values) }
     }
     #[inline(always)]
     fn pack<G: Gpu>(gpu: G, low: f32, high: f32) -> u32 {

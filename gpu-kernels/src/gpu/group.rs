@@ -10,15 +10,15 @@ pub const PANEL_ROW_BYTES: u32 = 128;
 /// See [`PANEL_ROW_BYTES`].
 pub const PANEL_BYTES: u32 = 64 * PANEL_ROW_BYTES;
 
-/// Where 16-byte chunk `chunk` of row `row` lies in panels that are side by side: a row has eight chunks in each, and the
-/// tensor cores want chunk `c` of row `r` at place `c ^ (r % 8)` (PTX ISA, "Asynchronous warpgroup-level matrix shared
-/// memory layout", 128-byte swizzling).
+/// Where 16-byte chunk `chunk` of row `row` lies in panels that are side by side: a row has eight chunks in each, and
+/// the tensor cores want chunk `c` of row `r` at place `c ^ (r % 8)` (PTX ISA, "Asynchronous warpgroup-level matrix
+/// shared memory layout", 128-byte swizzling).
 #[inline(always)]
 pub const fn in_panels(row: u32, chunk: u32) -> u32 {
     chunk / 8 * PANEL_BYTES + row * PANEL_ROW_BYTES + ((chunk % 8) ^ (row % 8)) * 16
 }
 
-/// See [`Gpu::group_scores_bf16`].
+/// See [`Gpu::group_scores`].
 ///
 /// # Safety
 /// As there.
@@ -52,7 +52,7 @@ pub(super) unsafe fn scores<G: Gpu, H: Half, const STEPS: usize>(
     Pending(acc)
 }
 
-/// See [`Gpu::group_values_bf16`].
+/// See [`Gpu::group_values`].
 ///
 /// # Safety
 /// As there.

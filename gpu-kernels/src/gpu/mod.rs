@@ -8,11 +8,12 @@
 //! # The contract every implementation keeps
 //!
 //! - Global addresses are 64-bit byte addresses; shared addresses are 32-bit byte offsets into the shared
-//!   memory of the thread block (`cta`), beginning at [`Gpu::shared_base`], which is 128-byte aligned, and 1,024-byte aligned for a warp group.
+//!   memory of the thread block (`cta`), beginning at [`Gpu::shared_base`], which is 128-byte aligned, and 1,024-byte
+//!   aligned for a warp group.
 //! - An access of `N` bytes is aligned to `N`.
 //! - "Converged" means that all 32 lanes of the warp make the call together. Every operation marked so
 //!   also orders nothing but what it says: plain memory is ordered by [`Gpu::sync_warp`] within a warp and
-//!   by [`Gpu::sync_cta`] within a thread block.
+//!   by [`Gpu::sync_cta`], and between some of its warps [`Gpu::barrier_sync`], within a thread block.
 //! - Asynchronous copies are visible to the lane that issued them after [`Gpu::cp_async_wait`], and to
 //!   other lanes after a `sync_warp` or `sync_cta` that follows it.
 //! - Arithmetic written with [`Gpu::fma`] is fused on every machine; other arithmetic never is.
@@ -29,7 +30,7 @@ pub use ptx::PtxLane;
 #[cfg(target_arch = "nvptx64")]
 pub(crate) use ptx::trap;
 
-use crate::dtype::{Bf16, F16};
+use crate::dtype::Half;
 
 /// Lanes in a warp.
 pub const WARP: u32 = 32;
@@ -105,6 +106,15 @@ pub unsafe trait Gpu: Copy {
         value
     }
 
+    /// `value`, which is the same in all lanes, and which the compiler now knows to be.
+    ///
+    /// # Safety
+    /// Converged.
+    #[inline(always)]
+    unsafe fn uniform(self, value: u32) -> u32 {
+        value
+    }
+
     // ---- meeting the other lanes -----------------------------------------------------------------
 
     /// Waits for every thread of the thread block and orders their global and shared accesses.
@@ -113,6 +123,21 @@ pub unsafe trait Gpu: Copy {
     /// Every thread of the thread block calls it the same number of times.
     #[track_caller]
     unsafe fn sync_cta(self);
+    /// Waits at barrier `barrier`, 0 to 15, until `threads` threads have come to it, those that wait there and those
+    /// that only [arrive](Gpu::barrier_arrive). Orders what they did before it ahead of what those that waited do
+    /// after it.
+    ///
+    /// # Safety
+    /// Converged; whoever comes names the same number of threads, a multiple of 32, and comes once. Barrier 0 is that
+    /// of [`Gpu::sync_cta`] too, which nobody comes to meanwhile.
+    #[track_caller]
+    unsafe fn barrier_sync(self, barrier: u32, threads: u32);
+    /// Comes to a barrier and goes on.
+    ///
+    /// # Safety
+    /// As [`Gpu::barrier_sync`].
+    #[track_caller]
+    unsafe fn barrier_arrive(self, barrier: u32, threads: u32);
     /// Waits for the lanes of this warp and orders their accesses.
     ///
     /// # Safety
@@ -308,68 +333,60 @@ pub unsafe trait Gpu: Copy {
 
     // ---- matrices that four warps multiply together -----------------------------------------------
 
-    /// Lets a warp group's products see what this thread wrote to shared memory, and copied there, once the threads have
-    /// met at a barrier.
+    /// Has `REGISTERS` registers from here on, more than before.
+    ///
+    /// # Safety
+    /// The four warps of the group call it together; others leave it as many.
+    #[inline(always)]
+    unsafe fn take_registers<const REGISTERS: u32>(self) {}
+    /// Has `REGISTERS` registers from here on, fewer than before.
+    ///
+    /// # Safety
+    /// The four warps of the group call it together.
+    #[inline(always)]
+    unsafe fn leave_registers<const REGISTERS: u32>(self) {}
+
+    /// Lets a warp group's products see what this thread wrote to shared memory, and copied there, once the threads
+    /// have met at a barrier.
     #[inline(always)]
     fn fence_warpgroup(self) {}
-    /// Begins `queries keysᵀ` of 64 queries and 64 keys of `STEPS * 16` bf16, which lie as panels (see
-    /// [`in_panels`]) side by side. Warp `w` of the group has queries `16 w ..`, as of `mma_bf16`; of the keys
+    /// Begins `queries keysᵀ` of 64 queries and 64 keys of `STEPS * 16` values, which lie as panels (see
+    /// [`in_panels`]) side by side. Warp `w` of the group has queries `16 w ..`, as of [`Half::mma`]; of the keys
     /// 16 side by side, twice 8.
     ///
     /// # Safety
     /// The four warps of the group call it together; panels are visible to them, in bounds, and 1,024-byte aligned.
     #[track_caller]
     #[inline(always)]
-    unsafe fn group_scores_bf16<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
+    unsafe fn group_scores<H: Half, const STEPS: usize>(
+        self,
+        queries: u32,
+        keys: u32,
+    ) -> Pending<4> {
         // SAFETY: as the caller promises.
-        unsafe { group::scores::<Self, Bf16, STEPS>(self, queries, keys) }
+        unsafe { group::scores::<Self, H, STEPS>(self, queries, keys) }
     }
-    /// The same with f16 factors.
+    /// Begins `acc + probs values` of 64 rows and 64 tokens, whose `STEPS * 16` values lie as panels side by side. A
+    /// warp has rows as in [`Gpu::group_scores`]; its left factors are those of [`Half::mma`], of 16 tokens each.
     ///
     /// # Safety
-    /// As [`Gpu::group_scores_bf16`].
+    /// As [`Gpu::group_scores`].
     #[track_caller]
     #[inline(always)]
-    unsafe fn group_scores_f16<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
-        // SAFETY: as the caller promises.
-        unsafe { group::scores::<Self, F16, STEPS>(self, queries, keys) }
-    }
-    /// Begins `acc + probs values` of 64 rows and 64 tokens, whose `STEPS * 16` bf16 lie as panels side by side. A warp has
-    /// rows as in [`Gpu::group_scores_bf16`]; its left factors are those of `mma_bf16`, of 16 tokens each.
-    ///
-    /// # Safety
-    /// As [`Gpu::group_scores_bf16`].
-    #[track_caller]
-    #[inline(always)]
-    unsafe fn group_values_bf16<const STEPS: usize>(
+    unsafe fn group_values<H: Half, const STEPS: usize>(
         self,
         acc: [[[f32; 4]; 2]; STEPS],
         probs: [[u32; 4]; 4],
         values: u32,
     ) -> Pending<STEPS> {
         // SAFETY: as the caller promises.
-        unsafe { group::values::<Self, Bf16, STEPS>(self, acc, probs, values) }
-    }
-    /// The same with f16 factors.
-    ///
-    /// # Safety
-    /// As [`Gpu::group_scores_bf16`].
-    #[track_caller]
-    #[inline(always)]
-    unsafe fn group_values_f16<const STEPS: usize>(
-        self,
-        acc: [[[f32; 4]; 2]; STEPS],
-        probs: [[u32; 4]; 4],
-        values: u32,
-    ) -> Pending<STEPS> {
-        // SAFETY: as the caller promises.
-        unsafe { group::values::<Self, F16, STEPS>(self, acc, probs, values) }
+        unsafe { group::values::<Self, H, STEPS>(self, acc, probs, values) }
     }
 
     /// What a warp group's products gave, once all but the `YOUNGER` youngest ones that it began are complete.
     ///
     /// # Safety
-    /// As [`Gpu::group_scores_bf16`]; `pending` is not younger than that.
+    /// As [`Gpu::group_scores`]; `pending` is not younger than that.
     #[inline(always)]
     unsafe fn group_wait<const STEPS: usize, const YOUNGER: u32>(
         self,

@@ -5,9 +5,11 @@
 
 use core::arch::asm;
 
+use super::{Gpu, Line, fp8};
 #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
-use super::wgmma;
-use super::{Gpu, Line, Pending, fp8};
+use super::{Pending, wgmma};
+#[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+use crate::dtype::Half;
 
 /// A lane of a real GPU.
 #[derive(Clone, Copy, Debug)]
@@ -193,6 +195,20 @@ unsafe impl Gpu for PtxLane {
         unsafe { asm!("bar.sync 0;", options(nostack)) };
     }
     #[inline(always)]
+    unsafe fn barrier_sync(self, barrier: u32, threads: u32) {
+        // SAFETY: that many come there, as the caller promises.
+        unsafe {
+            asm!("bar.sync {0}, {1};", in(reg32) barrier, in(reg32) threads, options(nostack))
+        };
+    }
+    #[inline(always)]
+    unsafe fn barrier_arrive(self, barrier: u32, threads: u32) {
+        // SAFETY: that many come there, as the caller promises.
+        unsafe {
+            asm!("bar.arrive {0}, {1};", in(reg32) barrier, in(reg32) threads, options(nostack))
+        };
+    }
+    #[inline(always)]
     unsafe fn sync_warp(self) {
         // SAFETY: converged, as the caller promises.
         unsafe { asm!("bar.warp.sync 0xffffffff;", options(nostack)) };
@@ -366,45 +382,49 @@ unsafe impl Gpu for PtxLane {
 
     #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
     #[inline(always)]
+    unsafe fn uniform(self, value: u32) -> u32 {
+        // SAFETY: converged, as the caller promises.
+        unsafe { self.shfl(value, 0) }
+    }
+    #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+    #[inline(always)]
+    unsafe fn take_registers<const REGISTERS: u32>(self) {
+        // SAFETY: the four warps come here, as the caller promises.
+        unsafe { asm!("setmaxnreg.inc.sync.aligned.u32 {0};", const REGISTERS, options(nostack)) };
+    }
+    #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+    #[inline(always)]
+    unsafe fn leave_registers<const REGISTERS: u32>(self) {
+        // SAFETY: the four warps come here, as the caller promises.
+        unsafe { asm!("setmaxnreg.dec.sync.aligned.u32 {0};", const REGISTERS, options(nostack)) };
+    }
+    #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+    #[inline(always)]
     fn fence_warpgroup(self) {
         // SAFETY: orders.
         unsafe { asm!("fence.proxy.async.shared::cta;", options(nostack)) };
     }
     #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
     #[inline(always)]
-    unsafe fn group_scores_bf16<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
+    unsafe fn group_scores<H: Half, const STEPS: usize>(
+        self,
+        queries: u32,
+        keys: u32,
+    ) -> Pending<4> {
         // SAFETY: as the caller promises.
-        Pending(unsafe { wgmma::scores_bf16::<STEPS>(queries, keys) })
+        Pending(unsafe { wgmma::scores::<H, STEPS>(queries, keys) })
     }
     #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
     #[inline(always)]
-    unsafe fn group_values_bf16<const STEPS: usize>(
+    unsafe fn group_values<H: Half, const STEPS: usize>(
         self,
         acc: [[[f32; 4]; 2]; STEPS],
         probs: [[u32; 4]; 4],
         values: u32,
     ) -> Pending<STEPS> {
         // SAFETY: as the caller promises.
-        Pending(unsafe { wgmma::values_bf16::<STEPS>(acc, probs, values) })
+        Pending(unsafe { wgmma::values::<H, STEPS>(acc, probs, values) })
     }
-    #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
-    #[inline(always)]
-    unsafe fn group_scores_f16<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
-        // SAFETY: as the caller promises.
-        Pending(unsafe { wgmma::scores_f16::<STEPS>(queries, keys) })
-    }
-    #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
-    #[inline(always)]
-    unsafe fn group_values_f16<const STEPS: usize>(
-        self,
-        acc: [[[f32; 4]; 2]; STEPS],
-        probs: [[u32; 4]; 4],
-        values: u32,
-    ) -> Pending<STEPS> {
-        // SAFETY: as the caller promises.
-        Pending(unsafe { wgmma::values_f16::<STEPS>(acc, probs, values) })
-    }
-
     #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
     #[inline(always)]
     unsafe fn group_wait<const STEPS: usize, const YOUNGER: u32>(

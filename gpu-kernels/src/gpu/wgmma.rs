@@ -1,11 +1,13 @@
 //! `wgmma`: products of four warps, whose right factors the tensor cores read from shared memory by themselves.
 //!
 //! Products are begun here and waited for by [`wait`]; in between nobody may touch their registers, which is why they
-//! travel as [`super::Pending`]. Factors are panels of 64 rows of 128 bytes in the 128-byte swizzle. The descriptor of one says where it begins, how
-//! far apart groups of eight rows lie (1,024 bytes) and, for values, whose rows are tokens, panels (8,192 bytes), all
-//! in units of 16 bytes (PTX ISA, "Matrix Descriptor Format").
+//! travel as [`super::Pending`]. Factors are panels of 64 rows of 128 bytes in the 128-byte swizzle. The descriptor of
+//! one says where it begins, how far apart groups of eight rows lie (1,024 bytes) and, for values, whose rows are
+//! tokens, panels (8,192 bytes), all in units of 16 bytes (PTX ISA, "Matrix Descriptor Format").
 
 use core::arch::asm;
+
+use crate::dtype::{Half, HalfDtype};
 
 /// The lower word of the descriptor of panels at `at`.
 #[inline(always)]
@@ -68,12 +70,12 @@ macro_rules! with_acc {
 
 macro_rules! scores {
     ($name:ident, $dtype:literal) => {
-        /// See [`super::Gpu::group_scores_bf16`].
+        /// See [`super::Gpu::group_scores`].
         ///
         /// # Safety
         /// As there, with 4 or 8 steps.
         #[inline(always)]
-        pub(super) unsafe fn $name<const STEPS: usize>(queries: u32, keys: u32) -> [[[f32; 4]; 2]; 4] {
+        unsafe fn $name<const STEPS: usize>(queries: u32, keys: u32) -> [[[f32; 4]; 2]; 4] {
             macro_rules! step {
                 ($offset:literal) => {
                     step!($offset, "1")
@@ -102,12 +104,12 @@ scores!(scores_f16, "f16");
 
 macro_rules! values {
     ($name:ident, $dtype:literal) => {
-        /// See [`super::Gpu::group_values_bf16`].
+        /// See [`super::Gpu::group_values`].
         ///
         /// # Safety
         /// As there, with 4 or 8 steps.
         #[inline(always)]
-        pub(super) unsafe fn $name<const STEPS: usize>(
+        unsafe fn $name<const STEPS: usize>(
             mut acc: [[[f32; 4]; 2]; STEPS],
             probs: [[u32; 4]; 4],
             values: u32,
@@ -145,6 +147,43 @@ macro_rules! values {
 }
 values!(values_bf16, "bf16");
 values!(values_f16, "f16");
+
+/// See [`super::Gpu::group_scores`].
+///
+/// # Safety
+/// As there, with 4 or 8 steps.
+#[inline(always)]
+pub(super) unsafe fn scores<H: Half, const STEPS: usize>(
+    queries: u32,
+    keys: u32,
+) -> [[[f32; 4]; 2]; 4] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match H::DTYPE {
+            HalfDtype::Bf16 => scores_bf16::<STEPS>(queries, keys),
+            HalfDtype::F16 => scores_f16::<STEPS>(queries, keys),
+        }
+    }
+}
+
+/// See [`super::Gpu::group_values`].
+///
+/// # Safety
+/// As there, with 4 or 8 steps.
+#[inline(always)]
+pub(super) unsafe fn values<H: Half, const STEPS: usize>(
+    acc: [[[f32; 4]; 2]; STEPS],
+    probs: [[u32; 4]; 4],
+    values: u32,
+) -> [[[f32; 4]; 2]; STEPS] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match H::DTYPE {
+            HalfDtype::Bf16 => values_bf16(acc, probs, values),
+            HalfDtype::F16 => values_f16(acc, probs, values),
+        }
+    }
+}
 
 /// See [`super::Gpu::group_wait`].
 ///

@@ -5,10 +5,11 @@
 //! thread block finds its sequence by itself and the host need not know the lengths. Tiles are taken in
 //! reverse, because in a causal prefill the last ones see most keys and have to start first.
 
+use super::check::found_fault;
 use super::decode_gqa::seq_len;
 use crate::gpu::{Gpu, WARP, div};
 use crate::params::{PrefillParams, ScoreParams};
-use crate::tile::rows::{RowView, Visible, WarpRows};
+use crate::tile::rows::{RowShape, RowView, Visible, WarpRows};
 
 /// The tile.
 #[derive(Clone, Copy)]
@@ -103,16 +104,16 @@ impl RowWork {
         }
     }
 
-    /// The rows of this warp, of which each has `warp_rows`.
+    /// The rows of this warp, one of those that have rows.
     #[inline(always)]
     pub(super) fn warp_rows<G: Gpu>(
         self,
         gpu: G,
         params: &PrefillParams,
-        warp_rows: u32,
+        shape: RowShape,
     ) -> WarpRows {
-        let warp = gpu.opaque(gpu.thread_idx()) / WARP;
-        self.rows(params, self.first_row + warp * warp_rows)
+        let warp = gpu.opaque(gpu.thread_idx()) / WARP - shape.first_row_warp();
+        self.rows(params, self.first_row + warp * shape.warp_rows())
     }
 
     /// First query head of the KV head.
@@ -186,6 +187,82 @@ impl RowWork {
     }
 }
 
+/// What a thread block computes: its rows, and their keys in one part.
+#[derive(Clone, Copy)]
+pub(super) struct TileWork {
+    pub(super) work: RowWork,
+    pub(super) visible: Visible,
+    /// The first key that a row sees; memory before it may have been given back.
+    pub(super) begin: u32,
+    /// First KV tile of the part, and one past its last key.
+    pub(super) first_token: u32,
+    pub(super) end: u32,
+    shape: RowShape,
+}
+
+impl TileWork {
+    /// Finds it and parks it. `None` if there is nothing to do.
+    ///
+    /// # Safety
+    /// Every thread of the thread block comes here, with shared memory of `shape`; the parameters name tensors of the
+    /// shapes they document.
+    #[inline(always)]
+    pub(super) unsafe fn find<G: Gpu>(
+        gpu: G,
+        params: &PrefillParams,
+        shape: RowShape,
+    ) -> Option<Self> {
+        // SAFETY: a valid check record, or none.
+        if unsafe { found_fault(gpu, params.check) } {
+            return None;
+        }
+        // SAFETY: converged; the start of every sequence is readable.
+        let work = unsafe { RowWork::find(gpu, params, shape.rows()) };
+        if work.first_row >= work.num_rows {
+            return None;
+        }
+        // SAFETY: one length per sequence, and one flag or none.
+        let visible = unsafe { work.visible(gpu, params) };
+        let keys = work.keys(params, visible, shape.rows(), shape.tile_kv);
+        let part = gpu.cta_idx_y();
+        if part >= keys.num_splits {
+            return None;
+        }
+        let parked = Parked {
+            work,
+            visible,
+            num_splits: keys.num_splits,
+        };
+        // SAFETY: the thread block's own memory; all come here.
+        unsafe {
+            parked.store(gpu, gpu.shared_base() + shape.work());
+            gpu.sync_cta();
+        }
+        let (first_token, end) = keys.part(part, params.split_len);
+        Some(Self {
+            work,
+            visible,
+            begin: keys.begin,
+            first_token,
+            end,
+            shape,
+        })
+    }
+
+    /// What was parked.
+    #[inline(always)]
+    pub(super) fn parked<G: Gpu>(&self, gpu: G, params: &PrefillParams) -> Parked {
+        // SAFETY: stored before the barrier in `find`.
+        unsafe { Parked::load(gpu, params, gpu.shared_base() + self.shape.work()) }
+    }
+
+    /// What this warp has to know of its rows.
+    #[inline(always)]
+    pub(super) fn view<G: Gpu>(&self, gpu: G, params: &PrefillParams) -> RowView {
+        self.parked(gpu, params).view(gpu, params, self.shape)
+    }
+}
+
 /// What a thread block knows of its rows. Its loop has no registers for that and seldom needs it, so it waits in
 /// shared memory.
 #[derive(Clone, Copy)]
@@ -243,11 +320,11 @@ impl Parked {
         }
     }
 
-    /// What a warp of `warp_rows` rows has to know of them.
+    /// What this warp has to know of its rows.
     #[inline(always)]
-    pub(super) fn view<G: Gpu>(self, gpu: G, params: &PrefillParams, warp_rows: u32) -> RowView {
+    pub(super) fn view<G: Gpu>(self, gpu: G, params: &PrefillParams, shape: RowShape) -> RowView {
         RowView {
-            rows: self.work.warp_rows(gpu, params, warp_rows),
+            rows: self.work.warp_rows(gpu, params, shape),
             visible: self.visible,
             first_head: self.work.first_head(params),
         }

@@ -1,6 +1,6 @@
 //! One thread block while it runs: what its lanes share, and their coroutines.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::OnceCell;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 
 use corosensei::Coroutine;
@@ -10,6 +10,7 @@ use gpu_kernels::gpu::WARP;
 use super::fault::{Fault, FaultKind, Finding};
 use super::lane::Lane;
 use super::memory::GlobalMemory;
+use super::order::Order;
 use super::race::Now;
 use super::schedule::Schedule;
 use super::shared::SharedMemory;
@@ -47,10 +48,7 @@ pub(super) struct Cta<'l> {
     pub(super) memory: &'l GlobalMemory,
     pub(super) shared: &'l SharedMemory,
     run: u64,
-    pub(super) clock: Cell<u32>,
-    /// When the last `sync_cta` was, and each warp's last `sync_warp`.
-    pub(super) cta_sync: Cell<u32>,
-    pub(super) warp_syncs: Vec<Cell<u32>>,
+    pub(super) order: Order,
     /// The first fault, and the thread that the other access of a race belongs to.
     fault: OnceCell<(Box<Fault>, Option<u32>)>,
 }
@@ -99,23 +97,23 @@ impl<'l> Cta<'l> {
             memory,
             shared,
             run: spec.first_run + block,
-            clock: Cell::new(0),
-            cta_sync: Cell::new(0),
-            warp_syncs: vec![Cell::new(0); warps as usize],
+            order: Order::new(warps as usize),
             fault: OnceCell::new(),
         }
     }
 
     /// When and who a thread is, for the race check.
     #[inline]
-    pub(super) fn now(&self, thread: u32) -> Now {
+    pub(super) fn now(&self, thread: u32) -> Now<'_> {
+        let warp = (thread / WARP) as usize;
         Now {
             run: self.run,
             first_run: self.spec.first_run,
             thread,
-            clock: self.clock.get(),
-            cta_sync: self.cta_sync.get(),
-            warp_sync: self.warp_syncs[(thread / WARP) as usize].get(),
+            clock: self.order.clock(),
+            seen: self.order.seen(warp),
+            seen_all: self.order.seen_all(warp),
+            readers: &[],
         }
     }
 

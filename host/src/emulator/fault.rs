@@ -17,7 +17,7 @@ pub enum FaultKind {
     DataRace,
     /// An access to the target of an asynchronous copy that its lane has not waited for.
     AsyncCopyNotWaited,
-    /// Some threads wait at `sync_cta`, the others have exited or wait elsewhere.
+    /// Some threads wait at a barrier, the others have exited or wait elsewhere.
     BarrierDivergence,
     /// Lanes ask the same atomic forever.
     Deadlock,
@@ -110,7 +110,7 @@ impl fmt::Display for FaultKind {
             Self::UninitialisedRead => "read of bytes never written",
             Self::DataRace => "data race",
             Self::AsyncCopyNotWaited => "access to an asynchronous copy in flight",
-            Self::BarrierDivergence => "sync_cta that not all threads reach",
+            Self::BarrierDivergence => "barrier that not all threads reach",
             Self::Deadlock => "deadlock",
             Self::MissingLanes => "warp operation that not all lanes join",
             Self::Panicked => "panic",

@@ -55,6 +55,16 @@ unsafe impl Gpu for Lane<'_> {
         self.0.wait(Request::Cta);
     }
     #[track_caller]
+    unsafe fn barrier_sync(self, barrier: u32, threads: u32) {
+        here!(self);
+        self.0.come(barrier, threads, true);
+    }
+    #[track_caller]
+    unsafe fn barrier_arrive(self, barrier: u32, threads: u32) {
+        here!(self);
+        self.0.come(barrier, threads, false);
+    }
+    #[track_caller]
     unsafe fn sync_warp(self) {
         here!(self);
         self.0.meet(WarpOp::Sync);

@@ -9,11 +9,12 @@
 //! - Bounds and alignment of every access; allocations lie far apart, and freed ones stay forbidden.
 //! - Reads of bytes that nobody wrote, in global and in shared memory.
 //! - Data races: within a thread block every pair of accesses to a byte, at least one a write, needs a
-//!   `sync_cta` between them, or a `sync_warp` within one warp; two thread blocks of a launch may share what
-//!   they only read or only change atomically.
+//!   `sync_cta` between them, a barrier that both warps come to, or a `sync_warp` within one warp; two thread blocks
+//!   of a launch may share what they only read or only change atomically.
 //! - Asynchronous copies: nobody touches the target until the lane that copied has waited for the group, and
 //!   nobody else until a barrier after that.
-//! - Meetings: all 32 lanes make the same call of a warp operation, all threads reach a `sync_cta`.
+//! - Meetings: all 32 lanes make the same call of a warp operation, all threads reach a `sync_cta`, and as many as are
+//!   said to come to a barrier do.
 //!
 //! [`Emulator::with_seed`] runs the lanes in another order.
 //!
@@ -28,7 +29,7 @@
 //!   what they wrote is fenced (`Gpu::fence_warpgroup`) and that sums are waited for, it takes on trust.
 //! - Thread blocks that wait for each other: no more of them run at once than there are CPUs.
 //! - Loops that never end, unless they ask an atomic.
-//! - Races of a thread block after its millionth barrier.
+//! - Races of a thread block after its millionth meeting.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -40,6 +41,7 @@ mod cta;
 mod fault;
 mod lane;
 mod memory;
+mod order;
 mod race;
 mod schedule;
 mod shared;
@@ -54,6 +56,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
 
 use gpu_kernels::entry;
+use gpu_kernels::gpu::WARP;
 
 use crate::error::{Error, RequestError, Result};
 use crate::plan::DeviceInfo;
@@ -145,7 +148,9 @@ impl Emulator {
         let next_block = AtomicU64::new(0);
         let stop = AtomicBool::new(false);
         let work = |worker: &mut Worker| {
-            worker.shared.resize(spec.shared_bytes);
+            worker
+                .shared
+                .resize(spec.shared_bytes, spec.threads.div_ceil(WARP));
             // Blocks are given out in order, so the lowest one with a fault is always among those begun.
             while !stop.load(Relaxed) {
                 let block = next_block.fetch_add(1, Relaxed);

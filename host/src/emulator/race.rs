@@ -2,28 +2,27 @@
 //!
 //! Every granule of memory has a [`History`]: its last write, and a summary of the reads since. An access
 //! is checked against both. Two accesses of one thread block are ordered if one thread made both, if a
-//! `sync_cta` lies between them, or, in one warp, a `sync_warp`. Thread blocks of one launch are never
-//! ordered; launches always are.
+//! `sync_cta` or a barrier that both warps come to lies between them, or, in one warp, a `sync_warp`. Thread blocks of
+//! one launch are never ordered; launches always are.
 //!
-//! Time is one counter per thread block that every `sync_warp` and `sync_cta` advances. So "was there a
-//! barrier since that access?" is a comparison of the access's time with the time of the last barrier.
+//! Time is one counter per thread block ([`Order`](super::order::Order)). So "was there a barrier since that access?"
+//! is a comparison of the access's time with what the warp has seen.
 //!
 //! The summary of reads loses nothing that matters. A read that happened before a later read may be
 //! forgotten, for whoever is ordered after the later one is ordered after both. Unordered reads join into
 //! "several lanes of this warp", "several warps" or "several thread blocks", and whoever writes without
-//! being ordered after all of them races with at least one.
+//! being ordered after all of them races with at least one. When each warp read is kept beside the history in shared
+//! memory; of global memory, whose warps meet at `sync_cta` alone, the time of the last has to do.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use gpu_kernels::gpu::WARP;
 
+use super::order::LAST_TICK;
+
 /// Thread blocks that get numbers of their own before histories must be forgotten.
 pub(super) const RUNS: u64 = 1 << 28;
-/// The last tick of a thread block's clock. Whatever happens then counts as ordered: a thread block that
-/// synchronises more often is checked up to here.
-const LAST_TICK: u32 = (1 << 20) - 1;
-
 const ATOMIC: u64 = 1;
 const IN_FLIGHT: u64 = 2;
 
@@ -40,9 +39,9 @@ enum Scope {
     Grid,
 }
 
-/// The lane that makes an access, and the barriers it has passed.
+/// The lane that makes an access, and what its warp has seen.
 #[derive(Clone, Copy)]
-pub(super) struct Now {
+pub(super) struct Now<'o> {
     /// Number of the thread block among all that ever ran.
     pub(super) run: u64,
     /// Number of this launch's first thread block.
@@ -51,10 +50,12 @@ pub(super) struct Now {
     pub(super) thread: u32,
     /// Time.
     pub(super) clock: u32,
-    /// Time of the last `sync_cta`.
-    pub(super) cta_sync: u32,
-    /// Time of the warp's last `sync_warp`.
-    pub(super) warp_sync: u32,
+    /// The accesses of each warp before these times happened before this one.
+    pub(super) seen: &'o [Cell<u32>],
+    /// The least of them.
+    pub(super) seen_all: u32,
+    /// One more than when each warp last read the granule, if several have; empty where that is not kept.
+    pub(super) readers: &'o [Cell<u32>],
 }
 
 /// Another lane's access that is not ordered before this one.
@@ -84,7 +85,7 @@ pub(super) struct History<S> {
     read: S,
 }
 
-impl Now {
+impl Now<'_> {
     /// For memory that each thread block has for itself: what others left there is no concern.
     #[inline]
     pub(super) fn alone(self) -> Self {
@@ -93,11 +94,13 @@ impl Now {
             ..self
         }
     }
-}
 
-/// The next tick.
-pub(super) fn tick(clock: u32) -> u32 {
-    (clock + 1).min(LAST_TICK)
+    /// Whether all that read the granule have done so before this.
+    #[inline]
+    fn is_after_readers(&self) -> bool {
+        let mut both = self.readers.iter().zip(self.seen);
+        !self.readers.is_empty() && both.all(|(read, seen)| read.get() <= seen.get())
+    }
 }
 
 impl<S: Slot> History<S> {
@@ -216,8 +219,8 @@ impl Record {
         }
     }
     #[inline]
-    fn same_warp(self, now: &Now) -> bool {
-        self.thread() / WARP == now.thread / WARP
+    fn warp(self) -> usize {
+        (self.thread() / WARP) as usize
     }
 
     /// Whether everything this record stands for happened before `now`.
@@ -230,10 +233,11 @@ impl Record {
         if self.run() != now.run || scope == Scope::Grid {
             return false;
         }
-        self.clock() < now.cta_sync
+        self.clock() < now.seen_all
             || self.clock() == LAST_TICK
             || (scope == Scope::Thread && self.thread() == now.thread)
-            || (scope <= Scope::Warp && self.same_warp(now) && self.clock() < now.warp_sync)
+            || (scope <= Scope::Warp && self.clock() < now.seen[self.warp()].get())
+            || (scope == Scope::Cta && now.is_after_readers())
     }
 
     /// The record of this access too.
@@ -244,12 +248,26 @@ impl Record {
         }
         let scope = if self.run() != now.run || self.scope() == Scope::Grid {
             Scope::Grid
-        } else if self.scope() <= Scope::Warp && self.same_warp(now) {
+        } else if self.scope() <= Scope::Warp && self.warp() == (now.thread / WARP) as usize {
             Scope::Warp
         } else {
+            self.join_readers(now);
             Scope::Cta
         };
         Self::new(now.run, now.clock, now.thread, scope)
+    }
+
+    /// Several warps read: notes when.
+    #[inline]
+    fn join_readers(self, now: &Now) {
+        if now.readers.is_empty() {
+            return;
+        }
+        if self.scope() <= Scope::Warp {
+            now.readers.iter().for_each(|read| read.set(0));
+            now.readers[self.warp()].set(self.clock() + 1);
+        }
+        now.readers[(now.thread / WARP) as usize].set(now.clock + 1);
     }
 
     #[inline]
@@ -327,14 +345,18 @@ impl Slot for AtomicU64 {
 mod tests {
     use super::*;
 
-    fn now(thread: u32, clock: u32, cta_sync: u32, warp_sync: u32) -> Now {
+    /// Of two warps, one has seen the other up to `all`, and itself up to `own`.
+    fn now(thread: u32, clock: u32, all: u32, own: u32) -> Now<'static> {
+        let mut seen = [all; 2];
+        seen[(thread / WARP) as usize] = own.max(all);
         Now {
             run: 7,
             first_run: 5,
             thread,
             clock,
-            cta_sync,
-            warp_sync,
+            seen: Vec::leak(seen.map(Cell::new).to_vec()),
+            seen_all: all,
+            readers: &[],
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Every thread is a coroutine; one OS thread runs them all. A lane runs until it waits. When all 32 lanes
 //! of a warp wait at the same operation, it is done for all and they go on; when all threads wait at
-//! `sync_cta`, so do they. If nobody can go on, the kernel has broken a rule.
+//! `sync_cta`, or as many as were announced have come to a barrier, so do they. If nobody can go on, the kernel has
+//! broken a rule.
 
 use std::panic::Location;
 
@@ -10,16 +11,27 @@ use gpu_kernels::gpu::WARP;
 
 use super::cta::{Cta, Thread};
 use super::fault::{FaultKind, Finding};
-use super::race::tick;
-use super::state::{LaneState, Request};
-use super::warp::exchange;
+use super::order::Passed;
+use super::state::{BARRIERS, LaneState, Request};
+use super::warp::{WarpOp, exchange};
 
 /// The threads of one thread block and where they stand.
 pub(super) struct Schedule<'s> {
     cta: &'s Cta<'s>,
     lanes: &'s [LaneState<'s>],
     warps: Vec<WarpState>,
+    barriers: [Barrier; BARRIERS as usize],
     random: u64,
+}
+
+/// Who has come to a barrier since it last let anybody go on.
+#[derive(Default)]
+struct Barrier {
+    /// Threads that are to come, if anybody has.
+    threads: u32,
+    warps: Vec<usize>,
+    waiting: Vec<usize>,
+    passed: Passed,
 }
 
 /// What keeps a warp from going on.
@@ -27,7 +39,7 @@ pub(super) struct Schedule<'s> {
 enum WarpState {
     /// Nothing, or some lanes ask an atomic.
     Ready,
-    /// Every lane waits at `sync_cta` or has exited.
+    /// Every lane waits at `sync_cta` or another barrier, or has exited.
     AtBarrier,
     /// Every lane has exited.
     Done,
@@ -39,7 +51,8 @@ impl<'s> Schedule<'s> {
         Self {
             cta,
             lanes,
-            warps: vec![WarpState::Ready; cta.warp_syncs.len()],
+            warps: vec![WarpState::Ready; cta.order.num_warps()],
+            barriers: Default::default(),
             random: if seed == 0 {
                 0
             } else {
@@ -93,7 +106,7 @@ impl<'s> Schedule<'s> {
     }
 
     /// Does a warp operation, if all lanes are there and agree.
-    fn exchange(&self, warp: usize, lanes: &[LaneState<'_>]) -> bool {
+    fn exchange(&mut self, warp: usize, lanes: &[LaneState<'_>]) -> bool {
         let Request::Warp(first) = lanes[0].request.get() else {
             return false;
         };
@@ -113,8 +126,15 @@ impl<'s> Schedule<'s> {
             }
         }
         if first.is_sync() {
-            self.cta.clock.set(tick(self.cta.clock.get()));
-            self.cta.warp_syncs[warp].set(self.cta.clock.get());
+            self.cta.order.meet_warp(warp);
+        }
+        if let WarpOp::Barrier {
+            barrier,
+            threads,
+            waits,
+        } = first
+        {
+            return self.come(warp, &lanes[0], barrier, threads, waits);
         }
         for (lane, reply) in lanes.iter().zip(exchange(&ops)) {
             lane.reply.set(reply);
@@ -123,13 +143,57 @@ impl<'s> Schedule<'s> {
         true
     }
 
+    /// A warp comes to a barrier. Whether it can go on.
+    fn come(
+        &mut self,
+        warp: usize,
+        lane: &LaneState<'_>,
+        idx: u32,
+        threads: u32,
+        waits: bool,
+    ) -> bool {
+        let barrier = &mut self.barriers[idx as usize];
+        let disagrees = barrier.threads != threads && barrier.threads != 0;
+        if disagrees || barrier.warps.contains(&warp) {
+            let (came, expected) = (barrier.warps.len(), barrier.threads);
+            let detail = format!(
+                "barrier {idx} for {threads} threads, where {came} warps have come for {expected}"
+            );
+            self.cta
+                .report(*Finding::lanes(FaultKind::BarrierDivergence, detail), lane);
+            return false;
+        }
+        barrier.threads = threads;
+        barrier.warps.push(warp);
+        self.cta.order.come(warp, &mut barrier.passed);
+        if waits {
+            barrier.waiting.push(warp);
+        }
+        let request = if waits {
+            Request::Barrier(idx)
+        } else {
+            Request::Ready
+        };
+        set_all(self.lanes, warp, request);
+        if barrier.warps.len() as u32 * WARP == threads {
+            let full = std::mem::take(barrier);
+            self.cta.order.go(&full.waiting, full.passed);
+            for warp in full.waiting {
+                set_all(self.lanes, warp, Request::Ready);
+                self.warps[warp] = WarpState::Ready;
+            }
+            return true;
+        }
+        !waits
+    }
+
     /// What keeps these lanes waiting; a fault, if nothing ever could end it.
     fn state_of(&self, lanes: &[LaneState<'_>]) -> WarpState {
         let some = |wanted: fn(&Request) -> bool| lanes.iter().find(|l| wanted(&l.request.get()));
         if some(|r| matches!(r, Request::Ready | Request::Spin)).is_some() {
             return WarpState::Ready;
         }
-        let at_barrier = some(|r| matches!(r, Request::Cta));
+        let at_barrier = some(|r| matches!(r, Request::Cta | Request::Barrier(_)));
         let Some(in_warp_op) = some(|r| matches!(r, Request::Warp(_))) else {
             return match at_barrier {
                 Some(_) => WarpState::AtBarrier,
@@ -147,14 +211,25 @@ impl<'s> Schedule<'s> {
     /// Every warp waits at `sync_cta` or is done: lets all go on, if all are there.
     fn release_barrier(&mut self) -> bool {
         let is_waiting = |lane: &&LaneState<'_>| matches!(lane.request.get(), Request::Cta);
+        let at_other = |lane: &&LaneState<'_>| matches!(lane.request.get(), Request::Barrier(_));
+        if let Some(waiting) = self.lanes.iter().find(at_other) {
+            let Request::Barrier(idx) = waiting.request.get() else {
+                unreachable!("it was found to be");
+            };
+            let barrier = &self.barriers[idx as usize];
+            let (came, wanted) = (barrier.warps.len() as u32 * WARP, barrier.threads);
+            let detail = format!("{came} threads of {wanted} have come to barrier {idx}");
+            let finding = Finding::lanes(FaultKind::BarrierDivergence, detail);
+            self.cta.report(*finding, waiting);
+            return false;
+        }
         if !self.lanes.iter().all(|lane| is_waiting(&lane)) {
             let waiting = self.lanes.iter().find(is_waiting);
             let waiting = waiting.expect("not all warps are done");
             self.report_missing(FaultKind::BarrierDivergence, waiting, self.lanes);
             return false;
         }
-        self.cta.clock.set(tick(self.cta.clock.get()));
-        self.cta.cta_sync.set(self.cta.clock.get());
+        self.cta.order.meet_all();
         for lane in self.lanes {
             lane.request.set(Request::Ready);
         }
@@ -173,6 +248,9 @@ impl<'s> Schedule<'s> {
                 match lane.request.get() {
                     Request::Exited => format!("thread {thread} has exited"),
                     Request::Cta => format!("thread {thread} is in sync_cta, at {at}"),
+                    Request::Barrier(idx) => {
+                        format!("thread {thread} is at barrier {idx}, at {at}")
+                    }
                     Request::Warp(op) => format!("thread {thread} is in {}, at {at}", op.name()),
                     Request::Ready | Request::Spin => format!("thread {thread} runs, at {at}"),
                 }
@@ -194,6 +272,14 @@ impl<'s> Schedule<'s> {
             let at = (start + i) % count;
             if backwards { count - 1 - at } else { at }
         })
+    }
+}
+
+/// Lets all lanes of a warp wait for the same.
+fn set_all(lanes: &[LaneState<'_>], warp: usize, request: Request) {
+    let first = warp * WARP as usize;
+    for lane in &lanes[first..first + WARP as usize] {
+        lane.request.set(request);
     }
 }
 

@@ -17,14 +17,21 @@ pub(super) const SHARED_BASE: u32 = 0x400;
 pub(super) struct SharedMemory {
     words: Vec<Cell<u32>>,
     histories: Vec<History<Cell<u64>>>,
+    /// `[word, warp]`: see [`Now::readers`].
+    readers: Vec<Cell<u32>>,
+    warps: usize,
     bytes: Cell<u32>,
 }
 
 impl SharedMemory {
     /// Makes room for a launch. What thread blocks before left there counts as never written, for their
     /// numbers differ.
-    pub(super) fn resize(&mut self, bytes: u32) {
+    pub(super) fn resize(&mut self, bytes: u32, warps: u32) {
         let words = bytes.div_ceil(16) as usize * 4;
+        self.warps = warps as usize;
+        if self.readers.len() < words * self.warps {
+            self.readers.resize(words * self.warps, Cell::new(0));
+        }
         if self.words.len() < words {
             self.words.resize(words, Cell::new(0));
             self.histories.resize_with(words, History::default);
@@ -51,7 +58,7 @@ impl SharedMemory {
             }
             landed(history, now, first + i)?;
             history
-                .read(now)
+                .read(&self.beside(now, first + i))
                 .map_err(|other| race(SHARED, shared_index(first + i), now, Access::Read, other))?;
         }
         let words = &self.words[first..first + N];
@@ -100,7 +107,7 @@ impl SharedMemory {
         let first = self.find::<N>(address)?;
         for (i, history) in self.histories[first..first + N].iter().enumerate() {
             landed(history, now, first + i)?;
-            record(history, now).map_err(|other| {
+            record(history, &self.beside(now, first + i)).map_err(|other| {
                 race(SHARED, shared_index(first + i), now, Access::Write, other)
             })?;
         }
@@ -109,6 +116,15 @@ impl SharedMemory {
             word.set(value);
         }
         Ok(())
+    }
+
+    /// `now`, with the readers of a word.
+    #[inline]
+    fn beside<'n>(&'n self, now: &Now<'n>, word: usize) -> Now<'n> {
+        Now {
+            readers: &self.readers[word * self.warps..][..self.warps],
+            ..*now
+        }
     }
 
     /// Index of the first of `N` words.

@@ -20,6 +20,9 @@ use super::warp::{Factors, Reply, WarpOp};
 /// lanes of its thread block run.
 const PATIENCE: u32 = 1 << 20;
 
+/// Barriers of a thread block.
+pub(super) const BARRIERS: u32 = 16;
+
 /// What a lane waits for.
 #[derive(Clone, Copy)]
 pub(super) enum Request {
@@ -31,6 +34,8 @@ pub(super) enum Request {
     Cta,
     /// All lanes of the warp.
     Warp(WarpOp),
+    /// Whoever else comes to this barrier.
+    Barrier(u32),
     /// It has left the kernel.
     Exited,
 }
@@ -92,6 +97,20 @@ impl<'a> LaneState<'a> {
     pub(super) fn meet(&self, op: WarpOp) -> Reply {
         self.wait(Request::Warp(op));
         self.reply.get()
+    }
+
+    /// Comes to a barrier together with the others of the warp.
+    pub(super) fn come(&self, barrier: u32, threads: u32, waits: bool) {
+        let most = self.cta.spec.threads;
+        if barrier >= BARRIERS || !threads.is_multiple_of(WARP) || threads > most {
+            let detail = format!("barrier {barrier} for {threads} threads of {most}");
+            self.stop(*Finding::lanes(FaultKind::BarrierDivergence, detail));
+        }
+        self.meet(WarpOp::Barrier {
+            barrier,
+            threads,
+            waits,
+        });
     }
 
     #[inline]
@@ -210,7 +229,7 @@ impl<'a> LaneState<'a> {
     }
 
     #[inline]
-    fn now(&self) -> Now {
+    fn now(&self) -> Now<'a> {
         self.cta.now(self.thread)
     }
 }

@@ -14,6 +14,12 @@ const LANES: usize = gpu_kernels::gpu::WARP as usize;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum WarpOp {
     Sync,
+    /// Comes to a barrier of the thread block, and may wait there.
+    Barrier {
+        barrier: u32,
+        threads: u32,
+        waits: bool,
+    },
     ShflXor {
         bits: u32,
         lane_mask: u32,
@@ -52,6 +58,18 @@ impl WarpOp {
     #[inline]
     pub(super) fn matches(&self, other: &Self) -> bool {
         match (self, other) {
+            (
+                Self::Barrier {
+                    barrier: x,
+                    threads: m,
+                    waits: a,
+                },
+                Self::Barrier {
+                    barrier: y,
+                    threads: n,
+                    waits: b,
+                },
+            ) => (x, m, a) == (y, n, b),
             (Self::Sync, Self::Sync)
             | (Self::Shfl { .. }, Self::Shfl { .. })
             | (Self::Any(_), Self::Any(_))
@@ -74,6 +92,8 @@ impl WarpOp {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Sync => "sync_warp",
+            Self::Barrier { waits: true, .. } => "barrier_sync",
+            Self::Barrier { waits: false, .. } => "barrier_arrive",
             Self::ShflXor { .. } => "shfl_xor",
             Self::Shfl { .. } => "shfl",
             Self::Any(_) => "any",
@@ -87,7 +107,7 @@ impl WarpOp {
 /// Does an operation that all lanes agree on.
 pub(super) fn exchange(ops: &[WarpOp; LANES]) -> [Reply; LANES] {
     match ops[0] {
-        WarpOp::Sync => [[0; 4]; LANES],
+        WarpOp::Sync | WarpOp::Barrier { .. } => [[0; 4]; LANES],
         WarpOp::ShflXor { lane_mask, .. } => {
             from_fn(|l| one_word(word(&ops[l ^ lane_mask as usize])))
         }

@@ -70,6 +70,7 @@ impl CheckedUnified<'_> {
                 max_keys: self.max_keys(shape),
                 tile_kv: shape.tile_kv,
                 shared_bytes: shape.shared_bytes(),
+                most_ctas_per_sm: prefill.min_ctas,
                 part_bytes: rows as u64 * (4 * u64::from(self.head_size_v) + 4),
             },
             device,

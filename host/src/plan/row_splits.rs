@@ -11,14 +11,14 @@ pub struct RowSplitShape {
     pub max_keys: u32,
     /// Tokens of a KV tile; splits are multiples of it.
     pub tile_kv: u32,
-    /// Shared memory of a thread block: how many fit on a multiprocessor.
+    /// Shared memory of a thread block: how many fit on a multiprocessor, if registers allow it.
     pub shared_bytes: u32,
+    /// The most that fit beside each other by their registers.
+    pub most_ctas_per_sm: u32,
     /// Bytes of workspace for each split: a part of every row.
     pub part_bytes: u64,
 }
 
-/// Thread blocks of 128 threads that take half the registers each: what fits beside each other.
-const MOST_CTAS_PER_SM: u32 = 2;
 /// Fewest keys of a split that the planner makes: below, starting up and merging cost more than is gained.
 const SHORTEST_SPLIT: u32 = 512;
 /// Splits longer than this are cut further though the machine is full: one long sequence among short ones must not
@@ -43,7 +43,7 @@ impl Splits {
             SplitPolicy::Fixed(len) => len,
             SplitPolicy::Auto => {
                 let ctas_per_sm = device.shared_bytes_per_sm / shape.shared_bytes.max(1);
-                let slots = device.num_sms * ctas_per_sm.clamp(1, MOST_CTAS_PER_SM);
+                let slots = device.num_sms * ctas_per_sm.clamp(1, shape.most_ctas_per_sm);
                 let filling = (slots / shape.ctas.max(1)).max(1);
                 let affordable = MOST_PART_BYTES / shape.part_bytes.max(1);
                 let even = u64::from(keys.div_ceil(LONGEST_SPLIT).min(MOST_EXTRA_SPLITS));

@@ -40,6 +40,14 @@ pub struct RowPartial<const V_STEPS: usize, const ROW_TILES: usize> {
     pub value_unit: f32,
 }
 
+/// How much what was accumulated shrinks, because maxima rose.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rise<const ROW_TILES: usize> {
+    factors: [[f32; 2]; ROW_TILES],
+    /// Whether any row of the warp has one below 1.
+    any: bool,
+}
+
 impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES> {
     /// No token seen.
     pub const EMPTY: Self = Self {
@@ -61,20 +69,14 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
     /// # Safety
     /// Converged; the tile is visible to the warp.
     #[inline(always)]
-    pub unsafe fn attend<
-        G: Gpu,
-        C: CacheFormat,
-        const K_STEPS: usize,
-        const PAIRS: usize,
-        const UNITS: usize,
-    >(
+    pub unsafe fn attend<G: Gpu, C: CacheFormat, const K_STEPS: usize, const PAIRS: usize>(
         &mut self,
         gpu: G,
         query: &RowQueries<K_STEPS, ROW_TILES>,
         tile: SharedTile,
         rule: &ScoreRule<'_>,
         view: impl Fn() -> RowView,
-        stream: &SharedStream<'_, C, K_STEPS, V_STEPS, UNITS>,
+        stream: &SharedStream<'_, C, K_STEPS, V_STEPS>,
     ) {
         const {
             assert!(
@@ -93,32 +95,55 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         }
         let scales =
             gpu.shared_base() + RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp).scales();
-        let mut scale_log2 = query.scales_log2::<G, C>(gpu, scales);
-        if rule.bends() {
-            // SAFETY: as `ScoreRule` was made.
-            unsafe { rule.bend(gpu, &mut scores, &scale_log2, tile.token, view()) };
-            scale_log2 = [[1.0; 2]; ROW_TILES];
-        }
-        if rule.masks(tile.token, PAIRS as u32 * 16) {
-            rule.mask(gpu, &mut scores, tile.token, view());
-        }
-        // SAFETY: converged.
-        unsafe { self.raise_max(gpu, &scores, &scale_log2) };
-        // SAFETY: as the caller promises.
-        unsafe {
-            self.add_values::<G, C, K_STEPS, PAIRS, UNITS>(gpu, &scores, &scale_log2, tile, stream)
+        // SAFETY: as the caller promises; converged.
+        let scale_log2 = unsafe {
+            let scale_log2 = query.scales_log2::<G, C>(gpu, scales);
+            let scale_log2 = Self::apply(gpu, rule, &mut scores, scale_log2, tile.token, view);
+            let rise = self.raise_max(gpu, &scores, &scale_log2);
+            self.rescale_sum(rise);
+            self.rescale_acc(rise);
+            scale_log2
         };
+        // SAFETY: as the caller promises.
+        unsafe { self.add_values::<G, C, K_STEPS, PAIRS>(gpu, &scores, &scale_log2, tile, stream) };
     }
 
-    /// Raises the maximum of rows that have a score far above it, and rescales what they have accumulated.
+    /// Applies the rule to a tile's products; what they have to be multiplied by still.
+    ///
+    /// # Safety
+    /// As [`RowPartial::attend`].
+    #[inline(always)]
+    pub(super) unsafe fn apply<G: Gpu, const PAIRS: usize>(
+        gpu: G,
+        rule: &ScoreRule<'_>,
+        scores: &mut Scores<PAIRS, ROW_TILES>,
+        mut scale_log2: [[f32; 2]; ROW_TILES],
+        token: u32,
+        view: impl Fn() -> RowView,
+    ) -> [[f32; 2]; ROW_TILES] {
+        if rule.bends() {
+            // SAFETY: as `ScoreRule` was made.
+            unsafe { rule.bend(gpu, scores, &scale_log2, token, view()) };
+            scale_log2 = [[1.0; 2]; ROW_TILES];
+        }
+        if rule.masks(token, PAIRS as u32 * 16) {
+            rule.mask(gpu, scores, token, view());
+        }
+        scale_log2
+    }
+
+    /// Raises the maximum of rows that have a score far above it. What they have accumulated is to be rescaled.
+    ///
+    /// # Safety
+    /// Converged.
     #[inline(always)]
     pub(super) unsafe fn raise_max<G: Gpu, const PAIRS: usize>(
         &mut self,
         gpu: G,
         scores: &Scores<PAIRS, ROW_TILES>,
         scale_log2: &[[f32; 2]; ROW_TILES],
-    ) {
-        let mut rescale = [[1.0f32; 2]; ROW_TILES];
+    ) -> Rise<ROW_TILES> {
+        let mut factors = [[1.0f32; 2]; ROW_TILES];
         let mut raised = false;
         unroll!([2] tile in 0..ROW_TILES {
             let mut largest = [f32::NEG_INFINITY; 2];
@@ -138,18 +163,37 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
                 let largest = largest[half] * scale_log2[tile][half];
                 let max = self.max[tile][half];
                 if largest > max + RISE {
-                    rescale[tile][half] = gpu.exp2(max - largest);
+                    factors[tile][half] = gpu.exp2(max - largest);
                     self.max[tile][half] = largest;
                     raised = true;
                 }
             });
         });
-        // SAFETY: converged.
-        if unsafe { gpu.any(raised) } {
+        Rise {
+            factors,
+            // SAFETY: converged.
+            any: unsafe { gpu.any(raised) },
+        }
+    }
+
+    /// Rescales the sums.
+    #[inline(always)]
+    pub(super) fn rescale_sum(&mut self, rise: Rise<ROW_TILES>) {
+        if rise.any {
             unroll!([2] tile in 0..ROW_TILES {
-                let [r0, r1] = rescale[tile];
+                let [r0, r1] = rise.factors[tile];
                 self.sum[tile][0] *= r0;
                 self.sum[tile][1] *= r1;
+            });
+        }
+    }
+
+    /// Rescales the accumulators.
+    #[inline(always)]
+    pub(super) fn rescale_acc(&mut self, rise: Rise<ROW_TILES>) {
+        if rise.any {
+            unroll!([2] tile in 0..ROW_TILES {
+                let [r0, r1] = rise.factors[tile];
                 unroll!([16] step in 0..V_STEPS {
                     unroll!([2] i in 0..2 {
                         let [a0, a1, a2, a3] = self.acc[tile][step][i];
@@ -162,19 +206,13 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
 
     /// `acc += probs values`, 16 tokens after the other.
     #[inline(always)]
-    unsafe fn add_values<
-        G: Gpu,
-        C: CacheFormat,
-        const K_STEPS: usize,
-        const PAIRS: usize,
-        const UNITS: usize,
-    >(
+    unsafe fn add_values<G: Gpu, C: CacheFormat, const K_STEPS: usize, const PAIRS: usize>(
         &mut self,
         gpu: G,
         scores: &Scores<PAIRS, ROW_TILES>,
         scale_log2: &[[f32; 2]; ROW_TILES],
         tile: SharedTile,
-        stream: &SharedStream<'_, C, K_STEPS, V_STEPS, UNITS>,
+        stream: &SharedStream<'_, C, K_STEPS, V_STEPS>,
     ) {
         let bytes = wide_bytes::<V_STEPS>();
         let chunks = bytes / 16;
@@ -189,7 +227,8 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
             let shares = unsafe { self.shares::<G, C>(gpu, tile.scales + PAIRS as u32 * 64, pair) };
             let mut probs = [[0u32; 4]; ROW_TILES];
             unroll!([2] tile in 0..ROW_TILES {
-                probs[tile] = self.probs::<G, C>(gpu, tile, &scores[tile][pair], scale_log2[tile], top[tile], shares);
+                let weights = self.weights(gpu, tile, &scores[tile][pair], scale_log2[tile], top[tile]);
+                probs[tile] = pack::<G, C>(gpu, weights, shares);
             });
             if pair + 1 == PAIRS {
                 // There are registers for them now, and they come while the tensor cores work.
@@ -236,7 +275,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
     /// # Safety
     /// The tile with these value scales is visible, if tokens have them.
     #[inline(always)]
-    pub(super) unsafe fn shares<G: Gpu, C: CacheFormat>(
+    unsafe fn shares<G: Gpu, C: CacheFormat>(
         &self,
         gpu: G,
         scales: u32,
@@ -250,40 +289,33 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         unsafe { token_scales(gpu, scales, pair) }.map(|pair| pair.map(|scale| scale * per_unit))
     }
 
-    /// Adds the probabilities of 16 rows and 16 tokens to the sums, and gives them as a left factor: what a lane holds
-    /// of the first product is what the second wants.
+    /// The probabilities of 16 rows and 16 tokens, which are added to the sums.
     #[inline(always)]
-    pub(super) fn probs<G: Gpu, C: CacheFormat>(
+    pub(super) fn weights<G: Gpu>(
         &mut self,
         gpu: G,
         tile: usize,
         scores: &[[f32; 4]; 2],
         [scale0, scale1]: [f32; 2],
         [top0, top1]: [f32; 2],
-        shares: [[f32; 2]; 2],
-    ) -> [u32; 4] {
-        let mut probs = [0u32; 4];
+    ) -> [[f32; 4]; 2] {
+        let mut weights = [[0.0; 4]; 2];
         unroll!([2] i in 0..2 {
             let [s0, s1, s2, s3] = scores[i];
-            let mut p0 = gpu.exp2(gpu.fma(s0, scale0, top0));
-            let mut p1 = gpu.exp2(gpu.fma(s1, scale0, top0));
-            let mut p2 = gpu.exp2(gpu.fma(s2, scale1, top1));
-            let mut p3 = gpu.exp2(gpu.fma(s3, scale1, top1));
+            let p0 = gpu.exp2(gpu.fma(s0, scale0, top0));
+            let p1 = gpu.exp2(gpu.fma(s1, scale0, top0));
+            let p2 = gpu.exp2(gpu.fma(s2, scale1, top1));
+            let p3 = gpu.exp2(gpu.fma(s3, scale1, top1));
             self.sum[tile][0] += p0 + p1;
             self.sum[tile][1] += p2 + p3;
-            if C::TOKEN_SCALES {
-                (p0, p1) = (p0 * shares[i][0], p1 * shares[i][1]);
-                (p2, p3) = (p2 * shares[i][0], p3 * shares[i][1]);
-            }
-            probs[2 * i] = C::Math::pack(gpu, p0, p1);
-            probs[2 * i + 1] = C::Math::pack(gpu, p2, p3);
+            weights[i] = [p0, p1, p2, p3];
         });
-        probs
+        weights
     }
 
     /// Makes the unit larger than this tile's value scales; what was accumulated shrinks by a power of two.
     #[inline(always)]
-    pub(super) unsafe fn grow_unit<G: Gpu>(&mut self, gpu: G, scales: u32, tile_kv: u32) {
+    unsafe fn grow_unit<G: Gpu>(&mut self, gpu: G, scales: u32, tile_kv: u32) {
         let mut largest = 0.0f32;
         unroll!([2] i in 0..2 {
             let token = gpu.lane() + i as u32 * WARP;
@@ -331,6 +363,27 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
             });
         });
     }
+}
+
+/// Probabilities of 16 rows and 16 tokens, multiplied by their tokens' `shares`, as a left factor: what a lane holds of
+/// the first product is what the second wants.
+#[inline(always)]
+pub(super) fn pack<G: Gpu, C: CacheFormat>(
+    gpu: G,
+    weights: [[f32; 4]; 2],
+    shares: [[f32; 2]; 2],
+) -> [u32; 4] {
+    let mut probs = [0u32; 4];
+    unroll!([2] i in 0..2 {
+        let [mut p0, mut p1, mut p2, mut p3] = weights[i];
+        if C::TOKEN_SCALES {
+            (p0, p1) = (p0 * shares[i][0], p1 * shares[i][1]);
+            (p2, p3) = (p2 * shares[i][0], p3 * shares[i][1]);
+        }
+        probs[2 * i] = C::Math::pack(gpu, p0, p1);
+        probs[2 * i + 1] = C::Math::pack(gpu, p2, p3);
+    });
+    probs
 }
 
 /// `query keysᵀ`, unscaled.
@@ -391,13 +444,13 @@ unsafe fn scores<
 
 /// `1 / power`, exactly.
 #[inline(always)]
-pub(super) fn inverse_of_power(power: f32) -> f32 {
+fn inverse_of_power(power: f32) -> f32 {
     f32::from_bits((254 << 23) - power.to_bits())
 }
 
 /// Multiplies scores by their token's key scale.
 #[inline(always)]
-pub(super) unsafe fn scale_keys<G: Gpu, const PAIRS: usize, const ROW_TILES: usize>(
+unsafe fn scale_keys<G: Gpu, const PAIRS: usize, const ROW_TILES: usize>(
     gpu: G,
     scores: &mut Scores<PAIRS, ROW_TILES>,
     scales: u32,
@@ -417,7 +470,7 @@ pub(super) unsafe fn scale_keys<G: Gpu, const PAIRS: usize, const ROW_TILES: usi
 
 /// The scales of the tokens that a lane holds of a pair of 8: those of its two columns, twice.
 #[inline(always)]
-pub(super) unsafe fn token_scales<G: Gpu>(gpu: G, scales: u32, pair: usize) -> [[f32; 2]; 2] {
+unsafe fn token_scales<G: Gpu>(gpu: G, scales: u32, pair: usize) -> [[f32; 2]; 2] {
     let at = scales + pair as u32 * 64 + gpu.lane() % 4 * 8;
     // SAFETY: scales of the tile, visible as the caller promises.
     unsafe {

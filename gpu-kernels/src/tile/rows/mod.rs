@@ -6,48 +6,40 @@
 //! in a lane's registers is what the second wants as its left factor.
 
 mod attend;
+mod consume;
+mod produce;
 mod query;
 mod rule;
+mod sources;
 mod stream;
 mod visible;
-mod warpgroup;
 mod widen;
 
 pub use attend::RowPartial;
-pub use query::RowQueries;
+pub use consume::Group;
+pub use produce::Producer;
+pub use query::{GroupQueries, RowQueries};
 pub use rule::ScoreRule;
 pub(super) use rule::cap;
-pub use stream::{SharedStream, SharedTile};
+pub use stream::SharedStream;
 pub use visible::{Alibi, RowView, Visible, WarpRows};
-pub use warpgroup::attend_group;
 
+use crate::gpu::WARP;
 use crate::kv::CacheFormat;
 
-/// Who multiplies: each warp for itself (`mma`), or the four warps of a thread block together (`wgmma`, which compute
-/// capability 9.0 alone has).
+/// Who multiplies, and who loads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Products {
-    /// Each warp.
+    /// Each warp for itself (`mma`); all load.
     Warp,
-    /// The warp group.
+    /// Groups of four warps together (`wgmma`, which compute capability 9.0 alone has); one more group loads.
     WarpGroup,
 }
 
-impl Products {
-    /// For a kernel's generics: warps take all their rows at once, a warp group takes them in units.
-    pub(crate) const fn of_units(units: usize) -> Self {
-        if units > 1 {
-            Self::WarpGroup
-        } else {
-            Self::Warp
-        }
-    }
-}
-
-/// Warps of a thread block.
+/// Warps that load a tile: all of a thread block, or its first group. As many multiply for themselves, or as a group.
 pub const WARPS: u32 = 4;
-/// KV tiles in shared memory: one that is worked on, one that is on its way.
-const STAGES: u32 = 2;
+/// Warp groups that multiply, beside the one that loads: as many as the registers are for.
+pub const GROUPS: u32 = 3;
 /// Bytes of the stream's sources, and of a thread block's work, where they wait in shared memory.
 const SOURCE_BYTES: u32 = 48;
 const WORK_BYTES: u32 = 32;
@@ -61,19 +53,27 @@ const SCALE_BYTES: u32 = WARPS * 8 * 16;
 pub struct RowShape {
     /// Tensor-core tiles of 16 rows per warp: as many as the accumulators leave registers for.
     pub row_tiles: u32,
+    /// Who multiplies.
+    pub products: Products,
     /// Tokens of a KV tile.
     pub tile_kv: u32,
     /// Bytes of the queries.
     pub query_bytes: u32,
+    /// Bytes of the keys of one KV tile, which lie before its values.
+    pub key_bytes: u32,
+    /// Bytes of its keys and values, which lie before their scales.
+    pub kv_bytes: u32,
     /// Bytes of one KV tile.
     pub tile_bytes: u32,
+    /// Bytes of what waits to be widened for a warp group.
+    pub raw_bytes: u32,
 }
 
 impl RowShape {
-    /// The cut for heads of `head_size` and `head_size_v` values of `value_bytes` bytes in the cache, with or
-    /// without scales of their own; values are widened to 16 bits in shared memory, and so are keys for a warp group.
-    /// Two thread blocks fit on a multiprocessor of an H100 or H200, and one on the smallest supported (compute
-    /// capability 8.6 and 8.9).
+    /// The cut for heads of `head_size` and `head_size_v` values of `value_bytes` bytes in the cache, with or without
+    /// scales of their own; values are widened to 16 bits in shared memory, and so are keys for a warp group. Of those
+    /// whose warps multiply for themselves, two thread blocks fit on a multiprocessor of an H100 or H200, and one on
+    /// the smallest supported (compute capability 8.6 and 8.9); of the others one fits.
     pub const fn of(
         head_size: u32,
         head_size_v: u32,
@@ -81,22 +81,33 @@ impl RowShape {
         token_scales: bool,
         products: Products,
     ) -> Self {
-        let row_tiles = if head_size_v > 128 { 1 } else { 2 };
+        let is_group = matches!(products, Products::WarpGroup);
+        let row_tiles = if is_group || head_size_v > 128 { 1 } else { 2 };
         let tile_kv = if head_size > 128 { 32 } else { 64 };
-        let scales = if token_scales { 2 * 4 } else { 0 };
-        let key_bytes = match products {
-            Products::Warp => value_bytes,
-            Products::WarpGroup => 2,
-        };
-        let tile_bytes = tile_kv * (head_size * key_bytes + head_size_v * 2 + scales);
-        Self {
+        let key_bytes = tile_kv * head_size * if is_group { 2 } else { value_bytes };
+        let kv_bytes = key_bytes + tile_kv * head_size_v * 2;
+        let tile_bytes = kv_bytes + if token_scales { tile_kv * 2 * 4 } else { 0 };
+        let shape = Self {
             row_tiles,
+            products,
             tile_kv,
-            query_bytes: WARPS * row_tiles * 16 * head_size * 2,
-            tile_bytes: match products {
-                Products::Warp => tile_bytes,
-                Products::WarpGroup => tile_bytes.next_multiple_of(PANEL_ALIGN),
+            query_bytes: 0,
+            key_bytes,
+            kv_bytes,
+            tile_bytes: if is_group {
+                tile_bytes.next_multiple_of(PANEL_ALIGN)
+            } else {
+                tile_bytes
             },
+            raw_bytes: if is_group && value_bytes == 1 {
+                2 * tile_kv * (head_size + head_size_v)
+            } else {
+                0
+            },
+        };
+        Self {
+            query_bytes: shape.rows() * head_size * 2,
+            ..shape
         }
     }
     /// The cut for a kernel's generics.
@@ -111,21 +122,64 @@ impl RowShape {
             products,
         )
     }
+    /// Warps that have rows.
+    const fn row_warps(self) -> u32 {
+        match self.products {
+            Products::Warp => WARPS,
+            Products::WarpGroup => GROUPS * WARPS,
+        }
+    }
+    /// The first of them: those before only load.
+    pub(crate) const fn first_row_warp(self) -> u32 {
+        match self.products {
+            Products::Warp => 0,
+            Products::WarpGroup => WARPS,
+        }
+    }
+    /// Rows of each of them.
+    pub(crate) const fn warp_rows(self) -> u32 {
+        self.row_tiles * 16
+    }
     /// Threads per thread block.
     pub const fn threads(self) -> u32 {
-        WARPS * 32
+        (self.first_row_warp() + self.row_warps()) * WARP
     }
     /// Rows that a thread block owns.
     pub const fn rows(self) -> u32 {
-        WARPS * self.row_tiles * 16
+        self.row_warps() * self.warp_rows()
+    }
+    /// KV tiles in shared memory. Of a warp: one that is worked on, and one that is on its way. Of groups: two that are
+    /// worked on, for scores and for values, one that is ready, and one on its way, which waits elsewhere if it is of
+    /// bytes.
+    pub(crate) const fn stages(self) -> u32 {
+        match self.products {
+            Products::Warp => 2,
+            Products::WarpGroup if self.raw_bytes == 0 => 4,
+            Products::WarpGroup => 3,
+        }
     }
     /// Dynamic shared memory of a thread block: the queries, the ring, and what waits behind it.
     pub const fn shared_bytes(self) -> u32 {
         self.scales() + SCALE_BYTES
     }
+    /// The tile that begins at `token`, in stage `stage` of a ring in the shared memory at `base`.
+    #[inline(always)]
+    pub(crate) const fn tile(self, base: u32, token: u32, stage: u32) -> SharedTile {
+        let keys = base + self.query_bytes + stage * self.tile_bytes;
+        SharedTile {
+            token,
+            keys,
+            values: keys + self.key_bytes,
+            scales: keys + self.kv_bytes,
+        }
+    }
+    /// Where a warp group's bytes wait to be widened: two tiles of them.
+    pub(crate) const fn raw(self) -> u32 {
+        self.query_bytes + self.stages() * self.tile_bytes
+    }
     /// Where the stream's sources wait.
     const fn sources(self) -> u32 {
-        self.query_bytes + STAGES * self.tile_bytes
+        self.raw() + self.raw_bytes
     }
     /// Where a thread block's work waits.
     pub(crate) const fn work(self) -> u32 {
@@ -135,6 +189,19 @@ impl RowShape {
     pub(crate) const fn scales(self) -> u32 {
         self.work() + WORK_BYTES
     }
+}
+
+/// A tile in shared memory.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedTile {
+    /// Position of its first token.
+    pub token: u32,
+    /// `[tile_kv, head_size]`, swizzled.
+    pub keys: u32,
+    /// `[tile_kv, head_size_v]`, swizzled.
+    pub values: u32,
+    /// Scales of the keys, then of the values: `[2, tile_kv]` f32, if the format has them.
+    pub scales: u32,
 }
 
 /// Bytes of a row of `STEPS * 16` values of 16 bits.

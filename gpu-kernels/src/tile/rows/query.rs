@@ -1,6 +1,6 @@
 //! The queries of a warp's rows, as operands of the tensor cores, kept in shared memory.
 
-use super::WarpRows;
+use super::{WARPS, WarpRows};
 use crate::gpu::{Gpu, PANEL_BYTES, PANEL_ROW_BYTES, WARP, in_panels};
 use crate::kv::CacheFormat;
 use crate::params::PrefillParams;
@@ -18,50 +18,21 @@ pub struct RowQueries<const K_STEPS: usize, const ROW_TILES: usize> {
 }
 
 impl<const K_STEPS: usize, const ROW_TILES: usize> RowQueries<K_STEPS, ROW_TILES> {
-    /// Loads the queries of `rows`, for a warp or, if there are `UNITS` to take one after the other, for a warp group.
-    /// Their sequence begins at query token `first_token`, and their KV head at query head `first_head`. Rows past the
-    /// end are zero. `shared` is the thread block's memory for them, and `scales` that for what their products are
-    /// multiplied by.
+    /// Loads the queries of `rows`. Their sequence begins at query token `first_token`, and their KV head at query head
+    /// `first_head`. Rows past the end are zero. `shared` is the thread block's memory for them, and `scales` that for
+    /// what their products are multiplied by.
     ///
     /// # Safety
     /// Converged. The queries are in bounds and aligned to two values.
     #[inline(always)]
-    pub unsafe fn load<G: Gpu, C: CacheFormat, const UNITS: usize>(
-        gpu: G,
-        params: &PrefillParams,
-        rows: WarpRows,
-        first: (u32, u32),
-        shared: (u32, u32),
-        qk_scale_log2: f32,
-    ) -> Self {
-        // SAFETY: as the caller promises.
-        unsafe {
-            if UNITS > 1 {
-                unroll!([2] unit in 0..UNITS {
-                    Self::load_panels::<G, C>(gpu, params, rows, unit, first, shared, qk_scale_log2);
-                });
-            } else {
-                Self::load_words::<G, C>(gpu, params, rows, first, shared, qk_scale_log2);
-            }
-        }
-        Self {
-            scale_log2: qk_scale_log2,
-        }
-    }
-
-    /// As operands of each warp.
-    ///
-    /// # Safety
-    /// As [`RowQueries::load`].
-    #[inline(always)]
-    unsafe fn load_words<G: Gpu, C: CacheFormat>(
+    pub unsafe fn load<G: Gpu, C: CacheFormat>(
         gpu: G,
         params: &PrefillParams,
         rows: WarpRows,
         (first_token, first_head): (u32, u32),
         (shared, scales): (u32, u32),
         qk_scale_log2: f32,
-    ) {
+    ) -> Self {
         let words = Self::words(gpu.thread_idx(), shared);
         let mut scale_log2 = [[0.0f32; 2]; 2];
         let dims = C::key_dims(gpu.lane() % 4);
@@ -82,68 +53,9 @@ impl<const K_STEPS: usize, const ROW_TILES: usize> RowQueries<K_STEPS, ROW_TILES
             // SAFETY: the quad's words; nobody reads them before the next barrier.
             unsafe { gpu.st_shared_b128(Self::scales_at(gpu.thread_idx(), scales), [a, b, c, d]) };
         }
-    }
-
-    /// Row tile `unit` of each warp of a group: as panels of 64 rows, in the order of dims.
-    ///
-    /// # Safety
-    /// As [`RowQueries::load`].
-    #[inline(always)]
-    unsafe fn load_panels<G: Gpu, C: CacheFormat>(
-        gpu: G,
-        params: &PrefillParams,
-        rows: WarpRows,
-        unit: usize,
-        (first_token, first_head): (u32, u32),
-        (shared, scales): (u32, u32),
-        qk_scale_log2: f32,
-    ) {
-        let (lane, quad) = (gpu.lane(), gpu.lane() % 4);
-        let dims = (2 * quad, 2 * quad + 8);
-        // SAFETY: as the caller promises.
-        let (halves, unscale) = unsafe {
-            read_tile::<G, C, K_STEPS>(gpu, params, rows, unit, (first_token, first_head), dims)
-        };
-        let panels = Self::panels(shared, unit) + gpu.warp() * 16 * PANEL_ROW_BYTES + 4 * quad;
-        unroll!([16] step in 0..K_STEPS {
-            unroll!([2] half in 0..2 {
-                let row = lane / 4 + half as u32 * 8;
-                unroll!([2] i in 0..2 {
-                    let at = panels + in_panels(row, 2 * step as u32 + i as u32);
-                    // SAFETY: this lane's word.
-                    unsafe { gpu.st_shared_b32(at, halves[half][step][i]) };
-                });
-            });
-        });
-        if C::BYTES == 1 && quad == 0 {
-            let [a, b] = unscale.map(|unscale| (qk_scale_log2 * unscale).to_bits() as u64);
-            let at = Self::scales_at(gpu.thread_idx(), scales) + 8 * unit as u32;
-            // SAFETY: the quad's words; nobody reads them before the next barrier.
-            unsafe { gpu.st_shared_b64(at, a | b << 32) };
+        Self {
+            scale_log2: qk_scale_log2,
         }
-    }
-
-    /// Where the panels of row tile `unit` of all warps begin.
-    #[inline(always)]
-    pub(super) fn panels(shared: u32, unit: usize) -> u32 {
-        shared + unit as u32 * const { K_STEPS as u32 / 4 * PANEL_BYTES }
-    }
-
-    /// [`RowQueries::scales_log2`] of row tile `unit` of a warp group.
-    #[inline(always)]
-    pub(super) fn unit_scales_log2<G: Gpu, C: CacheFormat>(
-        &self,
-        gpu: G,
-        scales: u32,
-        unit: usize,
-    ) -> [f32; 2] {
-        if C::BYTES == 2 {
-            return [self.scale_log2; 2];
-        }
-        let at = Self::scales_at(gpu.opaque(gpu.thread_idx()), scales) + 8 * unit as u32;
-        // SAFETY: stored before the barrier of the first tile.
-        let words = unsafe { gpu.ld_shared_b64(at) };
-        [words as u32, (words >> 32) as u32].map(f32::from_bits)
     }
 
     /// What turns products of rows `lane / 4` and `+ 8` of each tile into scores in powers of two.
@@ -192,6 +104,54 @@ impl<const K_STEPS: usize, const ROW_TILES: usize> RowQueries<K_STEPS, ROW_TILES
     }
 }
 
+/// The queries of the 64 rows of a warp group, as panels.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupQueries {
+    /// Where the panels begin.
+    pub(super) panels: u32,
+    /// What turns products of rows `lane / 4` and `+ 8` of a warp into scores in powers of two.
+    pub(super) scale_log2: [f32; 2],
+}
+
+impl GroupQueries {
+    /// Loads those of a warp's `rows`, as [`RowQueries::load`] does, for group `group` of the thread block.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    pub unsafe fn load<G: Gpu, C: CacheFormat, const K_STEPS: usize>(
+        gpu: G,
+        params: &PrefillParams,
+        rows: WarpRows,
+        first: (u32, u32),
+        group: u32,
+        qk_scale_log2: f32,
+    ) -> Self {
+        let (lane, quad) = (gpu.lane(), gpu.lane() % 4);
+        let dims = (2 * quad, 2 * quad + 8);
+        // SAFETY: as the caller promises.
+        let (halves, unscale) =
+            unsafe { read_tile::<G, C, K_STEPS>(gpu, params, rows, 0, first, dims) };
+        let panels = gpu.shared_base() + group * const { K_STEPS as u32 / 4 * PANEL_BYTES };
+        let words = panels + gpu.warp() % WARPS * 16 * PANEL_ROW_BYTES + 4 * quad;
+        unroll!([16] step in 0..K_STEPS {
+            unroll!([2] half in 0..2 {
+                let row = lane / 4 + half as u32 * 8;
+                unroll!([2] i in 0..2 {
+                    let at = words + in_panels(row, 2 * step as u32 + i as u32);
+                    // SAFETY: this lane's word.
+                    unsafe { gpu.st_shared_b32(at, halves[half][step][i]) };
+                });
+            });
+        });
+        gpu.fence_warpgroup();
+        Self {
+            panels,
+            scale_log2: unscale.map(|unscale| qk_scale_log2 * unscale),
+        }
+    }
+}
+
 /// Two pairs of dims of each step, beginning at `dims`, of rows `lane / 4` and `+ 8` of a row tile; and what their
 /// products have to be multiplied by. Rows past the end are zero.
 ///
@@ -235,10 +195,12 @@ unsafe fn read_tile<G: Gpu, C: CacheFormat, const K_STEPS: usize>(
                 };
             });
         }
-        if C::BYTES == 1 {
+    });
+    if C::BYTES == 1 {
+        unroll!([2] half in 0..2 {
             // SAFETY: converged.
             unscale[half] = unsafe { to_f16(gpu, &mut halves[half], params.query_dtype) };
-        }
-    });
+        });
+    }
     (halves, unscale)
 }

@@ -104,15 +104,6 @@ pub struct RowView {
     pub first_head: u32,
 }
 
-impl RowView {
-    /// The view of row tile `unit` alone.
-    #[inline(always)]
-    pub fn unit(mut self, unit: usize) -> Self {
-        self.rows.first += unit as u32 * 16;
-        self
-    }
-}
-
 /// The bias of a row that grows with the distance to a key.
 #[derive(Clone, Copy, Debug)]
 pub struct Alibi {

@@ -1,15 +1,14 @@
-//! Values of bytes, and keys for a warp group, as the f16 that tensor cores multiply: each is widened once, by the lane
-//! that copied it or one of its warp, in the room that it was copied into.
+//! Values of bytes as the f16 that tensor cores multiply: each is widened once, by the lane that copied it, in the room
+//! that it was copied into.
 
 use super::stream::SharedStream;
-use super::warpgroup::PanelBytes;
-use super::{place, wide_bytes};
-use crate::gpu::{Gpu, PANEL_ROW_BYTES, WARP};
+use super::{Products, RowShape, place, wide_bytes};
+use crate::gpu::{Gpu, WARP};
 use crate::kv::CacheFormat;
 use crate::tile::{row_bytes, swizzle};
 use crate::unroll::unroll;
 
-/// What a lane copied of a tile's values of bytes: 16 bytes of up to four parts of each group.
+/// What a lane copied of a tile's values of bytes: 16 bytes of up to four parts of each eight.
 #[derive(Clone, Copy, Debug)]
 pub struct ValueBytes([[[u32; 4]; 4]; 2]);
 
@@ -18,8 +17,8 @@ impl ValueBytes {
     pub const NONE: Self = Self([[[0; 4]; 4]; 2]);
 }
 
-impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const UNITS: usize>
-    SharedStream<'_, C, K_STEPS, V_STEPS, UNITS>
+impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
+    SharedStream<'_, C, K_STEPS, V_STEPS>
 {
     /// Waits for the next tile's values that this lane copied, and takes them, if they are bytes.
     ///
@@ -32,7 +31,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const UNITS: us
             gpu.cp_async_wait::<0>();
             let (lane, values) = self.next_values(gpu);
             unroll!([2] i in 0..2 {
-                if i < Self::GROUPS {
+                if i < Self::EIGHTS {
                     unroll!([4] part in 0..4 {
                         if let Some(at) = widened_at::<C, V_STEPS>(lane, values, i, part) {
                             // SAFETY: this lane's copy, which has arrived.
@@ -54,7 +53,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const UNITS: us
         if C::BYTES == 1 {
             let (lane, values) = self.next_values(gpu);
             unroll!([2] i in 0..2 {
-                if i < Self::GROUPS {
+                if i < Self::EIGHTS {
                     unroll!([4] part in 0..4 {
                         if let Some(at) = widened_at::<C, V_STEPS>(lane, values, i, part) {
                             let [first, second] = C::widen16(gpu, bytes[i][part]);
@@ -70,36 +69,16 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const UNITS: us
         }
     }
 
-    /// Puts what this warp's part of the tile that is handed out next is as f16 in the place of a warp group's operands, if
-    /// it is bytes.
-    ///
-    /// # Safety
-    /// Converged; this warp's copies have arrived.
-    #[inline(always)]
-    pub(super) unsafe fn widen_panels<G: Gpu>(&self, gpu: G) {
-        if C::BYTES == 1 {
-            let thread = gpu.opaque(gpu.thread_idx());
-            let stage = Self::stage(gpu, self.load_token - Self::SHAPE.tile_kv);
-            let rows = stage + thread / WARP * Self::GROUPS as u32 * 8 * PANEL_ROW_BYTES;
-            let keys = PanelBytes::<K_STEPS>::at(thread % WARP, rows);
-            let values = PanelBytes::<V_STEPS>::at(thread % WARP, rows + Self::VALUES);
-            // SAFETY: this warp's rows; what is taken from where others put theirs is taken before.
-            unsafe {
-                let (key_bytes, value_bytes) = (keys.take(gpu), values.take(gpu));
-                gpu.sync_warp();
-                keys.put::<G, C>(gpu, key_bytes);
-                values.put::<G, C>(gpu, value_bytes);
-            }
-        }
-    }
-
-    /// This lane, and where the values of its warp's groups of the next tile begin.
+    /// This lane, and where the values of its warp's eights of the next tile begin.
     #[inline(always)]
     fn next_values<G: Gpu>(&self, gpu: G) -> (u32, u32) {
         let thread = gpu.opaque(gpu.thread_idx());
-        let row = thread / WARP * Self::GROUPS as u32 * 8;
-        let stage = Self::stage(gpu, self.load_token - Self::SHAPE.tile_kv);
-        let values = stage + Self::VALUES + row * wide_bytes::<V_STEPS>();
+        let row = thread / WARP * Self::EIGHTS as u32 * 8;
+        let tile = Self::tile(
+            gpu,
+            self.load_token - RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp).tile_kv,
+        );
+        let values = tile.values + row * wide_bytes::<V_STEPS>();
         (thread % WARP, values)
     }
 }
