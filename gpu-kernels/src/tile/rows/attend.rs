@@ -143,37 +143,45 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         scores: &Scores<PAIRS, ROW_TILES>,
         scale_log2: &[[f32; 2]; ROW_TILES],
     ) -> Rise<ROW_TILES> {
-        let mut factors = [[1.0f32; 2]; ROW_TILES];
-        let mut raised = false;
+        let mut largest = [[f32::NEG_INFINITY; 2]; ROW_TILES];
+        let mut rises = false;
         unroll!([2] tile in 0..ROW_TILES {
-            let mut largest = [f32::NEG_INFINITY; 2];
             unroll!([4] pair in 0..PAIRS {
                 unroll!([2] i in 0..2 {
                     let [s0, s1, s2, s3] = scores[tile][pair][i];
-                    largest[0] = gpu.max(largest[0], gpu.max(s0, s1));
-                    largest[1] = gpu.max(largest[1], gpu.max(s2, s3));
+                    largest[tile][0] = gpu.max(largest[tile][0], gpu.max(s0, s1));
+                    largest[tile][1] = gpu.max(largest[tile][1], gpu.max(s2, s3));
                 });
             });
             unroll!([2] half in 0..2 {
-                unroll!([2] i in 0..2 {
-                    // SAFETY: converged.
-                    let other = unsafe { gpu.shfl_xor(largest[half].to_bits(), 1 << i) };
-                    largest[half] = gpu.max(largest[half], f32::from_bits(other));
-                });
-                let largest = largest[half] * scale_log2[tile][half];
-                let max = self.max[tile][half];
-                if largest > max + RISE {
-                    factors[tile][half] = gpu.exp2(max - largest);
-                    self.max[tile][half] = largest;
-                    raised = true;
-                }
+                largest[tile][half] *= scale_log2[tile][half];
+                rises |= largest[tile][half] > self.max[tile][half] + RISE;
             });
         });
-        Rise {
-            factors,
+        let mut rise = Rise {
+            factors: [[1.0; 2]; ROW_TILES],
             // SAFETY: converged.
-            any: unsafe { gpu.any(raised) },
+            any: unsafe { gpu.any(rises) },
+        };
+        // A row rises if one of its four lanes says so: seldom do they have to tell each other how far.
+        if rise.any {
+            unroll!([2] tile in 0..ROW_TILES {
+                unroll!([2] half in 0..2 {
+                    let mut largest = largest[tile][half];
+                    unroll!([2] i in 0..2 {
+                        // SAFETY: converged: the vote is the same for all lanes.
+                        let other = unsafe { gpu.shfl_xor(largest.to_bits(), 1 << i) };
+                        largest = gpu.max(largest, f32::from_bits(other));
+                    });
+                    let max = self.max[tile][half];
+                    if largest > max + RISE {
+                        rise.factors[tile][half] = gpu.exp2(max - largest);
+                        self.max[tile][half] = largest;
+                    }
+                });
+            });
         }
+        rise
     }
 
     /// Rescales the sums.
