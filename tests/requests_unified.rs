@@ -275,8 +275,8 @@ fn a_plan_says_what_runs() {
         let plan = checked.plan(&DeviceInfo::H200).expect("a plan");
         (plan.to_string(), plan.launches().count())
     };
-    // 20 tokens of 4 heads, 128 rows a tile, and a tile for each sequence's rest.
-    let tiles = "tiles of 128 rows, 1 splits of 64 tokens; prefill_gqa_bf16_d64_sm90a grid [6, 1, 1] x 128 threads";
+    // 20 tokens of 4 heads, 192 rows a tile, and a tile for each sequence's rest.
+    let tiles = "tiles of 192 rows, 1 splits of 64 tokens; prefill_gqa_bf16_d64_sm90a grid [6, 1, 1] x 512 threads";
     assert_eq!(plan(&|_| {}), (format!("{tiles}; workspace 0 B"), 1));
     let (text, launches) = plan(&|u| u.options.num_decodes = 2);
     assert!(
