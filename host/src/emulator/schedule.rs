@@ -125,16 +125,14 @@ impl<'s> Schedule<'s> {
                 _ => return false,
             }
         }
-        if first.is_sync() {
-            self.cta.order.meet_warp(warp);
-        }
-        if let WarpOp::Barrier {
-            barrier,
-            threads,
-            waits,
-        } = first
-        {
-            return self.come(warp, &lanes[0], barrier, threads, waits);
+        match first {
+            WarpOp::Sync => self.cta.order.meet_warp(warp),
+            WarpOp::Barrier {
+                barrier,
+                threads,
+                waits,
+            } => return self.come(warp, &lanes[0], barrier, threads, waits),
+            _ => {}
         }
         for (lane, reply) in lanes.iter().zip(exchange(&ops)) {
             lane.reply.set(reply);
@@ -168,23 +166,20 @@ impl<'s> Schedule<'s> {
         self.cta.order.come(warp, &mut barrier.passed);
         if waits {
             barrier.waiting.push(warp);
-        }
-        let request = if waits {
-            Request::Barrier(idx)
+            set_all(self.lanes, warp, Request::Barrier(idx));
         } else {
-            Request::Ready
-        };
-        set_all(self.lanes, warp, request);
-        if barrier.warps.len() as u32 * WARP == threads {
+            set_all(self.lanes, warp, Request::Ready);
+        }
+        let is_full = barrier.warps.len() as u32 * WARP == threads;
+        if is_full {
             let full = std::mem::take(barrier);
             self.cta.order.go(&full.waiting, full.passed);
             for warp in full.waiting {
                 set_all(self.lanes, warp, Request::Ready);
                 self.warps[warp] = WarpState::Ready;
             }
-            return true;
         }
-        !waits
+        is_full || !waits
     }
 
     /// What keeps these lanes waiting; a fault, if nothing ever could end it.
@@ -211,11 +206,11 @@ impl<'s> Schedule<'s> {
     /// Every warp waits at `sync_cta` or is done: lets all go on, if all are there.
     fn release_barrier(&mut self) -> bool {
         let is_waiting = |lane: &&LaneState<'_>| matches!(lane.request.get(), Request::Cta);
-        let at_other = |lane: &&LaneState<'_>| matches!(lane.request.get(), Request::Barrier(_));
-        if let Some(waiting) = self.lanes.iter().find(at_other) {
-            let Request::Barrier(idx) = waiting.request.get() else {
-                unreachable!("it was found to be");
-            };
+        let at_other = |lane: &'s LaneState<'s>| match lane.request.get() {
+            Request::Barrier(idx) => Some((lane, idx)),
+            _ => None,
+        };
+        if let Some((waiting, idx)) = self.lanes.iter().find_map(at_other) {
             let barrier = &self.barriers[idx as usize];
             let (came, wanted) = (barrier.warps.len() as u32 * WARP, barrier.threads);
             let detail = format!("{came} threads of {wanted} have come to barrier {idx}");

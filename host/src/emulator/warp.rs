@@ -83,11 +83,6 @@ impl WarpOp {
         }
     }
 
-    #[inline]
-    pub(super) fn is_sync(&self) -> bool {
-        matches!(self, Self::Sync)
-    }
-
     /// As the kernel's author calls it.
     pub(super) fn name(&self) -> &'static str {
         match self {

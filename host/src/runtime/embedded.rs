@@ -150,12 +150,17 @@ impl Embedded {
 
     /// The architectures, separated by commas.
     pub fn archs(&self) -> String {
-        let archs: Vec<&str> = self.images.iter().map(|image| image.arch).collect();
-        archs.join(", ")
+        Image::archs(self.images)
     }
 }
 
 impl Image {
+    /// The architectures of some, separated by commas.
+    pub(super) fn archs<'i>(images: impl IntoIterator<Item = &'i Self>) -> String {
+        let archs: Vec<&str> = images.into_iter().map(|image| image.arch).collect();
+        archs.join(", ")
+    }
+
     /// The text. It is unpacked once for all.
     ///
     /// # Panics

@@ -125,9 +125,7 @@ impl Kernels {
 
     /// The architectures of the PTX files that the kernels come from, separated by commas.
     pub fn archs(&self) -> String {
-        let images = iter::once(self.image).chain(self.exact_image);
-        let archs: Vec<&str> = images.map(|image| image.arch).collect();
-        archs.join(", ")
+        Image::archs(iter::once(self.image).chain(self.exact_image))
     }
 
     /// The driver's version.
