@@ -6,8 +6,8 @@ mod common;
 use common::files::{decode_inputs, results};
 use ferroattn::cases::fill::{self, Amount};
 use ferroattn::cases::{
-    Case, Causal, DecodeCase, EntryTensors, UnifiedTensors, compare_decode, compare_entries,
-    compare_unified,
+    Case, Causal, DecodeCase, EntryTensors, ScoreSums, UnifiedTensors, compare_decode,
+    compare_entries, compare_unified,
 };
 use ferroattn::ops::EntryForm;
 use ferroattn::plan::SplitPolicy;
@@ -153,7 +153,7 @@ fn unified() {
         let lse = base.lse.as_ref().expect("an lse");
         let lse = lse.with_bytes(got["lse"].clone());
         let tokens: Vec<usize> = (0..case.num_query_tokens(SEED)).collect();
-        compare_unified(&case, &tensors, &out, Some(&lse), &tokens)
+        compare_unified(&case, &tensors, &out, Some(&lse), &tokens, ScoreSums::F32)
             .unwrap_or_else(|mismatch| panic!("{line}: {mismatch}"));
     }
 }

@@ -3,21 +3,19 @@
 
 mod common;
 
-use common::{assert_pass, assert_pass_on, case, judge, listed, machines};
+use common::{assert_pass, case, emulated, judge, listed, machines};
 use ferroattn::cases::fill::{Amount, POISON};
 use ferroattn::cases::{
-    Case, DeviceUnified, Mismatch, UnifiedCase, UnifiedTensors, compare_unified, run_case,
-    run_case_again,
+    Case, DeviceUnified, Mismatch, ScoreSums, UnifiedCase, UnifiedTensors, compare_unified,
+    run_case, run_case_again,
 };
 use ferroattn::emulator::Emulator;
 use ferroattn::error::{CheckError, Error};
 use ferroattn::ops::{CHECK_BYTES, CheckMode, check_result};
 use ferroattn::plan::{DeviceInfo, RowSplitShape, SplitPolicy, Splits};
 use ferroattn::reference::HostTensor;
-use ferroattn::runtime::{Buffer, Launcher, Runtime};
+use ferroattn::runtime::{Buffer, Runtime};
 use ferroattn::tensor::Dtype;
-use gpu_kernels::entry::Variant;
-use gpu_kernels::tile::rows::Products;
 use proptest::prelude::*;
 
 fn is_unified(case: &Case) -> bool {
@@ -34,103 +32,11 @@ fn edges() {
     assert_pass(&listed("edges", is_unified), 2);
 }
 
-/// An emulator that passes for a GPU of another compute capability than its own.
-fn emulated(compute_capability: (u32, u32)) -> Emulator {
-    Emulator::new().with_device(DeviceInfo {
-        compute_capability,
-        ..DeviceInfo::H200
-    })
-}
-
 /// All machines, and the emulator that plans kernels of warp groups.
 fn machines_and_groups() -> Vec<Box<dyn Runtime>> {
     let mut all = machines();
     all.push(Box::new(emulated((9, 0))));
     all
-}
-
-/// Who multiplies in the kernel that a case of prefills is planned with.
-fn planned(case: &UnifiedCase, machine: &Emulator) -> Option<Products> {
-    let tensors = UnifiedTensors::new(case, SEED, Amount::WHOLE).expect("few tokens");
-    let mut device = DeviceUnified::new(machine, tensors).expect("memory");
-    let request = device.request(case, SEED, 0).expect("a request");
-    let checked = request.check().expect("a good request");
-    let plan = checked.plan(&machine.device()).expect("a plan");
-    plan.launches()
-        .find_map(|launch| match launch.kernel.entry().variant {
-            Variant::PrefillGqa { products, .. } => Some(products),
-            _ => None,
-        })
-}
-
-#[test]
-fn four_warps_multiply_together_where_a_gpu_and_a_kernel_do() {
-    let alone = [(8, 6), (9, 1), (10, 0)];
-    for (form, has_kernel) in [
-        ("bf16 heads=6/2 d=64", true),
-        ("bf16 heads=6/2 d=128", true),
-        ("f16 heads=6/2 d=64", true),
-        ("f16 heads=6/2 d=128", true),
-        ("bf16 heads=6/2 kv=fp8_e4m3 d=64", true),
-        ("bf16 heads=6/2 kv=fp8_e4m3 d=128", true),
-        ("bf16 heads=6/2 d=96", false),
-        ("bf16 heads=6/2 kv=fp8_e5m2 d=128", false),
-    ] {
-        let line = format!("unified {form} page=16 layout=nhd lens=90,40,33 q_lens=90,3,1");
-        let parsed = case(&line);
-        let Case::Unified(unified) = &parsed else {
-            panic!("{line} is no unified attention")
-        };
-        let hopper = if has_kernel {
-            Products::WarpGroup
-        } else {
-            Products::Warp
-        };
-        let others = alone.map(|capability| (capability, Products::Warp));
-        for (capability, expected) in [((9, 0), hopper)].into_iter().chain(others) {
-            let machine = emulated(capability);
-            assert_eq!(
-                planned(unified, &machine),
-                Some(expected),
-                "{line} on {capability:?}"
-            );
-            if let Err(error) = judge(&parsed, &machine, SEED) {
-                panic!("{line} on {capability:?}: {error}");
-            }
-        }
-    }
-}
-
-/// The emulator's own numbers are those of a GPU without such kernels.
-#[test]
-fn edges_where_four_warps_multiply_together() {
-    let machine = emulated((9, 0));
-    let cases = listed(
-        "edges",
-        |case| matches!(case, Case::Unified(case) if planned(case, &machine) == Some(Products::WarpGroup)),
-    );
-    assert_pass_on(&machine, &cases, 2);
-}
-
-/// So many tiles that every stage of the ring is filled several times, for one group of rows and for three.
-#[test]
-fn a_ring_that_is_filled_again_and_again() {
-    for form in [
-        "d=64",
-        "d=128",
-        "kv=fp8_e4m3 q=fp8_e4m3 d=64",
-        "kv=fp8_e4m3 d=128",
-    ] {
-        let parsed = case(&format!(
-            "unified bf16 heads=6/1 {form} page=16 layout=nhd lens=700,650,90 q_lens=40,9,40"
-        ));
-        for seed in 0..3 {
-            let machine = Emulator::with_seed(seed).with_device(DeviceInfo::H200);
-            if let Err(error) = judge(&parsed, &machine, SEED) {
-                panic!("{form}, order {seed}: {error}");
-            }
-        }
-    }
 }
 
 const SEED: u64 = 3;
@@ -294,7 +200,7 @@ fn each_scale_alone_changes_the_result_as_the_formula_says() {
             let tensors = with(q, k, v);
             let (out, lse) = attend(machine.as_ref(), &case, tensors.clone()).expect("attended");
             let tokens: Vec<usize> = (0..45).collect();
-            compare_unified(&case, &tensors, &out, Some(&lse), &tokens)
+            compare_unified(&case, &tensors, &out, Some(&lse), &tokens, ScoreSums::F32)
                 .unwrap_or_else(|wrong| panic!("scales {q} {k} {v}: {wrong}"));
             (out, lse)
         };

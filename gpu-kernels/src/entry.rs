@@ -340,12 +340,17 @@ const fn prefill(cache: CacheDtype, head_size: u32, head_size_v: u32) -> Variant
     }
 }
 
-const fn prefill_together(cache: CacheDtype, head_size: u32, head_size_v: u32) -> Variant {
+const fn prefill_together(
+    cache: CacheDtype,
+    head_size: u32,
+    head_size_v: u32,
+    products: Products,
+) -> Variant {
     Variant::PrefillGqa {
         cache,
         head_size,
         head_size_v,
-        products: Products::WarpGroup,
+        products,
     }
 }
 
@@ -574,10 +579,12 @@ entries! {
     read_ceiling(ReadCeilingParams) = read_ceiling::read_ceiling, Variant::ReadCeiling, read_ceiling::THREADS, 1, false;
 
     [sm_90a]
-    prefill_gqa_bf16_d128_sm90a(PrefillParams) = prefill_gqa_group::prefill_gqa_group::<_, Bf16, 8, 8>, prefill_together(C::Bf16, 128, 128), prefill_gqa_group::threads::<Bf16, 8, 8>(), 1, false;
-    prefill_gqa_f16_d128_sm90a(PrefillParams) = prefill_gqa_group::prefill_gqa_group::<_, F16, 8, 8>, prefill_together(C::F16, 128, 128), prefill_gqa_group::threads::<F16, 8, 8>(), 1, false;
-    prefill_gqa_bf16_d64_sm90a(PrefillParams) = prefill_gqa_group::prefill_gqa_group::<_, Bf16, 4, 4>, prefill_together(C::Bf16, 64, 64), prefill_gqa_group::threads::<Bf16, 4, 4>(), 1, true;
-    prefill_gqa_f16_d64_sm90a(PrefillParams) = prefill_gqa_group::prefill_gqa_group::<_, F16, 4, 4>, prefill_together(C::F16, 64, 64), prefill_gqa_group::threads::<F16, 4, 4>(), 1, true;
-    prefill_gqa_e4m3_d128_sm90a(PrefillParams) = prefill_gqa_group::prefill_gqa_group::<_, E4m3, 8, 8>, prefill_together(C::E4m3, 128, 128), prefill_gqa_group::threads::<E4m3, 8, 8>(), 1, false;
-    prefill_gqa_e4m3_d64_sm90a(PrefillParams) = prefill_gqa_group::prefill_gqa_group::<_, E4m3, 4, 4>, prefill_together(C::E4m3, 64, 64), prefill_gqa_group::threads::<E4m3, 4, 4>(), 1, true;
+    prefill_gqa_bf16_d128_sm90a(PrefillParams) = prefill_gqa_group::prefill_gqa_group::<_, Bf16, 8, 8, false>, prefill_together(C::Bf16, 128, 128, Products::WarpGroup), prefill_gqa_group::threads::<Bf16, 8, 8, false>(), 1, false;
+    prefill_gqa_f16_d128_sm90a(PrefillParams) = prefill_gqa_group::prefill_gqa_group::<_, F16, 8, 8, false>, prefill_together(C::F16, 128, 128, Products::WarpGroup), prefill_gqa_group::threads::<F16, 8, 8, false>(), 1, false;
+    prefill_gqa_bf16_d64_sm90a(PrefillParams) = prefill_gqa_group::prefill_gqa_group::<_, Bf16, 4, 4, false>, prefill_together(C::Bf16, 64, 64, Products::WarpGroup), prefill_gqa_group::threads::<Bf16, 4, 4, false>(), 1, true;
+    prefill_gqa_f16_d64_sm90a(PrefillParams) = prefill_gqa_group::prefill_gqa_group::<_, F16, 4, 4, false>, prefill_together(C::F16, 64, 64, Products::WarpGroup), prefill_gqa_group::threads::<F16, 4, 4, false>(), 1, true;
+    prefill_gqa_e4m3_d128_sm90a(PrefillParams) = prefill_gqa_group::prefill_gqa_group::<_, E4m3, 8, 8, false>, prefill_together(C::E4m3, 128, 128, Products::WarpGroup), prefill_gqa_group::threads::<E4m3, 8, 8, false>(), 1, false;
+    prefill_gqa_e4m3_qe4m3_d128_sm90a(PrefillParams) = prefill_gqa_group::prefill_gqa_group::<_, E4m3, 8, 8, true>, prefill_together(C::E4m3, 128, 128, Products::WarpGroupOfBytes), prefill_gqa_group::threads::<E4m3, 8, 8, true>(), 1, false;
+    prefill_gqa_e4m3_d64_sm90a(PrefillParams) = prefill_gqa_group::prefill_gqa_group::<_, E4m3, 4, 4, false>, prefill_together(C::E4m3, 64, 64, Products::WarpGroup), prefill_gqa_group::threads::<E4m3, 4, 4, false>(), 1, true;
+    prefill_gqa_e4m3_qe4m3_d64_sm90a(PrefillParams) = prefill_gqa_group::prefill_gqa_group::<_, E4m3, 4, 4, true>, prefill_together(C::E4m3, 64, 64, Products::WarpGroupOfBytes), prefill_gqa_group::threads::<E4m3, 4, 4, true>(), 1, true;
 }

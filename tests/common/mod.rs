@@ -13,6 +13,7 @@ use std::io::Write;
 
 use ferroattn::cases::{Case, grids::GRIDS, run_case};
 use ferroattn::emulator::Emulator;
+use ferroattn::plan::DeviceInfo;
 use ferroattn::runtime::{Cuda, Runtime};
 
 /// The emulator, and the GPU if there is one. Says so if there is none.
@@ -26,6 +27,14 @@ pub fn machines() -> Vec<Box<dyn Runtime>> {
         }
     }
     machines
+}
+
+/// An emulator that passes for a GPU of another compute capability than its own.
+pub fn emulated(compute_capability: (u32, u32)) -> Emulator {
+    Emulator::new().with_device(DeviceInfo {
+        compute_capability,
+        ..DeviceInfo::H200
+    })
 }
 
 /// The cases of a named list that `wanted` chooses.

@@ -2,7 +2,7 @@
 //! instructions.
 
 use super::{Gpu, Pending};
-use crate::dtype::Half;
+use crate::dtype::{F16, Half};
 use crate::unroll::unroll;
 
 /// Bytes of a panel's row, and of a panel of 64 rows.
@@ -47,6 +47,44 @@ pub(super) unsafe fn scores<G: Gpu, H: Half, const STEPS: usize>(
                     H::mma(gpu, acc[pair][1], a, [b2, b3]),
                 ]
             };
+        });
+    });
+    Pending(acc)
+}
+
+/// See [`Gpu::group_scores_e4m3`]. Bytes are widened, and those of a word multiplied two by two.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+#[track_caller]
+pub(super) unsafe fn scores_e4m3<G: Gpu, const STEPS: usize>(
+    gpu: G,
+    queries: u32,
+    keys: u32,
+) -> Pending<4> {
+    let lane = gpu.lane();
+    let query = gpu.warp() % 4 * 16 + lane % 16;
+    let key = lane % 8 + lane / 16 * 8;
+    let mut acc = [[[0.0; 4]; 2]; 4];
+    unroll!([4] step in 0..(STEPS / 2) {
+        let chunk = 2 * step as u32;
+        // SAFETY: converged; chunks of the panels.
+        let a = unsafe { gpu.ldmatrix_x4(queries + in_panels(query, chunk + lane / 16)) };
+        let a = a.map(|word| gpu.widen_e4m3x4(word));
+        unroll!([4] pair in 0..4 {
+            let at = keys + in_panels(pair as u32 * 16 + key, chunk + lane / 8 % 2);
+            // SAFETY: as above.
+            let b = unsafe { gpu.ldmatrix_x4(at) }.map(|word| gpu.widen_e4m3x4(word));
+            unroll!([2] two in 0..2 {
+                let a = a.map(|words| words[two]);
+                unroll!([2] half in 0..2 {
+                    // SAFETY: converged.
+                    acc[pair][half] = unsafe {
+                        F16::mma(gpu, acc[pair][half], a, [b[2 * half][two], b[2 * half + 1][two]])
+                    };
+                });
+            });
         });
     });
     Pending(acc)

@@ -366,6 +366,16 @@ pub unsafe trait Gpu: Copy {
         // SAFETY: as the caller promises.
         unsafe { group::scores::<Self, H, STEPS>(self, queries, keys) }
     }
+    /// As [`Gpu::group_scores`], of e4m3 values, whose rows of bytes lie in one panel.
+    ///
+    /// # Safety
+    /// As there.
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn group_scores_e4m3<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
+        // SAFETY: as the caller promises.
+        unsafe { group::scores_e4m3::<Self, STEPS>(self, queries, keys) }
+    }
     /// Begins `acc + probs values` of 64 rows and 64 tokens, whose `STEPS * 16` values lie as panels side by side. A
     /// warp has rows as in [`Gpu::group_scores`]; its left factors are those of [`Half::mma`], of 16 tokens each.
     ///

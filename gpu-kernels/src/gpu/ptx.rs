@@ -416,6 +416,12 @@ unsafe impl Gpu for PtxLane {
     }
     #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
     #[inline(always)]
+    unsafe fn group_scores_e4m3<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
+        // SAFETY: as the caller promises.
+        Pending(unsafe { wgmma::scores_of_bytes::<STEPS>(queries, keys) })
+    }
+    #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+    #[inline(always)]
     unsafe fn group_values<H: Half, const STEPS: usize>(
         self,
         acc: [[[f32; 4]; 2]; STEPS],

@@ -69,11 +69,11 @@ macro_rules! with_acc {
 }
 
 macro_rules! scores {
-    ($name:ident, $dtype:literal) => {
+    ($name:ident, $instruction:literal, $orders:literal) => {
         /// See [`super::Gpu::group_scores`].
         ///
         /// # Safety
-        /// As there, with 4 or 8 steps.
+        /// As there, with 2, 4 or 8 steps of 32 bytes.
         #[inline(always)]
         unsafe fn $name<const STEPS: usize>(queries: u32, keys: u32) -> [[[f32; 4]; 2]; 4] {
             macro_rules! step {
@@ -81,11 +81,15 @@ macro_rules! scores {
                     step!($offset, "1")
                 };
                 ($offset:literal, $adds:literal) => {
-                    product!(concat!("m64n64k16.f32.", $dtype, ".", $dtype), 4, ["a" = "{32}" "b" = "{33}"] + $offset, concat!("a, b, ", $adds, ", 1, 1, 0, 0"))
+                    product!($instruction, 4, ["a" = "{32}" "b" = "{33}"] + $offset, concat!("a, b, ", $adds, ", 1, 1", $orders))
                 };
             }
             let mut acc = [[[0.0f32; 4]; 2]; 4];
-            if STEPS == 4 {
+            if STEPS == 2 {
+                with_acc!(out acc [0 1 2 3]
+                    concat!(begin!(), step!(0, "0"), step!(2), end!()),
+                    in(reg32) low(queries), in(reg32) low(keys),);
+            } else if STEPS == 4 {
                 with_acc!(out acc [0 1 2 3]
                     concat!(begin!(), step!(0, "0"), step!(2), step!(4), step!(6), end!()),
                     in(reg32) low(queries), in(reg32) low(keys),);
@@ -99,8 +103,9 @@ macro_rules! scores {
         }
     };
 }
-scores!(scores_bf16, "bf16");
-scores!(scores_f16, "f16");
+scores!(scores_bf16, "m64n64k16.f32.bf16.bf16", ", 0, 0");
+scores!(scores_f16, "m64n64k16.f32.f16.f16", ", 0, 0");
+scores!(scores_e4m3, "m64n64k32.f32.e4m3.e4m3", "");
 
 macro_rules! values {
     ($name:ident, $dtype:literal) => {
@@ -162,6 +167,25 @@ pub(super) unsafe fn scores<H: Half, const STEPS: usize>(
         match H::DTYPE {
             HalfDtype::Bf16 => scores_bf16::<STEPS>(queries, keys),
             HalfDtype::F16 => scores_f16::<STEPS>(queries, keys),
+        }
+    }
+}
+
+/// See [`super::Gpu::group_scores_e4m3`].
+///
+/// # Safety
+/// As there, with 4 or 8 steps of 16 values.
+#[inline(always)]
+pub(super) unsafe fn scores_of_bytes<const STEPS: usize>(
+    queries: u32,
+    keys: u32,
+) -> [[[f32; 4]; 2]; 4] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        if STEPS == 4 {
+            scores_e4m3::<2>(queries, keys)
+        } else {
+            scores_e4m3::<4>(queries, keys)
         }
     }
 }

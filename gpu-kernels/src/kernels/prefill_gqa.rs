@@ -15,7 +15,7 @@
 //! rows of one split are finished: out = acc / (sum + sink), lse; else partial_out, partial_lse
 //! ```
 
-use super::row_out::{kv_scales, store_rows};
+use super::row_out::store_rows;
 use super::row_work::TileWork;
 use crate::gpu::Gpu;
 use crate::kv::CacheFormat;
@@ -47,7 +47,7 @@ pub unsafe fn prefill_gqa<
 ) {
     let shape = const { RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp) };
     // SAFETY: as the caller promises.
-    let Some(tile_work) = (unsafe { TileWork::find(gpu, params, shape) }) else {
+    let Some(tile_work) = (unsafe { TileWork::find::<G, C>(gpu, params, shape) }) else {
         return;
     };
     let TileWork {
@@ -68,8 +68,7 @@ pub unsafe fn prefill_gqa<
                 (tile_work.begin, end),
             )
         };
-        // SAFETY: this head's scales.
-        let (qk_scale, _) = unsafe { kv_scales::<G, C>(gpu, params, work.kv_head) };
+        let (qk_scale, _) = tile_work.scales::<G, C>(gpu);
         let rows = work.warp_rows(gpu, params, shape);
         // SAFETY: converged; rows of this sequence; the memory is this warp's.
         let query = unsafe {
@@ -99,8 +98,6 @@ pub unsafe fn prefill_gqa<
             }
         }
     }
-    let parked = tile_work.parked(gpu, params);
-    let view = parked.view(gpu, params, shape);
-    // SAFETY: converged; this warp's rows.
-    unsafe { store_rows::<G, C, V_STEPS, ROW_TILES>(gpu, params, &mut partial, &parked, view) };
+    // SAFETY: converged; this thread block's work.
+    unsafe { store_rows::<G, C, V_STEPS, ROW_TILES>(gpu, params, &mut partial, &tile_work) };
 }

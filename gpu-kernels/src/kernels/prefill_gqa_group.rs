@@ -1,13 +1,16 @@
 //! Attention of any number of query tokens per sequence over a paged cache, by the products of warp groups: what
 //! `prefill_gqa` computes, for compute capability 9.0.
 //!
+//! Queries and output are read and written 16 bytes at a time.
+//!
 //! Grid: as of `prefill_gqa`. A thread block owns `RowShape::rows` rows of one sequence and KV head, 64 for each group
 //! of four warps that multiplies, and of their keys the ones in one split. One more group loads.
 //!
 //! ```text
 //! find the sequence and the first row; done if the sequence has fewer rows, or they fewer splits
 //! the group that loads, for each KV tile of the split:
-//!     wait until the tile's stage is empty; copy keys and values; widen them to f16, if they are bytes
+//!     wait until the tile's stage is empty; copy keys and values
+//!     widen them to f16, if they are bytes, but keys only if queries are not
 //!     tell every group that the stage is full
 //! each group with rows, for each KV tile:
 //!     wait until its stage is full
@@ -19,7 +22,7 @@
 //! rows of one split are finished: out = acc / (sum + sink), lse; else partial_out, partial_lse
 //! ```
 
-use super::row_out::{kv_scales, store_rows};
+use super::row_out::store_rows;
 use super::row_work::TileWork;
 use crate::gpu::{Gpu, WARP};
 use crate::kv::CacheFormat;
@@ -34,11 +37,17 @@ const REGISTERS: u32 = 152;
 const _: () = assert!((LOAD_REGISTERS + GROUPS * REGISTERS) * WARPS * WARP <= 65_536);
 
 /// Threads per thread block for a kernel's generics.
-pub const fn threads<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>() -> u32 {
-    RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::WarpGroup).threads()
+pub const fn threads<
+    C: CacheFormat,
+    const K_STEPS: usize,
+    const V_STEPS: usize,
+    const BYTE_KEYS: bool,
+>() -> u32 {
+    RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::of_groups(BYTE_KEYS)).threads()
 }
 
-/// The kernel. `K_STEPS = head_size / 16`, `V_STEPS = head_size_v / 16`, 4 or 8.
+/// The kernel. `K_STEPS = head_size / 16`, `V_STEPS = head_size_v / 16`, 4 or 8. With `BYTE_KEYS`, query and cache are
+/// both e4m3.
 ///
 /// # Safety
 /// Launched on the grid above with [`threads`] threads and `RowShape::shared_bytes` shared memory; `params`
@@ -49,13 +58,15 @@ pub unsafe fn prefill_gqa_group<
     C: CacheFormat,
     const K_STEPS: usize,
     const V_STEPS: usize,
+    const BYTE_KEYS: bool,
 >(
     gpu: G,
     params: &PrefillParams,
 ) {
-    let shape = const { RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::WarpGroup) };
+    let shape =
+        const { RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::of_groups(BYTE_KEYS)) };
     // SAFETY: as the caller promises.
-    let Some(tile_work) = (unsafe { TileWork::find(gpu, params, shape) }) else {
+    let Some(tile_work) = (unsafe { TileWork::find::<G, C>(gpu, params, shape) }) else {
         return;
     };
     let TileWork {
@@ -76,7 +87,7 @@ pub unsafe fn prefill_gqa_group<
             if first_token < end {
                 let head = (work.seq, work.kv_head);
                 let tokens = (tile_work.begin, end);
-                Producer::<C, K_STEPS, V_STEPS>::run(
+                Producer::<C, K_STEPS, V_STEPS, BYTE_KEYS>::run(
                     gpu,
                     params,
                     head,
@@ -96,12 +107,11 @@ pub unsafe fn prefill_gqa_group<
     }
     let mut partial = RowPartial::<V_STEPS, 1>::EMPTY;
     if first_token < end {
-        // SAFETY: this head's scales.
-        let (qk_scale, _) = unsafe { kv_scales::<G, C>(gpu, params, work.kv_head) };
+        let (qk_scale, _) = tile_work.scales::<G, C>(gpu);
         let rows = work.warp_rows(gpu, params, shape);
         // SAFETY: converged; rows of this sequence; the memory is this warp's.
         let query = unsafe {
-            GroupQueries::load::<G, C, K_STEPS>(
+            GroupQueries::load::<G, C, K_STEPS, BYTE_KEYS>(
                 gpu,
                 params,
                 rows,
@@ -114,7 +124,7 @@ pub unsafe fn prefill_gqa_group<
         let view = || tile_work.view(gpu, params);
         // SAFETY: the group comes here, with the tokens of the group that loads.
         unsafe {
-            partial.consume::<G, C, K_STEPS>(
+            partial.consume::<G, C, K_STEPS, BYTE_KEYS>(
                 gpu,
                 query,
                 (first_token, end),
@@ -127,8 +137,6 @@ pub unsafe fn prefill_gqa_group<
             )
         };
     }
-    let parked = tile_work.parked(gpu, params);
-    let view = parked.view(gpu, params, shape);
-    // SAFETY: converged; this warp's rows.
-    unsafe { store_rows::<G, C, V_STEPS, 1>(gpu, params, &mut partial, &parked, view) };
+    // SAFETY: converged; this thread block's work.
+    unsafe { store_rows::<G, C, V_STEPS, 1>(gpu, params, &mut partial, &tile_work) };
 }

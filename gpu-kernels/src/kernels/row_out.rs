@@ -1,18 +1,18 @@
-//! What becomes of a row at the end of `prefill_gqa`: its output and lse, or its part of them.
+//! What becomes of a row at the end of a prefill: its output and lse, or its part of them.
 
-use super::row_work::{Parked, out_scale, sink_log2, store_lse};
+use super::row_work::{TileWork, out_scale, sink_log2, store_lse};
 use crate::dtype::{Bf16, F16, Half};
 use crate::gpu::Gpu;
 use crate::kv::CacheFormat;
 use crate::params::PrefillParams;
 use crate::tile::QueryDtype;
-use crate::tile::rows::{RowPartial, RowView};
+use crate::tile::rows::RowPartial;
 use crate::unroll::unroll;
 
-/// Stores what a warp has of its rows: of one of `parked.num_splits` parts.
+/// Stores what a warp has of its rows: of one of several parts, or finished.
 ///
 /// # Safety
-/// Converged; the rows of `view` are this warp's.
+/// Converged; the thread block found `tile_work`. If warp groups multiply, the output is aligned to 16 bytes.
 #[inline(always)]
 pub(super) unsafe fn store_rows<
     G: Gpu,
@@ -23,89 +23,93 @@ pub(super) unsafe fn store_rows<
     gpu: G,
     params: &PrefillParams,
     partial: &mut RowPartial<V_STEPS, ROW_TILES>,
-    parked: &Parked,
-    view: RowView,
+    tile_work: &TileWork,
 ) {
-    // SAFETY: this head's scales.
-    let (_, v_scale) = unsafe { kv_scales::<G, C>(gpu, params, parked.work.kv_head) };
+    let (_, v_scale) = tile_work.scales::<G, C>(gpu);
+    let parked = tile_work.parked(gpu, params);
+    let view = parked.view(gpu, params, tile_work.shape);
     let part = (parked.num_splits > 1).then(|| gpu.cta_idx_y());
+    let whole_chunks = tile_work.shape.products.is_group()
+        && part.is_none()
+        && params.out_dtype != QueryDtype::E4m3 as u32;
+    let is_high = is_high(gpu);
     // SAFETY: converged.
     unsafe { partial.reduce(gpu) };
     unroll!([2] tile in 0..ROW_TILES {
         unroll!([2] half in 0..2 {
             let row = view.rows.of_lane(gpu.lane(), tile, half);
-            if row < view.rows.end {
-                let row = Row {
-                    token: parked.work.query_start + view.rows.token(row),
-                    head: view.first_head + view.rows.head(row),
+            let exists = row < view.rows.end;
+            let row = Row {
+                token: parked.work.query_start + view.rows.token(row),
+                head: view.first_head + view.rows.head(row),
+                part,
+            };
+            // SAFETY: past the end it is the last row; what a warp has of it, only if it exists.
+            unsafe {
+                let finished = row.finish::<G, C, V_STEPS, ROW_TILES>(
+                    gpu, params, partial, (tile, half), v_scale,
+                );
+                if exists && gpu.lane().is_multiple_of(4) {
+                    row.store_lse(gpu, params, finished.lse_log2);
+                }
+                let element = row.element::<V_STEPS>(params);
+                let values = |step: usize| {
+                    let [low, high] = partial.acc[tile][step];
+                    let [a, b] = [low[2 * half], low[2 * half + 1]];
+                    let [c, d] = [high[2 * half], high[2 * half + 1]];
+                    [a * finished.scale, b * finished.scale, c * finished.scale, d * finished.scale]
                 };
-                // SAFETY: a row of this warp, its own part of it.
-                unsafe { row.store::<G, C, V_STEPS, ROW_TILES>(gpu, params, partial, (tile, half), v_scale, part) };
+                if whole_chunks {
+                    unroll!([8] steps in 0..(V_STEPS / 2) {
+                        let chunk = pack_chunk::<G, C>(gpu, params, is_high, values(2 * steps), values(2 * steps + 1));
+                        if exists {
+                            let at = element + (steps as u32 * 32 + gpu.lane() % 4 * 8) as u64;
+                            gpu.st_global_b128(params.out + 2 * at, chunk);
+                        }
+                    });
+                } else if exists {
+                    unroll!([16] step in 0..V_STEPS {
+                        store_dims::<G, C>(gpu, params, element + step as u64 * 16, values(step), part.is_some());
+                    });
+                }
             }
         });
     });
 }
 
-/// What products with a KV head's keys, and sums of its values, have to be multiplied by. Both are read wherever one is
-/// wanted: read apart, they made ptxas spill.
-///
-/// # Safety
-/// The scales of a cache of bytes are readable.
-#[inline(always)]
-pub(super) unsafe fn kv_scales<G: Gpu, C: CacheFormat>(
-    gpu: G,
-    params: &PrefillParams,
-    kv_head: u32,
-) -> (f32, f32) {
-    if C::BYTES == 2 {
-        return (1.0, 1.0);
-    }
-    let load = |scales: u64, stride: i64| {
-        let at = scales + 4 * (kv_head as u64 * stride as u64);
-        // SAFETY: one value for all heads or one for each, as the caller promises.
-        f32::from_bits(unsafe { gpu.ld_global_b32(at) })
-    };
-    let q_scale = if params.q_scale != 0 {
-        load(params.q_scale, 0)
-    } else {
-        1.0
-    };
-    if C::TOKEN_SCALES {
-        return (q_scale, 1.0);
-    }
-    let k_scale = load(params.k_scale, params.stride_k_scale);
-    (
-        q_scale * k_scale,
-        load(params.v_scale, params.stride_v_scale),
-    )
+/// What sums of a row are multiplied by to become its output, and its lse.
+#[derive(Clone, Copy)]
+struct Finished {
+    scale: f32,
+    lse_log2: f32,
 }
 
-/// A row of the output.
+/// A row of the output, or one of its parts.
 #[derive(Clone, Copy)]
 struct Row {
     token: u32,
     head: u32,
+    part: Option<u32>,
 }
 
 impl Row {
-    /// Stores what a warp has of the row, which is `(tile, half)` of a lane: finished, or as a part.
+    /// Normalises what a warp has of the row, which is `(tile, half)` of a lane.
     ///
     /// # Safety
-    /// The row and the part are this warp's; the sums are complete.
+    /// The row exists; the sums are complete.
     #[inline(always)]
-    unsafe fn store<G: Gpu, C: CacheFormat, const V_STEPS: usize, const ROW_TILES: usize>(
+    unsafe fn finish<G: Gpu, C: CacheFormat, const V_STEPS: usize, const ROW_TILES: usize>(
         self,
         gpu: G,
         params: &PrefillParams,
         partial: &RowPartial<V_STEPS, ROW_TILES>,
         (tile, half): (usize, usize),
         v_scale: f32,
-        part: Option<u32>,
-    ) {
+    ) -> Finished {
         let shift = RowPartial::<V_STEPS, ROW_TILES>::shift::<C>();
         // Sinks and the output's scale are for whoever finishes the row.
         let (mut sink, mut out) = (f32::NEG_INFINITY, 1.0);
-        if part.is_none() {
+        if self.part.is_none() {
             // SAFETY: one for each head, if there are any; a scale, if the output is of bytes.
             (sink, out) = unsafe {
                 (
@@ -128,38 +132,42 @@ impl Row {
         if C::TOKEN_SCALES {
             scale *= partial.value_unit;
         }
-        let element = match part {
-            None => {
-                self.token as u64 * params.stride_out_token as u64
-                    + self.head as u64 * params.stride_out_head as u64
-            }
-            Some(part) => self.part(params, part) * (V_STEPS as u64 * 16),
-        };
-        unroll!([16] step in 0..V_STEPS {
-            let [low, high] = partial.acc[tile][step];
-            let values = [low[2 * half], low[2 * half + 1], high[2 * half], high[2 * half + 1]];
-            let values = values.map(|value| value * scale);
-            let element = element + step as u64 * 16;
-            // SAFETY: this lane's dims of the row.
-            unsafe { store_dims::<G, C>(gpu, params, element, values, part.is_some()) };
-        });
-        if gpu.lane().is_multiple_of(4) {
-            // SAFETY: one lane of the row.
-            unsafe {
-                match part {
-                    None => store_lse(gpu, params, self.token, self.head, lse_log2),
-                    Some(part) => {
-                        let at = params.partial_lse + 4 * self.part(params, part);
-                        gpu.st_global_b32(at, lse_log2.to_bits());
-                    }
+        Finished { scale, lse_log2 }
+    }
+
+    /// Stores its lse.
+    ///
+    /// # Safety
+    /// The row exists; one lane stores it.
+    #[inline(always)]
+    unsafe fn store_lse<G: Gpu>(self, gpu: G, params: &PrefillParams, lse_log2: f32) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match self.part {
+                None => store_lse(gpu, params, self.token, self.head, lse_log2),
+                Some(part) => {
+                    let at = params.partial_lse + 4 * self.index(params, part);
+                    gpu.st_global_b32(at, lse_log2.to_bits());
                 }
             }
         }
     }
 
+    /// Where its first value is, in the output or among the parts.
+    #[inline(always)]
+    fn element<const V_STEPS: usize>(self, params: &PrefillParams) -> u64 {
+        match self.part {
+            None => {
+                self.token as u64 * params.stride_out_token as u64
+                    + self.head as u64 * params.stride_out_head as u64
+            }
+            Some(part) => self.index(params, part) * (V_STEPS as u64 * 16),
+        }
+    }
+
     /// Index of a part of the row.
     #[inline(always)]
-    fn part(self, params: &PrefillParams, part: u32) -> u64 {
+    fn index(self, params: &PrefillParams, part: u32) -> u64 {
         let num_heads = params.num_kv_heads * params.num_queries_per_kv;
         let row = self.token as u64 * num_heads as u64 + self.head as u64;
         row * params.num_kv_splits as u64 + part as u64
@@ -198,15 +206,68 @@ unsafe fn store_dims<G: Gpu, C: CacheFormat>(
         }
         return;
     }
-    let pack = |low, high| match (C::BYTES, params.out_dtype == QueryDtype::F16 as u32) {
-        (2, _) => C::Math::pack(gpu, low, high),
-        (_, true) => F16::pack(gpu, low, high),
-        (_, false) => Bf16::pack(gpu, low, high),
-    };
-    let [low, high] = [pack(a, b), pack(c, d)];
+    let [low, high] = [
+        pack::<G, C>(gpu, params, a, b),
+        pack::<G, C>(gpu, params, c, d),
+    ];
     // SAFETY: as the caller promises.
     unsafe {
         gpu.st_global_b32(params.out + 2 * first, low);
         gpu.st_global_b32(params.out + 2 * second, high);
     }
+}
+
+/// Two values of an output of 16-bit values.
+#[inline(always)]
+fn pack<G: Gpu, C: CacheFormat>(gpu: G, params: &PrefillParams, low: f32, high: f32) -> u32 {
+    match (C::BYTES, params.out_dtype == QueryDtype::F16 as u32) {
+        (2, _) => C::Math::pack(gpu, low, high),
+        (_, true) => F16::pack(gpu, low, high),
+        (_, false) => Bf16::pack(gpu, low, high),
+    }
+}
+
+/// Masks of ones in the lanes that are the higher of two neighbours, and of two pairs. Words are chosen by them: of
+/// conditions the compiler would make branches, in which lanes do not meet.
+#[inline(always)]
+fn is_high<G: Gpu>(gpu: G) -> (u32, u32) {
+    let mask = |lane_mask| gpu.opaque(0u32.wrapping_sub((gpu.lane() & lane_mask != 0) as u32));
+    (mask(1), mask(2))
+}
+
+/// Of two steps, in which the lanes of a quad have pairs of dims of each eight: lane `q` gets eight `q`, whole. `is_high`
+/// is that of the lanes.
+///
+/// # Safety
+/// Converged.
+#[inline(always)]
+unsafe fn pack_chunk<G: Gpu, C: CacheFormat>(
+    gpu: G,
+    params: &PrefillParams,
+    is_high: (u32, u32),
+    [a, b, c, d]: [f32; 4],
+    [e, f, g, h]: [f32; 4],
+) -> [u32; 4] {
+    let first = (
+        pack::<G, C>(gpu, params, a, b),
+        pack::<G, C>(gpu, params, c, d),
+    );
+    let second = (
+        pack::<G, C>(gpu, params, e, f),
+        pack::<G, C>(gpu, params, g, h),
+    );
+    let choose = |mask: u32, yes: u32, no: u32| no ^ ((no ^ yes) & mask);
+    let swap = |(low, high): (u32, u32), lane_mask: u32, is_high: u32| {
+        let (own, sent) = (choose(is_high, high, low), choose(is_high, low, high));
+        // SAFETY: as the caller promises.
+        let got = unsafe { gpu.shfl_xor(sent, lane_mask) };
+        (choose(is_high, got, own), choose(is_high, own, got))
+    };
+    // Neighbours swap one of each two eights, pairs of neighbours one of what is left.
+    let (first, second) = (swap(first, 1, is_high.0), swap(second, 1, is_high.0));
+    let (low, high) = (
+        swap((first.0, second.0), 2, is_high.1),
+        swap((first.1, second.1), 2, is_high.1),
+    );
+    [low.0, high.0, low.1, high.1]
 }

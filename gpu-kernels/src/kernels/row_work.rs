@@ -8,8 +8,12 @@
 use super::check::found_fault;
 use super::decode_gqa::seq_len;
 use crate::gpu::{Gpu, WARP, div};
+use crate::kv::CacheFormat;
 use crate::params::{PrefillParams, ScoreParams};
 use crate::tile::rows::{RowShape, RowView, Visible, WarpRows};
+
+/// Bytes of a [`Parked`].
+const PARKED_BYTES: u32 = 32;
 
 /// The tile.
 #[derive(Clone, Copy)]
@@ -84,7 +88,7 @@ impl RowWork {
             num_rows
         };
         Self {
-            kv_head: gpu.cta_idx_x() - position * params.num_kv_heads,
+            kv_head: kv_head(gpu, params),
             seq,
             query_start,
             query_len,
@@ -197,7 +201,7 @@ pub(super) struct TileWork {
     /// First KV tile of the part, and one past its last key.
     pub(super) first_token: u32,
     pub(super) end: u32,
-    shape: RowShape,
+    pub(super) shape: RowShape,
 }
 
 impl TileWork {
@@ -207,7 +211,7 @@ impl TileWork {
     /// Every thread of the thread block comes here, with shared memory of `shape`; the parameters name tensors of the
     /// shapes they document.
     #[inline(always)]
-    pub(super) unsafe fn find<G: Gpu>(
+    pub(super) unsafe fn find<G: Gpu, C: CacheFormat>(
         gpu: G,
         params: &PrefillParams,
         shape: RowShape,
@@ -216,13 +220,16 @@ impl TileWork {
         if unsafe { found_fault(gpu, params.check) } {
             return None;
         }
+        // What has to be read is asked for before anything is waited for.
+        // SAFETY: the scales of a cache of bytes are readable.
+        let scales = unsafe { KvScales::load::<G, C>(gpu, params) };
         // SAFETY: converged; the start of every sequence is readable.
         let work = unsafe { RowWork::find(gpu, params, shape.rows()) };
+        // SAFETY: one length per sequence, and one flag or none.
+        let visible = unsafe { work.visible(gpu, params) };
         if work.first_row >= work.num_rows {
             return None;
         }
-        // SAFETY: one length per sequence, and one flag or none.
-        let visible = unsafe { work.visible(gpu, params) };
         let keys = work.keys(params, visible, shape.rows(), shape.tile_kv);
         let part = gpu.cta_idx_y();
         if part >= keys.num_splits {
@@ -236,6 +243,7 @@ impl TileWork {
         // SAFETY: the thread block's own memory; all come here.
         unsafe {
             parked.store(gpu, gpu.shared_base() + shape.work());
+            scales.store::<G, C>(gpu, gpu.shared_base() + shape.work() + PARKED_BYTES);
             gpu.sync_cta();
         }
         let (first_token, end) = keys.part(part, params.split_len);
@@ -247,6 +255,16 @@ impl TileWork {
             end,
             shape,
         })
+    }
+
+    /// What products with the KV head's keys are multiplied by, and sums of its values.
+    #[inline(always)]
+    pub(super) fn scales<G: Gpu, C: CacheFormat>(&self, gpu: G) -> (f32, f32) {
+        // SAFETY: stored before the barrier in `find`.
+        let scales = unsafe {
+            KvScales::take::<G, C>(gpu, gpu.shared_base() + self.shape.work() + PARKED_BYTES)
+        };
+        (scales.query * scales.keys, scales.values)
     }
 
     /// What was parked.
@@ -331,6 +349,75 @@ impl Parked {
     }
 }
 
+/// What queries, and a KV head's keys and values, were divided by, where a cache of bytes says so for all tokens.
+#[derive(Clone, Copy)]
+struct KvScales {
+    query: f32,
+    keys: f32,
+    values: f32,
+}
+
+impl KvScales {
+    const NONE: Self = Self {
+        query: 1.0,
+        keys: 1.0,
+        values: 1.0,
+    };
+
+    /// Those of this thread block's KV head.
+    ///
+    /// # Safety
+    /// The scales of a cache of bytes are readable.
+    #[inline(always)]
+    unsafe fn load<G: Gpu, C: CacheFormat>(gpu: G, params: &PrefillParams) -> Self {
+        let mut scales = Self::NONE;
+        if C::BYTES == 1 {
+            // SAFETY: one value for all heads or one for each, as the caller promises.
+            let load = |at: u64| f32::from_bits(unsafe { gpu.ld_global_b32(at) });
+            if params.q_scale != 0 {
+                scales.query = load(params.q_scale);
+            }
+            if !C::TOKEN_SCALES {
+                let head = kv_head(gpu, params) as u64;
+                scales.keys = load(params.k_scale + 4 * (head * params.stride_k_scale as u64));
+                scales.values = load(params.v_scale + 4 * (head * params.stride_v_scale as u64));
+            }
+        }
+        scales
+    }
+
+    /// Leaves them at `at`, in 16 bytes, if there can be any.
+    ///
+    /// # Safety
+    /// As [`Parked::store`].
+    #[inline(always)]
+    unsafe fn store<G: Gpu, C: CacheFormat>(self, gpu: G, at: u32) {
+        if C::BYTES == 1 && gpu.thread_idx() == 0 {
+            let words = [self.query, self.keys, self.values, 1.0].map(f32::to_bits);
+            // SAFETY: as the caller promises.
+            unsafe { gpu.st_shared_b128(at, words) };
+        }
+    }
+
+    /// Takes them from there.
+    ///
+    /// # Safety
+    /// They were stored at `at` before a barrier.
+    #[inline(always)]
+    unsafe fn take<G: Gpu, C: CacheFormat>(gpu: G, at: u32) -> Self {
+        if C::BYTES == 2 {
+            return Self::NONE;
+        }
+        // SAFETY: as the caller promises.
+        let [query, keys, values, _] = unsafe { gpu.ld_shared_b128(at) };
+        Self {
+            query: f32::from_bits(query),
+            keys: f32::from_bits(keys),
+            values: f32::from_bits(values),
+        }
+    }
+}
+
 impl KeyRange {
     /// First KV tile and end of part `part`: splits begin at multiples of their length, wherever the range does.
     #[inline(always)]
@@ -338,6 +425,14 @@ impl KeyRange {
         let start = (self.first_split + part) * split_len;
         (self.first.max(start), self.end.min(start + split_len))
     }
+}
+
+/// The KV head of this thread block.
+#[inline(always)]
+fn kv_head<G: Gpu>(gpu: G, params: &PrefillParams) -> u32 {
+    // SAFETY: a checked launch has KV heads.
+    let position = unsafe { div(gpu.cta_idx_x(), params.num_kv_heads) };
+    gpu.cta_idx_x() - position * params.num_kv_heads
 }
 
 /// The first query token of sequence `seq`.

@@ -36,7 +36,7 @@ mod unified_grids;
 
 pub use blocks::{BlocksCase, BlocksOperation};
 pub use cache_write::{CacheWriteCase, RopeCase};
-pub use compare::{Accuracy, Mismatch};
+pub use compare::{Accuracy, Mismatch, ScoreSums};
 pub use decode::{DecodeCase, LseForm, ScaleForm};
 pub use device::DeviceDecode;
 pub(crate) use device::Uploads;
@@ -49,7 +49,9 @@ pub use layout::{CacheShape, Layout};
 pub use lens::Lens;
 pub use mla_form::MlaForm;
 pub use mla_write::MlaWriteCase;
-pub use run::{Outcome, compare_decode, compare_unified, run_case, run_case_again, sample_seqs};
+pub use run::{
+    Outcome, compare_decode, compare_unified, run_case, run_case_again, sample_seqs, score_sums,
+};
 pub use scores::{ScoreCase, ScoreTensors};
 pub use text::CaseError;
 pub use unified::{Causal, QueryLens, UnifiedCase};

@@ -3,11 +3,11 @@
 use super::fill::{self, Amount, DecodeTensors};
 use super::{
     Accuracy, Case, DecodeCase, DeviceDecode, DeviceEntries, DeviceUnified, EntryCase,
-    EntryTensors, Mismatch, ScoreCase, UnifiedCase, UnifiedTensors, compare, compare_entries,
-    exact, sample_rows,
+    EntryTensors, Mismatch, ScoreCase, ScoreSums, UnifiedCase, UnifiedTensors, compare,
+    compare_entries, exact, sample_rows,
 };
 use crate::error::{RequestError, Result};
-use crate::ops::{CHECK_BYTES, CheckMode, check_result};
+use crate::ops::{CHECK_BYTES, CheckMode, UnifiedPlan, check_result};
 use crate::reference::{self, DecodeInputs, HostTensor};
 use crate::runtime::{Buffer, Runtime};
 use crate::tensor::Dtype;
@@ -294,7 +294,8 @@ fn run_unified(
         before,
         |out, lse| {
             let tokens = case.sample_tokens(seed, REFERENCE_BUDGET);
-            compare_unified(case, device.tensors(), out, lse, &tokens)
+            let sums = score_sums(&plan, runtime);
+            compare_unified(case, device.tensors(), out, lse, &tokens, sums)
         },
     ))
 }
@@ -310,9 +311,10 @@ pub fn compare_unified(
     out: &HostTensor,
     lse: Option<&HostTensor>,
     tokens: &[usize],
+    sums: ScoreSums,
 ) -> Result<Accuracy, Mismatch> {
     let expected = reference::unified(&tensors.inputs(case), tokens);
-    let accuracy = compare::decode(out, lse, tokens, &expected)?;
+    let accuracy = compare::attention(out, lse, tokens, &expected, sums)?;
     // Query tokens past the last sequence's are not written either.
     let sets = out.shape[0] / tensors.num_tokens.max(1);
     if sets == 1 {
@@ -323,6 +325,15 @@ pub fn compare_unified(
         }
     }
     Ok(accuracy)
+}
+
+/// How the scores of a step are added up by a machine.
+pub fn score_sums(plan: &UnifiedPlan, runtime: &dyn Runtime) -> ScoreSums {
+    if plan.multiplies_fp8() && !runtime.is_emulator() {
+        ScoreSums::Fp8
+    } else {
+        ScoreSums::F32
+    }
 }
 
 /// A workspace of at least `bytes` bytes.

@@ -27,6 +27,8 @@ pub struct UnifiedCase {
     pub decodes_first: bool,
     /// The bound of the sequences' query tokens that the host knows, if any.
     pub max_query_len: Option<u32>,
+    /// Whether scores are added up in f32 everywhere.
+    pub f32_scores: bool,
 }
 
 /// Query tokens of the sequences of a batch.
@@ -73,6 +75,7 @@ impl UnifiedCase {
             output_scale: None,
             decodes_first: false,
             max_query_len: None,
+            f32_scores: false,
         }
     }
 
@@ -250,6 +253,7 @@ impl UnifiedCase {
             output_scale: fields.optional("output_scale")?,
             decodes_first: is_on(fields, "decodes_first")?,
             max_query_len: fields.optional("max_q_len")?,
+            f32_scores: is_on(fields, "f32_scores")?,
             base: DecodeCase::read(fields, false)?,
         };
         let seqs = case.base.lens.num_seqs();
@@ -294,6 +298,9 @@ impl fmt::Display for UnifiedCase {
         }
         if let Some(len) = self.max_query_len {
             write!(f, " max_q_len={len}")?;
+        }
+        if self.f32_scores {
+            f.write_str(" f32_scores=on")?;
         }
         Ok(())
     }

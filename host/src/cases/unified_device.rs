@@ -190,6 +190,7 @@ impl<'m> DeviceUnified<'m> {
             num_decodes: case.num_decodes(seed),
             max_query_len: case.max_query_len,
             max_seq_len: case.base.max_seq_len,
+            f32_scores: case.f32_scores,
             split_policy: case.base.split_policy,
             check: case.base.check,
         };

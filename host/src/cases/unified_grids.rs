@@ -212,6 +212,16 @@ pub(super) fn edges() -> Vec<Case> {
             cases.push(case);
         }
     }
+    // FP8 by FP8, with every option, added up in either way.
+    for (at, change) in OPTIONS.into_iter().enumerate() {
+        let d = if at % 2 == 0 { 64 } else { 128 };
+        let mut case = unified(Bf16, (6, 2), d, &[(1, 50), (20, 133), (40, 40), (0, 9)]);
+        (case.base.cache.dtype, case.base.query_dtype) = (F8E4m3, F8E4m3);
+        case.base.scales = [ScaleForm::Tensor, ScaleForm::Head][at / 2 % 2];
+        case.f32_scores = at % 4 == 3;
+        change(&mut case);
+        cases.push(case);
+    }
     // Splits that begin where windows do not.
     for sliding_window in [None, Some(64), Some(65), Some(100)] {
         let mut case = unified(Bf16, (4, 2), 64, &[(70, 320), (1, 300), (129, 129), (2, 1)]);

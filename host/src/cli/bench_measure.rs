@@ -7,7 +7,7 @@ use crate::cases::fill::{self, Amount};
 use crate::cases::{
     Accuracy, Case, DecodeCase, DeviceDecode, DeviceEntries, DeviceUnified, EntryTensors, Mismatch,
     UnifiedTensors, compare_decode, compare_entries, compare_unified, run_case, sample_rows,
-    sample_seqs,
+    sample_seqs, score_sums,
 };
 use crate::error::Result;
 use crate::reference::HostTensor;
@@ -80,6 +80,7 @@ impl Bench<'_> {
                     checked.plan(&cuda.device())?
                 };
                 let tokens = case.sample_tokens(seed, REFERENCE_BUDGET);
+                let sums = score_sums(&plan, cuda);
                 self.measure_attention(
                     device,
                     (plan.to_string(), plan.workspace_bytes()),
@@ -88,7 +89,9 @@ impl Bench<'_> {
                         checked.launch(&plan, &mut workspace.view_mut(), launcher)
                     },
                     |device| device.results(),
-                    |device, out, lse| compare_unified(case, device.tensors(), out, lse, &tokens),
+                    |device, out, lse| {
+                        compare_unified(case, device.tensors(), out, lse, &tokens, sums)
+                    },
                 )
             }
             _ => self.measure_exact(amount),

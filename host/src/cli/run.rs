@@ -21,7 +21,7 @@ use crate::runtime::{Route, Runtime};
 /// metadata: softmax_scale, [out_dtype, max_seq_len, split_policy, sliding_window, softcap]. Writes out, lse.
 ///
 /// unified: as decode, and query_start_loc, [causal_flags, output_scale]; metadata: as decode, and [causal,
-/// num_decodes, max_query_len].
+/// num_decodes, max_query_len, f32_scores].
 ///
 /// decode_mla: query, cache, block_table, seq_lens, [q_scale, k_scale]; metadata: kv_lora_rank, softmax_scale,
 /// [out_dtype, max_seq_len, split_policy].

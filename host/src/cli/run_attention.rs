@@ -96,6 +96,7 @@ pub(super) fn unified(
         num_decodes: file.scalar("num_decodes")?.unwrap_or(0),
         max_query_len: file.scalar("max_query_len")?,
         max_seq_len: file.scalar("max_seq_len")?,
+        f32_scores: file.scalar("f32_scores")?.unwrap_or(false),
         split_policy: inputs.split_policy()?,
         check: CheckMode::Device,
     };

@@ -23,8 +23,8 @@
 //! - Time: bank conflicts, coalescing, occupancy, registers.
 //! - The overlap of kernels (`Gpu::wait_for_previous_kernels`): launches run one after the other.
 //! - Weak memory: a lane that reads a word while another thread block writes it faults, whatever value it sees.
-//! - Rounding as in tensor cores; see the comment in `warp.rs`. `exp2`, `log2` and `recip` are more precise than a
-//!   GPU's.
+//! - Rounding as in tensor cores, which have fewer bits for sums of FP8 products; see the comment in `warp.rs`. `exp2`,
+//!   `log2` and `recip` are more precise than a GPU's.
 //! - A warp group: each of its warps computes its own part of a product, at once. That the four come together, that
 //!   what they wrote is fenced (`Gpu::fence_warpgroup`) and that sums are waited for, it takes on trust.
 //! - Thread blocks that wait for each other: no more of them run at once than there are CPUs.
@@ -274,6 +274,9 @@ impl DeviceMemory for Emulator {
 impl Runtime for Emulator {
     fn name(&self) -> String {
         "emulator".into()
+    }
+    fn is_emulator(&self) -> bool {
+        true
     }
     fn synchronize(&self) -> Result<()> {
         Ok(())

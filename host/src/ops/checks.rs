@@ -184,6 +184,12 @@ impl Named<'_, '_> {
             got,
         })
     }
+
+    /// Whether every row begins at a multiple of 16 bytes.
+    pub(super) fn in_chunks(self) -> bool {
+        let values = 16 / self.view.dtype().size();
+        self.aligned(16).is_ok() && self.strides(values).is_ok()
+    }
 }
 
 /// `value` of argument `name`, if it fits the kernels' 32-bit counters.

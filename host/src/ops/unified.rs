@@ -13,7 +13,8 @@
 //! added to the sum: to the denominator, and to the lse. A token that sees no key gives 0, and −inf or its
 //! sink. Query tokens past the last sequence's, as a captured graph has, are left alone.
 //!
-//! Over a cache of bytes, stored values are widened exactly and scales multiply sums, as in decode.
+//! Over a cache of bytes, stored values are widened exactly and scales multiply sums, as in decode. (One case is less
+//! exact, and faster: [`UnifiedOptions::f32_scores`].)
 
 use gpu_kernels::entry::Entry;
 use gpu_kernels::tile::QueryDtype;
@@ -89,6 +90,11 @@ pub struct UnifiedOptions<'a> {
     /// An upper bound of `seq_lens`, if the host knows one below `max_num_blocks_per_seq * block_size`. Longer
     /// sequences are cut to it.
     pub max_seq_len: Option<u32>,
+    /// Whether scores are added up in f32 everywhere. Otherwise, where an FP8 query meets an fp8_e4m3 cache on compute
+    /// capability 9.0, with heads of 64 or 128 and rows that begin at multiples of 16 bytes, both are multiplied as they
+    /// are. That is faster, and exact but for the sum, for which those tensor cores have fewer bits: a score is off by
+    /// about 2^-15 of the most that its terms can amount to, by 2^-12 at worst.
+    pub f32_scores: bool,
     /// How keys are split over thread blocks. With [`SplitPolicy::BatchInvariant`] they are not, and no
     /// sequence takes a decode kernel: the bits of a query token's output then depend on nothing but the token,
     /// the keys before it and the options, not on the batch, nor on how a prefill was cut into chunks.
@@ -112,6 +118,7 @@ impl Default for UnifiedOptions<'_> {
             num_decodes: 0,
             max_query_len: None,
             max_seq_len: None,
+            f32_scores: false,
             split_policy: SplitPolicy::default(),
             check: CheckMode::default(),
         }
@@ -137,6 +144,8 @@ pub struct CheckedUnified<'a> {
     pub(super) block_size: u32,
     pub(super) max_seq_len: u32,
     pub(super) prefill: &'static Entry,
+    /// Whether every row of query and output is aligned to 16 bytes, as the kernels of warp groups want it.
+    pub(super) in_chunks: bool,
 }
 
 impl<'a> UnifiedRequest<'a> {
@@ -202,6 +211,7 @@ impl<'a> UnifiedRequest<'a> {
                     .check_rows(Some(self.query_start_loc))?,
             ),
         };
+        let in_chunks = query.in_chunks() && named("out", self.out.view()).in_chunks();
         Ok(CheckedUnified {
             num_decodes: decodes.as_ref().map_or(0, |decodes| decodes.num_seqs),
             decodes,
@@ -216,6 +226,7 @@ impl<'a> UnifiedRequest<'a> {
             block_size: count("block_size", cache.block_size)?,
             max_seq_len,
             prefill,
+            in_chunks,
             cache,
             request: self,
         })

@@ -4,7 +4,9 @@ use std::fmt;
 
 use gpu_kernels::divider::Divider;
 use gpu_kernels::entry::{Entry, Variant};
+use gpu_kernels::kv::CacheDtype;
 use gpu_kernels::params::{CheckPagedParams, KernelParams, PrefillParams};
+use gpu_kernels::tile::QueryDtype;
 use gpu_kernels::tile::rows::{Products, RowShape};
 
 use super::decode::KvScales;
@@ -175,12 +177,29 @@ impl CheckedUnified<'_> {
         self.max_seq_len.min(around)
     }
 
-    /// The kernel that a device runs best, and who multiplies in it.
+    /// The kernel that a device runs best, and who multiplies in it. Warp groups read queries, and write the output, 16
+    /// bytes at a time.
     fn prefill_on(&self, device: &DeviceInfo) -> (&'static Entry, Products) {
-        let (cache, products) = (self.cache.format, Products::WarpGroup);
-        variants::find_prefill(cache, self.head_size, self.head_size_v, products)
+        let together = match (self.query_dtype, self.cache.format) {
+            _ if !self.in_chunks => None,
+            (QueryDtype::E4m3, CacheDtype::E4m3) if !self.request.options.f32_scores => {
+                Some(Products::WarpGroupOfBytes)
+            }
+            _ => Some(Products::WarpGroup),
+        };
+        let find = |products| {
+            variants::find_prefill(
+                self.cache.format,
+                self.head_size,
+                self.head_size_v,
+                products,
+            )
             .filter(|entry| device.runs(entry))
-            .map_or((self.prefill, Products::Warp), |entry| (entry, products))
+            .map(|entry| (entry, products))
+        };
+        together
+            .and_then(find)
+            .unwrap_or((self.prefill, Products::Warp))
     }
 
     fn row_shape(&self, products: Products) -> RowShape {
@@ -307,6 +326,12 @@ impl CheckedUnified<'_> {
 }
 
 impl UnifiedPlan {
+    /// Whether scores are products of FP8, as they are stored, which the tensor cores of compute capability 9.0 add up
+    /// with fewer bits than f32 has.
+    pub fn multiplies_fp8(&self) -> bool {
+        self.prefill.is_some() && self.shape.products == Products::WarpGroupOfBytes
+    }
+
     /// Bytes of workspace that [`CheckedUnified::launch`] needs.
     pub fn workspace_bytes(&self) -> usize {
         self.workspace_bytes

@@ -281,6 +281,10 @@ impl Runtime for Cuda {
         format!("cuda: {}", self.properties.name)
     }
 
+    fn is_emulator(&self) -> bool {
+        false
+    }
+
     fn synchronize(&self) -> Result<()> {
         self.make_current()?;
         Ok(self.queue.synchronize()?)

@@ -76,6 +76,9 @@ pub trait Runtime: Launcher + DeviceMemory {
     /// "cuda" or "emulator", with the device's name: how reports call it.
     fn name(&self) -> String;
 
+    /// Whether kernels run on the CPU, where sums are f32.
+    fn is_emulator(&self) -> bool;
+
     /// Waits for everything enqueued.
     ///
     /// # Errors

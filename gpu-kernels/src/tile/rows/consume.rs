@@ -3,8 +3,8 @@
 //!
 //! The softmax of a tile runs while the values of the tile before are multiplied, and while other groups multiply.
 
-use super::attend::{Rise, pack};
-use super::produce::{FULL_THREADS, empty, empty_threads, full, next_stage};
+use super::produce::{empty, empty_threads, full, full_threads, next_stage};
+use super::softmax::{Rise, pack};
 use super::{GroupQueries, Products, RowPartial, RowShape, RowView, ScoreRule, SharedTile};
 use crate::gpu::{Gpu, Pending};
 use crate::kv::CacheFormat;
@@ -33,7 +33,7 @@ impl<const V_STEPS: usize> RowPartial<V_STEPS, 1> {
     /// The four warps of the group come here, and the group that loads to [`super::Producer::run`] with the same
     /// tokens.
     #[inline(always)]
-    pub unsafe fn consume<G: Gpu, C: CacheFormat, const K_STEPS: usize>(
+    pub unsafe fn consume<G: Gpu, C: CacheFormat, const K_STEPS: usize, const BYTE_KEYS: bool>(
         &mut self,
         gpu: G,
         query: GroupQueries,
@@ -48,12 +48,17 @@ impl<const V_STEPS: usize> RowPartial<V_STEPS, 1> {
                 "values are multiplied before their unit could grow"
             )
         };
-        let shape = const { RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::WarpGroup) };
+        let shape =
+            const { RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::of_groups(BYTE_KEYS)) };
         let (mut token, end) = tokens;
+        let tile_of = |token: u32, stage: u32| {
+            // SAFETY: converged.
+            shape.tile(gpu.shared_base(), token, unsafe { gpu.uniform(stage) })
+        };
         let mut stage = 0;
+        let mut tile = tile_of(token, stage);
         // SAFETY: the group that loads brings a first tile.
-        let (mut tile, scores) =
-            unsafe { group.scores::<G, C, K_STEPS>(gpu, query, shape, token, stage) };
+        let scores = unsafe { group.scores::<G, C, K_STEPS, BYTE_KEYS>(gpu, query, tile, stage) };
         // SAFETY: the four come here.
         let scores = unsafe { gpu.group_wait::<4, 0>(scores) };
         // SAFETY: converged. There is nothing to rescale.
@@ -61,11 +66,11 @@ impl<const V_STEPS: usize> RowPartial<V_STEPS, 1> {
         let mut probs = pack_all::<G, C>(gpu, weights);
         while token + shape.tile_kv < end {
             let next = next_stage(stage, shape.stages());
+            let next_tile = tile_of(token + shape.tile_kv, next);
             // SAFETY: the group that loads brings a next tile; scores are waited for before values, which were begun
             // after them, and `acc` is not touched until they are.
             unsafe {
-                let (next_tile, scores) =
-                    group.scores::<G, C, K_STEPS>(gpu, query, shape, token + shape.tile_kv, next);
+                let scores = group.scores::<G, C, K_STEPS, BYTE_KEYS>(gpu, query, next_tile, next);
                 let values = gpu.group_values::<C::Math, V_STEPS>(self.acc[0], probs, tile.values);
                 let scores = gpu.group_wait::<4, 1>(scores);
                 let (weights, rise) =
@@ -73,15 +78,15 @@ impl<const V_STEPS: usize> RowPartial<V_STEPS, 1> {
                 self.acc[0] = gpu.group_wait::<V_STEPS, 0>(values);
                 if token + shape.stages() * shape.tile_kv < end {
                     // Another tile is to come to the stage, which the group is done with.
-                    gpu.barrier_arrive(empty(stage, shape.stages()), empty_threads(group.groups));
+                    let threads = empty_threads::<K_STEPS>(group.groups);
+                    gpu.barrier_arrive(empty(stage, shape.stages()), threads);
                 }
                 self.rescale_acc(rise);
                 // Not before: the tensor cores read the registers of the last ones.
                 probs = pack_all::<G, C>(gpu, weights);
-                tile = next_tile;
+                (stage, tile) = (next, next_tile);
             }
             token += shape.tile_kv;
-            stage = next;
         }
         // SAFETY: the four come here.
         self.acc[0] = unsafe {
@@ -128,27 +133,26 @@ fn pack_all<G: Gpu, C: CacheFormat>(gpu: G, weights: Tile) -> [[u32; 4]; PAIRS] 
 }
 
 impl Group {
-    /// Waits for the tile at `token` in stage `stage`, and begins its scores.
+    /// Waits for the tile in stage `stage`, and begins its scores.
     ///
     /// # Safety
     /// The four warps of the group come here; the group that loads brings the tile.
     #[inline(always)]
-    unsafe fn scores<G: Gpu, C: CacheFormat, const K_STEPS: usize>(
+    unsafe fn scores<G: Gpu, C: CacheFormat, const K_STEPS: usize, const BYTE_KEYS: bool>(
         self,
         gpu: G,
         query: GroupQueries,
-        shape: RowShape,
-        token: u32,
+        tile: SharedTile,
         stage: u32,
-    ) -> (SharedTile, Pending<4>) {
+    ) -> Pending<4> {
         // SAFETY: as the caller promises.
         unsafe {
-            let tile = shape.tile(gpu.shared_base(), token, gpu.uniform(stage));
-            gpu.barrier_sync(full(stage, self.group), FULL_THREADS);
-            (
-                tile,
-                gpu.group_scores::<C::Math, K_STEPS>(query.panels, tile.keys),
-            )
+            gpu.barrier_sync(full(stage, self.group), full_threads::<K_STEPS>());
+            if BYTE_KEYS {
+                gpu.group_scores_e4m3::<K_STEPS>(query.panels, tile.keys)
+            } else {
+                gpu.group_scores::<C::Math, K_STEPS>(query.panels, tile.keys)
+            }
         }
     }
 }

@@ -10,21 +10,22 @@ mod consume;
 mod produce;
 mod query;
 mod rule;
+mod softmax;
 mod sources;
 mod stream;
 mod visible;
 mod widen;
 
-pub use attend::RowPartial;
 pub use consume::Group;
 pub use produce::Producer;
 pub use query::{GroupQueries, RowQueries};
 pub use rule::ScoreRule;
 pub(super) use rule::cap;
+pub use softmax::RowPartial;
 pub use stream::SharedStream;
 pub use visible::{Alibi, RowView, Visible, WarpRows};
 
-use crate::gpu::WARP;
+use crate::gpu::{PANEL_ROW_BYTES, WARP};
 use crate::kv::CacheFormat;
 
 /// Who multiplies, and who loads.
@@ -34,6 +35,24 @@ pub enum Products {
     Warp,
     /// Groups of four warps together (`wgmma`, which compute capability 9.0 alone has); one more group loads.
     WarpGroup,
+    /// As `WarpGroup`, where queries are FP8 as the cache is: queries and keys are multiplied as they are. The tensor
+    /// cores add up products of bytes with fewer bits than those of 16-bit values.
+    WarpGroupOfBytes,
+}
+
+impl Products {
+    /// The ones of warp groups, of keys of bytes or of 16-bit values.
+    pub(crate) const fn of_groups(byte_keys: bool) -> Self {
+        if byte_keys {
+            Self::WarpGroupOfBytes
+        } else {
+            Self::WarpGroup
+        }
+    }
+    /// Whether warp groups multiply.
+    pub const fn is_group(self) -> bool {
+        !matches!(self, Self::Warp)
+    }
 }
 
 /// Warps that load a tile: all of a thread block, or its first group. As many multiply for themselves, or as a group.
@@ -42,7 +61,7 @@ pub const WARPS: u32 = 4;
 pub const GROUPS: u32 = 3;
 /// Bytes of the stream's sources, and of a thread block's work, where they wait in shared memory.
 const SOURCE_BYTES: u32 = 48;
-const WORK_BYTES: u32 = 32;
+const WORK_BYTES: u32 = 48;
 /// What panels of a warp group's operands are aligned to: the period of their swizzle.
 const PANEL_ALIGN: u32 = 1024;
 /// Bytes of what products are multiplied by: four words for each quad of lanes.
@@ -81,10 +100,18 @@ impl RowShape {
         token_scales: bool,
         products: Products,
     ) -> Self {
-        let is_group = matches!(products, Products::WarpGroup);
+        let is_group = products.is_group();
+        let byte_keys = matches!(products, Products::WarpGroupOfBytes);
         let row_tiles = if is_group || head_size_v > 128 { 1 } else { 2 };
         let tile_kv = if head_size > 128 { 32 } else { 64 };
-        let key_bytes = tile_kv * head_size * if is_group { 2 } else { value_bytes };
+        // A row of bytes has a row of a panel to itself, however short it is.
+        let (query_row, key_row) = if byte_keys {
+            (PANEL_ROW_BYTES, PANEL_ROW_BYTES)
+        } else {
+            let key_bytes = if is_group { 2 } else { value_bytes };
+            (head_size * 2, head_size * key_bytes)
+        };
+        let key_bytes = tile_kv * key_row;
         let kv_bytes = key_bytes + tile_kv * head_size_v * 2;
         let tile_bytes = kv_bytes + if token_scales { tile_kv * 2 * 4 } else { 0 };
         let shape = Self {
@@ -99,14 +126,14 @@ impl RowShape {
             } else {
                 tile_bytes
             },
-            raw_bytes: if is_group && value_bytes == 1 {
-                2 * tile_kv * (head_size + head_size_v)
-            } else {
-                0
+            raw_bytes: match (products, value_bytes) {
+                (Products::WarpGroup, 1) => 2 * tile_kv * (head_size + head_size_v),
+                (Products::WarpGroupOfBytes, 1) => 2 * tile_kv * head_size_v,
+                _ => 0,
             },
         };
         Self {
-            query_bytes: shape.rows() * head_size * 2,
+            query_bytes: shape.rows() * query_row,
             ..shape
         }
     }
@@ -126,14 +153,14 @@ impl RowShape {
     const fn row_warps(self) -> u32 {
         match self.products {
             Products::Warp => WARPS,
-            Products::WarpGroup => GROUPS * WARPS,
+            Products::WarpGroup | Products::WarpGroupOfBytes => GROUPS * WARPS,
         }
     }
     /// The first of them: those before only load.
     pub(crate) const fn first_row_warp(self) -> u32 {
         match self.products {
             Products::Warp => 0,
-            Products::WarpGroup => WARPS,
+            Products::WarpGroup | Products::WarpGroupOfBytes => WARPS,
         }
     }
     /// Rows of each of them.
@@ -149,14 +176,9 @@ impl RowShape {
         self.row_warps() * self.warp_rows()
     }
     /// KV tiles in shared memory. Of a warp: one that is worked on, and one that is on its way. Of groups: two that are
-    /// worked on, for scores and for values, one that is ready, and one on its way, which waits elsewhere if it is of
-    /// bytes.
+    /// worked on, for scores and for values, and two that are ready or on their way.
     pub(crate) const fn stages(self) -> u32 {
-        match self.products {
-            Products::Warp => 2,
-            Products::WarpGroup if self.raw_bytes == 0 => 4,
-            Products::WarpGroup => 3,
-        }
+        if self.products.is_group() { 4 } else { 2 }
     }
     /// Dynamic shared memory of a thread block: the queries, the ring, and what waits behind it.
     pub const fn shared_bytes(self) -> u32 {

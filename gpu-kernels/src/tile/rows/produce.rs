@@ -1,8 +1,11 @@
 //! What the warp group that loads does: it fills the ring of tiles that the others multiply with.
 //!
 //! Keys and values lie in it as panels. A panel is 64 rows of 128 bytes, swizzled; a row of 16-bit values takes as many
-//! panels as it has 64 values. Rows of bytes are copied to a room of their own, a tile ahead, and widened from
-//! there.
+//! panels as it has 64 values. Rows of bytes are copied to a room of their own, and widened from there.
+//!
+//! Before a tile is handed on, a fence waits for everything that a thread has under way. With long rows, two teams of
+//! warps bring every second tile, so that one has a tile to hand on while the other's copies are under way; with short
+//! ones, all warps bring each tile sooner.
 //!
 //! A stage has two kinds of barriers: [`full`], one for each group that multiplies, so that none waits for another, and
 //! [`empty`], which all of them come to when they are done with it.
@@ -15,10 +18,22 @@ use crate::kv::CacheFormat;
 use crate::params::PrefillParams;
 use crate::unroll::unroll;
 
+/// Tokens of a tile that a warp brings at a time.
+const PIECE: u32 = 16;
+/// Tiles that a thread block has on their way to shared memory.
+const TILES_AHEAD: u32 = 2;
 /// Threads of a warp group.
 const GROUP_THREADS: u32 = WARPS * WARP;
-/// Threads that come to a [`full`] barrier: those that load, and a group that multiplies.
-pub(super) const FULL_THREADS: u32 = 2 * GROUP_THREADS;
+
+/// Warps that bring a tile of heads of `K_STEPS * 16` values.
+const fn team_warps<const K_STEPS: usize>() -> u32 {
+    if K_STEPS == 8 { WARPS / 2 } else { WARPS }
+}
+
+/// Threads that come to a [`full`] barrier: those that bring the tile, and a group that multiplies.
+pub(super) const fn full_threads<const K_STEPS: usize>() -> u32 {
+    team_warps::<K_STEPS>() * WARP + GROUP_THREADS
+}
 
 /// The barrier behind which stage `stage` is filled for group `group`.
 #[inline(always)]
@@ -40,16 +55,16 @@ pub(super) fn next_stage(stage: u32, stages: u32) -> u32 {
 
 /// Threads that come to an [`empty`] barrier, if `groups` multiply.
 #[inline(always)]
-pub(super) fn empty_threads(groups: u32) -> u32 {
-    (1 + groups) * GROUP_THREADS
+pub(super) fn empty_threads<const K_STEPS: usize>(groups: u32) -> u32 {
+    team_warps::<K_STEPS>() * WARP + groups * GROUP_THREADS
 }
 
-/// The tiles of a thread block, in order, on their way to the ring. A warp brings 16 tokens of each.
+/// A team's tiles on their way to the ring. A warp brings pieces of 16 tokens side by side.
 ///
-/// A lane knows where the key or the value of one of them is. Of each it copies, and widens, chunk `chunk` of row
-/// `row` and of rows [`Producer::apart`] from it.
+/// A lane knows where the key or the value of one token of a piece is. Of each piece it copies, and widens, chunk `chunk`
+/// of row `row` and of rows [`Producer::apart`] from it.
 #[derive(Clone, Copy, Debug)]
-pub struct Producer<'p, C, const K_STEPS: usize, const V_STEPS: usize> {
+pub struct Producer<'p, C, const K_STEPS: usize, const V_STEPS: usize, const BYTE_KEYS: bool> {
     params: &'p PrefillParams,
     /// The KV head's key, or value, in slot 0 of block 0.
     cache: u64,
@@ -58,7 +73,7 @@ pub struct Producer<'p, C, const K_STEPS: usize, const V_STEPS: usize> {
     slot_stride: u32,
     /// The sequence's row of the block table.
     block_row: u64,
-    /// The lane's token of the next tile, and its block.
+    /// The lane's token of the next piece, and its block.
     token: u32,
     block: u32,
     /// Tokens from here to there exist.
@@ -69,13 +84,21 @@ pub struct Producer<'p, C, const K_STEPS: usize, const V_STEPS: usize> {
     format: PhantomData<C>,
 }
 
-impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
-    Producer<'p, C, K_STEPS, V_STEPS>
+impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_KEYS: bool>
+    Producer<'p, C, K_STEPS, V_STEPS, BYTE_KEYS>
 {
-    const SHAPE: RowShape = RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::WarpGroup);
+    const SHAPE: RowShape =
+        RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::of_groups(BYTE_KEYS));
+    /// Whether keys are multiplied as they are, and so copied to where they belong.
+    const COPIED_KEYS: bool = C::BYTES == 2 || BYTE_KEYS;
     const ROW_BYTES: u32 = K_STEPS as u32 * 16 * C::BYTES;
     /// Rows of a lane.
-    const PARTS: usize = 16 * Self::ROW_BYTES as usize / 512;
+    const PARTS: usize = PIECE as usize * Self::ROW_BYTES as usize / 512;
+    /// Warps of a team, and their teams, which take turns.
+    const TEAM_WARPS: u32 = team_warps::<K_STEPS>();
+    const TEAMS: u32 = WARPS / Self::TEAM_WARPS;
+    /// Pieces of a warp's tile.
+    const PIECES: u32 = Self::SHAPE.tile_kv / Self::TEAM_WARPS / PIECE;
 
     /// How far a lane's row number `part` is from its first.
     #[inline(always)]
@@ -112,44 +135,69 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
         let wait_until_empty = |token: u32, stage: u32| {
             if token >= first_token + stages * tile_kv {
                 // SAFETY: as above.
-                unsafe { gpu.barrier_sync(empty(stage, stages), empty_threads(groups)) };
+                unsafe { gpu.barrier_sync(empty(stage, stages), empty_threads::<K_STEPS>(groups)) };
             }
         };
-        let (mut token, mut stage, mut half) = (first_token, 0, 0);
-        // SAFETY: nothing is in flight.
-        unsafe { producer.copy(gpu, if C::BYTES == 1 { half } else { stage }) };
-        loop {
-            // The copies of a tile are on their way while the tile before is waited for, and widened.
-            let next = (token + tile_kv, next_stage(stage, stages));
-            if C::BYTES == 1 {
-                gpu.cp_async_wait::<0>();
-                if next.0 < end {
-                    // SAFETY: this lane is done with the other half.
-                    unsafe { producer.copy(gpu, half ^ 1) };
+        let team = gpu.warp() / Self::TEAM_WARPS;
+        let turn = Self::TEAMS * tile_kv;
+        let after = |stage: u32| {
+            let next = next_stage(stage, stages);
+            if Self::TEAMS == 2 {
+                next_stage(next, stages)
+            } else {
+                next
+            }
+        };
+        // The team's next tile to hand on, and the next one to ask for.
+        let (mut token, mut stage) = (first_token + team * tile_kv, team);
+        let (mut ahead, mut to) = (token, stage);
+        while token < end {
+            if ahead < end {
+                // SAFETY: what is copied to is free: the stage behind the barrier, or bytes that this lane has widened.
+                unsafe {
+                    if Self::COPIED_KEYS {
+                        wait_until_empty(ahead, to);
+                    }
+                    Self::each_piece(gpu, |piece| producer.copy(gpu, to, piece));
                 }
-                wait_until_empty(token, stage);
-                // SAFETY: so the stage is free, and the bytes have arrived.
-                unsafe { producer.widen(gpu, half, stage) };
-                half ^= 1;
-            } else if next.0 < end {
-                wait_until_empty(next.0, next.1);
-                // SAFETY: so the stage is free.
-                unsafe { producer.copy(gpu, next.1) };
+                gpu.cp_async_commit();
+            }
+            (ahead, to) = (ahead + turn, after(to));
+            if ahead - token < TILES_AHEAD * tile_kv {
+                continue;
+            }
+            if token + turn < ahead.min(end) {
                 gpu.cp_async_wait::<1>();
             } else {
                 gpu.cp_async_wait::<0>();
+            }
+            if C::BYTES == 1 {
+                // SAFETY: the bytes have arrived; behind the barrier the stage is free.
+                unsafe {
+                    if !Self::COPIED_KEYS {
+                        wait_until_empty(token, stage);
+                    }
+                    Self::each_piece(gpu, |piece| producer.widen(gpu, stage, piece));
+                }
             }
             gpu.fence_warpgroup();
             unroll!([4] group in 0..3 {
                 if (group as u32) < groups {
                     // SAFETY: each group waits there for each tile.
-                    unsafe { gpu.barrier_arrive(full(stage, group as u32), FULL_THREADS) };
+                    unsafe { gpu.barrier_arrive(full(stage, group as u32), full_threads::<K_STEPS>()) };
                 }
             });
-            (token, stage) = next;
-            if token >= end {
-                return;
-            }
+            (token, stage) = (token + turn, after(stage));
+        }
+    }
+
+    /// Each piece of this warp's tile. A loop that is not unrolled: its instructions have to be fetched, too.
+    #[inline(always)]
+    fn each_piece<G: Gpu>(gpu: G, mut bring: impl FnMut(u32)) {
+        let mut piece = 0;
+        while piece < Self::PIECES {
+            bring(piece);
+            piece = gpu.opaque(piece + 1);
         }
     }
 
@@ -192,7 +240,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
             block_stride,
             slot_stride,
             block_row: params.block_table + 4 * (seq as u64 * params.stride_block_table as u64),
-            token: first_token + gpu.warp() * 16 + lane % 16,
+            token: first_token + gpu.warp() * (Self::PIECES * PIECE) + lane % PIECE,
             block: 0,
             begin,
             end,
@@ -231,47 +279,52 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
         self.cache + self.block as u64 * self.block_stride + slot as u64 * self.slot_stride as u64
     }
 
-    /// Starts copying this warp's part of the next tile: to stage `to`, or, if it is of bytes, to this half of the
-    /// room for them. Tokens that do not exist become zero.
+    /// Starts copying piece `piece` of this warp's next tile: to stage `stage`, or, if it is of bytes, to the room for
+    /// them. Tokens that do not exist become zero.
     ///
     /// # Safety
     /// Converged. The lane's part of the target is free.
     #[inline(always)]
-    unsafe fn copy<G: Gpu>(&mut self, gpu: G, to: u32) {
+    unsafe fn copy<G: Gpu>(&mut self, gpu: G, stage: u32, piece: u32) {
         let source = self.source();
         // SAFETY: converged.
         let some_missing = unsafe { gpu.any(source == 0) };
-        let (keys, values) = if C::BYTES == 1 {
-            self.raw(gpu, to)
-        } else {
-            self.panels(gpu, to)
-        };
+        let (mut keys, mut values) = self.panels(gpu, stage, piece);
+        if C::BYTES == 1 {
+            let (raw_keys, raw_values) = self.raw(gpu, stage, piece);
+            if !BYTE_KEYS {
+                keys = raw_keys;
+            }
+            values = raw_values;
+        }
         // Hardly ever are any missing, and looking at each one costs as much as copying it.
         // SAFETY: as the caller promises.
         unsafe {
             if some_missing {
-                self.copy_rows(gpu, source, 0, keys, |source| source != 0);
-                self.copy_rows(gpu, source, 16, values, |source| source != 0);
+                self.copy_rows::<G, true>(gpu, source, keys, |source| source != 0);
+                self.copy_rows::<G, false>(gpu, source, values, |source| source != 0);
             } else {
-                self.copy_rows(gpu, source, 0, keys, |_| true);
-                self.copy_rows(gpu, source, 16, values, |_| true);
+                self.copy_rows::<G, true>(gpu, source, keys, |_| true);
+                self.copy_rows::<G, false>(gpu, source, values, |_| true);
             }
         }
-        gpu.cp_async_commit();
-        self.token += Self::SHAPE.tile_kv;
+        self.token += if piece + 1 < Self::PIECES {
+            PIECE
+        } else {
+            Self::TEAMS * Self::SHAPE.tile_kv - (Self::PIECES - 1) * PIECE
+        };
         self.look_up(gpu);
     }
 
-    /// Copies 16 rows; lane `lanes + row` knows in `source` where row `row` is.
+    /// Copies 16 rows of keys or of values: of keys the lower lanes know in `source` where they are, of values the upper.
     ///
     /// # Safety
     /// As [`Producer::copy`]; rows that are valid exist.
     #[inline(always)]
-    unsafe fn copy_rows<G: Gpu>(
+    unsafe fn copy_rows<G: Gpu, const KEYS: bool>(
         &self,
         gpu: G,
         source: u64,
-        lanes: u32,
         target: u32,
         is_valid: impl Fn(u64) -> bool,
     ) {
@@ -283,7 +336,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
         };
         let mut sources = [0; 8];
         // Known, these sums would wait in registers.
-        let row = gpu.opaque(self.row) + lanes;
+        let row = gpu.opaque(self.row) + if KEYS { 0 } else { 16 };
         unroll!([8] part in 0..8 {
             if part < Self::PARTS {
                 let lane = row + Self::apart(part);
@@ -296,10 +349,10 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
         });
         unroll!([8] part in 0..8 {
             if part < Self::PARTS {
-                let target = if C::BYTES == 1 {
-                    target + Self::apart(part) * Self::ROW_BYTES
-                } else {
+                let target = if C::BYTES == 2 || KEYS && BYTE_KEYS {
                     Self::in_panel(target, part)
+                } else {
+                    target + Self::apart(part) * Self::ROW_BYTES
                 };
                 let chunk = sources[part] + (self.chunk * 16) as u64;
                 // SAFETY: as the caller promises; the row is only read if its token exists.
@@ -308,17 +361,19 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
         });
     }
 
-    /// Puts this lane's bytes as f16 into stage `stage`.
+    /// Puts this lane's bytes of piece `piece` as f16 into stage `stage`.
     ///
     /// # Safety
     /// They have arrived, and the stage is free.
     #[inline(always)]
-    unsafe fn widen<G: Gpu>(&self, gpu: G, half: u32, stage: u32) {
-        let (raw_keys, raw_values) = self.raw(gpu, half);
-        let (keys, values) = self.panels(gpu, stage);
+    unsafe fn widen<G: Gpu>(&self, gpu: G, stage: u32, piece: u32) {
+        let (raw_keys, raw_values) = self.raw(gpu, stage, piece);
+        let (keys, values) = self.panels(gpu, stage, piece);
         // SAFETY: as the caller promises.
         unsafe {
-            Self::widen_rows(gpu, raw_keys, keys);
+            if !BYTE_KEYS {
+                Self::widen_rows(gpu, raw_keys, keys);
+            }
             Self::widen_rows(gpu, raw_values, values);
         }
     }
@@ -349,17 +404,24 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
         });
     }
 
+    /// The first token of piece `piece` of this warp, counted from the tile's.
+    #[inline(always)]
+    fn first_row<G: Gpu>(gpu: G, piece: u32) -> u32 {
+        (gpu.warp() % Self::TEAM_WARPS * Self::PIECES + piece) * PIECE
+    }
+
     /// Where the chunk of the lane's first row belongs in the keys and in the values of stage `stage`.
     #[inline(always)]
-    fn panels<G: Gpu>(&self, gpu: G, stage: u32) -> (u32, u32) {
+    fn panels<G: Gpu>(&self, gpu: G, stage: u32, piece: u32) -> (u32, u32) {
         let tile = Self::SHAPE.tile(gpu.shared_base(), 0, stage);
-        let chunk = if C::BYTES == 1 {
-            2 * self.chunk
-        } else {
-            self.chunk
-        };
-        let at = gpu.warp() * 16 * PANEL_ROW_BYTES + in_panels(self.row, chunk);
-        (tile.keys + at, tile.values + at)
+        let wide = if C::BYTES == 1 { 2 } else { 1 };
+        let at =
+            |chunk: u32| Self::first_row(gpu, piece) * PANEL_ROW_BYTES + in_panels(self.row, chunk);
+        let key_chunk = if BYTE_KEYS { 1 } else { wide } * self.chunk;
+        (
+            tile.keys + at(key_chunk),
+            tile.values + at(wide * self.chunk),
+        )
     }
 
     /// Where the lane's chunk of its row number `part` belongs, if that of its first is at `first`: rows that are a
@@ -370,17 +432,18 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
         (first ^ (apart % 8 * 16)) + apart * PANEL_ROW_BYTES
     }
 
-    /// Where the chunk of the lane's first row waits among keys and values of bytes in half `half`: those of one row
-    /// in one line, those of eight lanes in different banks.
+    /// Where the chunk of the lane's first row waits among keys and values of bytes: those of one row in one line, those
+    /// of eight lanes in different banks. There is room for a tile of every second stage, without keys that are
+    /// copied to where they belong.
     #[inline(always)]
-    fn raw<G: Gpu>(&self, gpu: G, half: u32) -> (u32, u32) {
+    fn raw<G: Gpu>(&self, gpu: G, stage: u32, piece: u32) -> (u32, u32) {
         let side = Self::SHAPE.tile_kv * Self::ROW_BYTES;
         let flip = if K_STEPS == 8 { self.row & 4 } else { 0 };
         let keys = gpu.shared_base()
             + Self::SHAPE.raw()
-            + half * 2 * side
-            + (gpu.warp() * 16 + self.row) * Self::ROW_BYTES
+            + stage % TILES_AHEAD * (Self::SHAPE.raw_bytes / TILES_AHEAD)
+            + (Self::first_row(gpu, piece) + self.row) * Self::ROW_BYTES
             + (self.chunk ^ flip) * 16;
-        (keys, keys + side)
+        (keys, if BYTE_KEYS { keys } else { keys + side })
     }
 }

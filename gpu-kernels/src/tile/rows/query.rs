@@ -4,8 +4,7 @@ use super::{WARPS, WarpRows};
 use crate::gpu::{Gpu, PANEL_BYTES, PANEL_ROW_BYTES, WARP, in_panels};
 use crate::kv::CacheFormat;
 use crate::params::PrefillParams;
-use crate::tile::QueryDtype;
-use crate::tile::query::to_f16;
+use crate::tile::query::{query_bytes, to_f16};
 use crate::unroll::unroll;
 
 /// `ROW_TILES` tiles of 16 rows. Their operands are too many for registers; each lane keeps its own words in
@@ -114,12 +113,13 @@ pub struct GroupQueries {
 }
 
 impl GroupQueries {
-    /// Loads those of a warp's `rows`, as [`RowQueries::load`] does, for group `group` of the thread block.
+    /// Loads those of a warp's `rows`, as [`RowQueries::load`] does, for group `group` of the thread block. The four
+    /// lanes of a quad share out the 16-byte chunks of their rows.
     ///
     /// # Safety
-    /// As there.
+    /// As there, but that the queries are aligned to 16 bytes.
     #[inline(always)]
-    pub unsafe fn load<G: Gpu, C: CacheFormat, const K_STEPS: usize>(
+    pub unsafe fn load<G: Gpu, C: CacheFormat, const K_STEPS: usize, const BYTE_KEYS: bool>(
         gpu: G,
         params: &PrefillParams,
         rows: WarpRows,
@@ -127,29 +127,97 @@ impl GroupQueries {
         group: u32,
         qk_scale_log2: f32,
     ) -> Self {
-        let (lane, quad) = (gpu.lane(), gpu.lane() % 4);
-        let dims = (2 * quad, 2 * quad + 8);
-        // SAFETY: as the caller promises.
-        let (halves, unscale) =
-            unsafe { read_tile::<G, C, K_STEPS>(gpu, params, rows, 0, first, dims) };
-        let panels = gpu.shared_base() + group * const { K_STEPS as u32 / 4 * PANEL_BYTES };
-        let words = panels + gpu.warp() % WARPS * 16 * PANEL_ROW_BYTES + 4 * quad;
-        unroll!([16] step in 0..K_STEPS {
+        let num_panels = if BYTE_KEYS { 1 } else { K_STEPS as u32 / 4 };
+        let panels = gpu.shared_base() + group * (num_panels * PANEL_BYTES);
+        let warp_panel = panels + gpu.warp() % WARPS * 16 * PANEL_ROW_BYTES;
+        let at = |half: usize, chunk: u32| {
+            warp_panel + in_panels(gpu.lane() / 4 + half as u32 * 8, chunk)
+        };
+        let quad = gpu.lane() % 4;
+        let mut unscale = [1.0f32; 2];
+        if BYTE_KEYS || query_bytes::<C>(params.query_dtype) == 1 {
+            let mut bytes = [[[0u32; 4]; 2]; 2];
             unroll!([2] half in 0..2 {
-                let row = lane / 4 + half as u32 * 8;
-                unroll!([2] i in 0..2 {
-                    let at = words + in_panels(row, 2 * step as u32 + i as u32);
-                    // SAFETY: this lane's word.
-                    unsafe { gpu.st_shared_b32(at, halves[half][step][i]) };
+                if let Some(row) = row_address(gpu, params, rows, (0, half), first, 1) {
+                    unroll!([2] i in 0..(K_STEPS / 4) {
+                        // SAFETY: 16 dims of a row that exists.
+                        bytes[half][i] = unsafe { gpu.ld_global_b128(row + (16 * quad + 64 * i as u32) as u64) };
+                    });
+                }
+            });
+            unroll!([2] half in 0..2 {
+                unroll!([2] i in 0..(K_STEPS / 4) {
+                    // SAFETY: this lane's chunks.
+                    unsafe {
+                        if BYTE_KEYS {
+                            gpu.st_shared_b128(at(half, quad + 4 * i as u32), bytes[half][i]);
+                        } else {
+                            let [low, high] = widen(gpu, bytes[half][i]);
+                            let chunk = 2 * quad + 8 * i as u32;
+                            gpu.st_shared_b128(at(half, chunk), low);
+                            gpu.st_shared_b128(at(half, chunk + 1), high);
+                        }
+                    }
                 });
             });
-        });
+        } else {
+            let mut words = [[[0u32; 2]; K_STEPS]; 2];
+            unroll!([2] half in 0..2 {
+                if let Some(row) = row_address(gpu, params, rows, (0, half), first, 2) {
+                    unroll!([4] i in 0..(K_STEPS / 2) {
+                        // SAFETY: eight dims of a row that exists.
+                        let [a, b, c, d] = unsafe { gpu.ld_global_b128(row + (16 * quad + 64 * i as u32) as u64) };
+                        words[half][2 * i] = [a, b];
+                        words[half][2 * i + 1] = [c, d];
+                    });
+                }
+            });
+            unroll!([2] half in 0..2 {
+                if C::BYTES == 1 {
+                    // SAFETY: converged; the quad has all of the row.
+                    unscale[half] = unsafe { to_f16(gpu, &mut words[half], params.query_dtype) };
+                }
+                unroll!([4] i in 0..(K_STEPS / 2) {
+                    let ([a, b], [c, d]) = (words[half][2 * i], words[half][2 * i + 1]);
+                    // SAFETY: this lane's chunk.
+                    unsafe { gpu.st_shared_b128(at(half, quad + 4 * i as u32), [a, b, c, d]) };
+                });
+            });
+        }
         gpu.fence_warpgroup();
         Self {
             panels,
             scale_log2: unscale.map(|unscale| qk_scale_log2 * unscale),
         }
     }
+}
+
+/// 16 e4m3 as f16.
+#[inline(always)]
+fn widen<G: Gpu>(gpu: G, [a, b, c, d]: [u32; 4]) -> [[u32; 4]; 2] {
+    let (a, b) = (gpu.widen_e4m3x4(a), gpu.widen_e4m3x4(b));
+    let (c, d) = (gpu.widen_e4m3x4(c), gpu.widen_e4m3x4(d));
+    [[a[0], a[1], b[0], b[1]], [c[0], c[1], d[0], d[1]]]
+}
+
+/// Where the query of row `lane / 4 + 8 * half` of a row tile is, of values of `bytes` bytes, if there is such a row.
+#[inline(always)]
+fn row_address<G: Gpu>(
+    gpu: G,
+    params: &PrefillParams,
+    rows: WarpRows,
+    (tile, half): (usize, usize),
+    (first_token, first_head): (u32, u32),
+    bytes: u64,
+) -> Option<u64> {
+    let row = rows.of_lane(gpu.lane(), tile, half);
+    if row >= rows.end {
+        return None;
+    }
+    let token = first_token as u64 + rows.token(row) as u64;
+    let head = first_head as u64 + rows.head(row) as u64;
+    let element = token * params.stride_query_token as u64 + head * params.stride_query_head as u64;
+    Some(params.query + bytes * element)
 }
 
 /// Two pairs of dims of each step, beginning at `dims`, of rows `lane / 4` and `+ 8` of a row tile; and what their
@@ -163,25 +231,14 @@ unsafe fn read_tile<G: Gpu, C: CacheFormat, const K_STEPS: usize>(
     params: &PrefillParams,
     rows: WarpRows,
     tile: usize,
-    (first_token, first_head): (u32, u32),
+    first_row: (u32, u32),
     (first, second): (u32, u32),
 ) -> ([[[u32; 2]; K_STEPS]; 2], [f32; 2]) {
-    let bytes = if C::BYTES == 1 && params.query_dtype == QueryDtype::E4m3 as u32 {
-        1
-    } else {
-        2
-    };
+    let bytes = query_bytes::<C>(params.query_dtype);
     let mut halves = [[[0u32; 2]; K_STEPS]; 2];
     let mut unscale = [1.0f32; 2];
     unroll!([2] half in 0..2 {
-        let row = rows.of_lane(gpu.lane(), tile, half);
-        if row < rows.end {
-            let token = first_token as u64 + rows.token(row) as u64;
-            let head = first_head as u64 + rows.head(row) as u64;
-            let at = params.query
-                + bytes
-                    * (token * params.stride_query_token as u64
-                        + head * params.stride_query_head as u64);
+        if let Some(at) = row_address(gpu, params, rows, (tile, half), first_row, bytes) {
             unroll!([16] step in 0..K_STEPS {
                 let dims = at + bytes * step as u64 * 16;
                 let (first, second) = (dims + bytes * first as u64, dims + bytes * second as u64);

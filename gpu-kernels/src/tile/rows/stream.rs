@@ -32,7 +32,7 @@ pub struct SharedStream<'p, C, const K_STEPS: usize, const V_STEPS: usize> {
 impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
     SharedStream<'p, C, K_STEPS, V_STEPS>
 {
-    const SHAPE: RowShape = RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp);
+    pub(super) const SHAPE: RowShape = RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp);
     /// Eights of tokens that a warp copies of each tile: one or two.
     pub(super) const EIGHTS: usize = (Self::SHAPE.tile_kv / 8 / WARPS) as usize;
 

@@ -2,7 +2,7 @@
 //! that it was copied into.
 
 use super::stream::SharedStream;
-use super::{Products, RowShape, place, wide_bytes};
+use super::{place, wide_bytes};
 use crate::gpu::{Gpu, WARP};
 use crate::kv::CacheFormat;
 use crate::tile::{row_bytes, swizzle};
@@ -74,10 +74,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
     fn next_values<G: Gpu>(&self, gpu: G) -> (u32, u32) {
         let thread = gpu.opaque(gpu.thread_idx());
         let row = thread / WARP * Self::EIGHTS as u32 * 8;
-        let tile = Self::tile(
-            gpu,
-            self.load_token - RowShape::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp).tile_kv,
-        );
+        let tile = Self::tile(gpu, self.load_token - Self::SHAPE.tile_kv);
         let values = tile.values + row * wide_bytes::<V_STEPS>();
         (thread % WARP, values)
     }
