@@ -120,7 +120,7 @@ impl CheckedDecode<'_> {
     /// CUDA graph.
     ///
     /// # Errors
-    /// [`RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the plan's
+    /// [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the plan's
     /// [`DecodePlan::workspace_bytes`]; whatever the launcher reports.
     pub fn launch(
         &self,
