@@ -20,8 +20,7 @@
 //! what its terms can amount to (root mean square over 90,000 rows of 64 and 128 dims), and by 2^-12 at worst. Limits of
 //! single numbers grow by twice the worst, those of a sequence by the mean.
 
-use std::fmt;
-
+use super::Mismatch;
 use crate::reference::{HostTensor, Rows};
 use crate::tensor::Dtype;
 
@@ -60,117 +59,6 @@ pub struct Accuracy {
     /// Largest error of an lse.
     pub lse_abs: f64,
 }
-
-/// Where an output is wrong.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Mismatch {
-    /// Not finite where it had to be, or the other way round.
-    NonFinite {
-        /// Which tensor.
-        tensor: &'static str,
-        /// Index of the element.
-        at: Vec<usize>,
-        /// What it is.
-        got: f64,
-        /// What it had to be.
-        expected: f64,
-    },
-    /// A sequence is off as a whole.
-    Frobenius {
-        /// The sequence.
-        seq: usize,
-        /// Its relative error.
-        error: f64,
-        /// The limit.
-        limit: f64,
-        /// Index of the element that is furthest off.
-        at: Vec<usize>,
-        /// What that element is.
-        got: f64,
-        /// What it had to be.
-        expected: f64,
-    },
-    /// An element is off.
-    Element {
-        /// Which tensor.
-        tensor: &'static str,
-        /// Index of the element.
-        at: Vec<usize>,
-        /// What it is.
-        got: f64,
-        /// What it had to be.
-        expected: f64,
-        /// How far it may be off.
-        limit: f64,
-    },
-    /// A byte differs that had to be copied, or left alone.
-    Byte {
-        /// Which storage.
-        tensor: &'static str,
-        /// Which byte of it.
-        at: usize,
-        /// Index of the element there, if it is one.
-        element: Option<Vec<usize>>,
-        /// What it is.
-        got: u8,
-        /// What it had to be.
-        expected: u8,
-    },
-}
-
-impl fmt::Display for Mismatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NonFinite {
-                tensor,
-                at,
-                got,
-                expected,
-            } => write!(f, "{tensor}{at:?} is {got}, expected {expected}"),
-            Self::Frobenius {
-                seq,
-                error,
-                limit,
-                at,
-                got,
-                expected,
-            } => write!(
-                f,
-                "sequence {seq} has relative error {error:.3e} (limit {limit:.1e}), most at out{at:?}: \
-                 {got:.6e}, expected {expected:.6e}"
-            ),
-            Self::Element {
-                tensor,
-                at,
-                got,
-                expected,
-                limit,
-            } => write!(
-                f,
-                "{tensor}{at:?} is {got:.6e}, expected {expected:.6e} within {limit:.2e}"
-            ),
-            Self::Byte {
-                tensor,
-                at,
-                element,
-                got,
-                expected,
-            } => {
-                write!(
-                    f,
-                    "byte {at} of {tensor} is {got:#04x}, expected {expected:#04x}: "
-                )?;
-                match element {
-                    Some(index) => write!(f, "element {index:?}"),
-                    None => write!(f, "outside the tensor"),
-                }
-            }
-        }
-    }
-}
-
-impl std::error::Error for Mismatch {}
 
 /// Compares the output of sequences `seqs` with what the reference says of them.
 ///
@@ -435,22 +323,21 @@ mod tests {
         assert_eq!(judge(&[1.0, -2.0], &[1.0, -2.0]), Ok(Accuracy::default()));
     }
 
+    /// An lse of 1 that is off by `error`.
+    fn judge_lse(error: f32, terms: f64, sums: ScoreSums) -> Result<Accuracy, Mismatch> {
+        let bytes = (1.0 + error).to_le_bytes().to_vec();
+        let lse = HostTensor::contiguous("lse", Dtype::F32, &[1, 1], bytes);
+        let rows = Rows {
+            out: vec![vec![1.0]],
+            lse: vec![1.0],
+            terms: vec![terms],
+        };
+        attention(&out(&[1.0]), Some(&lse), &[0], &[rows], sums)
+    }
+
     #[test]
     fn an_lse_may_be_off_by_what_its_terms_round_to_and_no_more() {
-        let off = |error: f32, terms: f64| {
-            let lse = HostTensor::contiguous(
-                "lse",
-                Dtype::F32,
-                &[1, 1],
-                (1.0 + error).to_le_bytes().to_vec(),
-            );
-            let rows = Rows {
-                out: vec![vec![1.0]],
-                lse: vec![1.0],
-                terms: vec![terms],
-            };
-            decode(&out(&[1.0]), Some(&lse), &[0], &[rows])
-        };
+        let off = |error, terms| judge_lse(error, terms, ScoreSums::F32);
         assert!(off(1e-5, 1.0).is_ok());
         assert!(off(1e-4, 1.0).is_err());
         assert!(off(1e-4, 2000.0).is_ok());
@@ -459,20 +346,7 @@ mod tests {
 
     #[test]
     fn sums_of_fp8_may_be_off_by_more_but_not_by_much() {
-        let off = |error: f32, sums: ScoreSums| {
-            let lse = HostTensor::contiguous(
-                "lse",
-                Dtype::F32,
-                &[1, 1],
-                (1.0 + error).to_le_bytes().to_vec(),
-            );
-            let rows = Rows {
-                out: vec![vec![1.0]],
-                lse: vec![1.0],
-                terms: vec![10.0],
-            };
-            attention(&out(&[1.0]), Some(&lse), &[0], &[rows], sums)
-        };
+        let off = |error, sums| judge_lse(error, 10.0, sums);
         assert!(off(4e-3, ScoreSums::F32).is_err());
         assert!(off(4e-3, ScoreSums::Fp8).is_ok());
         assert!(off(6e-3, ScoreSums::Fp8).is_err());

@@ -22,6 +22,7 @@ mod gather;
 pub mod grids;
 mod layout;
 mod lens;
+mod mismatch;
 mod mla_form;
 mod mla_grids;
 mod mla_write;
@@ -36,7 +37,7 @@ mod unified_grids;
 
 pub use blocks::{BlocksCase, BlocksOperation};
 pub use cache_write::{CacheWriteCase, RopeCase};
-pub use compare::{Accuracy, Mismatch, ScoreSums};
+pub use compare::{Accuracy, ScoreSums};
 pub use decode::{DecodeCase, LseForm, ScaleForm};
 pub use device::DeviceDecode;
 pub(crate) use device::Uploads;
@@ -47,6 +48,7 @@ pub use entries_fill::{EntryTensors, HostList};
 pub use gather::{GatherBy, GatherCase};
 pub use layout::{CacheShape, Layout};
 pub use lens::Lens;
+pub use mismatch::Mismatch;
 pub use mla_form::MlaForm;
 pub use mla_write::MlaWriteCase;
 pub use run::{

@@ -58,7 +58,7 @@ impl DecodeDemo {
 
     /// The defaults for a machine.
     pub fn for_machine(runtime: &dyn Runtime) -> Self {
-        if runtime.name() == "emulator" {
+        if runtime.is_emulator() {
             Self::EMULATOR
         } else {
             Self::GPU
