@@ -43,6 +43,8 @@ pub trait Half: sealed::Sealed + Copy {
     /// Probabilities are multiplied by two to this power before they are rounded to this type, so that
     /// small ones do not drop below its smallest number.
     const PROB_SHIFT: f32;
+    /// Two to minus that power: what takes it back.
+    const PROB_UNIT: f32;
     /// `acc + a b`; see [`Gpu::mma_bf16`].
     ///
     /// # Safety
@@ -79,6 +81,7 @@ impl sealed::Sealed for I8 {}
 impl Half for Bf16 {
     const DTYPE: HalfDtype = HalfDtype::Bf16;
     const PROB_SHIFT: f32 = 0.0;
+    const PROB_UNIT: f32 = 1.0;
     #[inline(always)]
     #[track_caller]
     unsafe fn mma<G: Gpu>(gpu: G, acc: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
@@ -98,6 +101,7 @@ impl Half for Bf16 {
 impl Half for F16 {
     const DTYPE: HalfDtype = HalfDtype::F16;
     const PROB_SHIFT: f32 = 15.0;
+    const PROB_UNIT: f32 = 1.0 / 32_768.0;
     #[inline(always)]
     #[track_caller]
     unsafe fn mma<G: Gpu>(gpu: G, acc: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {

@@ -12,6 +12,7 @@
 //! | [`mla_entry`] | the FP8 forms of a token in an MLA cache, byte by byte |
 //! | [`tile`] | what one warp computes: loading, scores, softmax, output |
 //! | [`latent`] | what one thread block computes over an MLA cache |
+//! | [`lse`] | maximum and sum of a softmax, and their logarithm |
 //! | [`quant`] | 8-bit storage: scales, and division by them |
 //! | [`stored`] | a 16-bit value where it is stored: itself, or FP8 |
 //! | [`divider`] | division by numbers that the host knows |
@@ -56,6 +57,7 @@ pub mod gpu;
 pub mod kernels;
 pub mod kv;
 pub mod latent;
+pub mod lse;
 pub mod mla_entry;
 pub mod params;
 pub mod quant;

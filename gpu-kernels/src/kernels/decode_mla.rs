@@ -13,13 +13,16 @@
 //! a sequence of one split is finished: out, lse; else partial_out, partial_lse
 //! ```
 
+use super::careful::{Values, careful_row, load_pair, load_query_pair, look};
 use super::decode_gqa::seq_len;
 use super::warp_merge::pack_out;
 use crate::gpu::{Gpu, WARP, div};
 use crate::kv::{CacheFormat, CacheHead};
 use crate::latent::{Cut, LatentQuery, LatentStream, LatentWords, Running};
+use crate::lse::Lse;
 use crate::params::DecodeMlaParams;
 use crate::tile::query_bytes;
+use crate::unroll::unroll;
 
 /// The kernel. `K_STEPS = head_size / 16`, `V_STEPS = head_size_v / 16`; a thread block takes `HEAD_TILES` tiles
 /// of 8 rows; a warp takes `WARP_HEAD_TILES` of them and `WARP_TOKEN_TILES` tiles of 16 tokens of the scores, and
@@ -165,10 +168,43 @@ pub unsafe fn decode_mla<
     let is_whole = seq_len <= params.split_len;
     // SAFETY: every thread comes here, after the last tile; each row's lse is stored once.
     unsafe {
-        let rows = running.finish(gpu, cut, k_scale, |row, lse_log2| {
-            cta.store_lse(gpu, params, row, lse_log2, is_whole);
+        let rows = running.finish(gpu, cut, k_scale, |row, lse| {
+            cta.store_lse(gpu, params, row, lse, is_whole);
         });
-        cta.store_out::<G, C>(gpu, cut, params, rows, is_whole, |_| 1.0);
+        cta.store_out::<G, C, V_STEPS>(
+            gpu,
+            cut,
+            params,
+            rows,
+            is_whole,
+            |_| 1.0,
+            |row| {
+                let seen = cta.seen(params, row, seq_len, (split_start, split_end))?;
+                let query = cta.query_row::<C>(params, row);
+                let at = |token: u32, dim: u32| {
+                    let block_idx = div(token, params.block_size);
+                    let table = params.block_table
+                        + 4 * (cta.seq as u64 * params.stride_block_table as u64
+                            + block_idx as u64);
+                    let slot = token - block_idx * params.block_size;
+                    cache.slot(gpu.ld_global_b32(table), slot) + (C::BYTES * dim) as u64
+                };
+                Some(careful_row::<G, K_STEPS, V_STEPS>(
+                    gpu,
+                    seen,
+                    |dim| {
+                        let at = query + query_bytes::<C>(params.query_dtype) * dim as u64;
+                        load_query_pair::<G, C>(gpu, at, params.query_dtype)
+                    },
+                    |token, dim| load_pair::<G, C>(gpu, at(token, dim)),
+                    |token, dim| {
+                        load_pair::<G, C>(gpu, at(token, dim)).map(|value| value * k_scale)
+                    },
+                    |_, product| product * (params.qk_scale_log2 * q_scale * k_scale),
+                    f32::NEG_INFINITY,
+                ))
+            },
+        );
     }
 }
 
@@ -268,16 +304,16 @@ impl Cta {
         gpu: G,
         params: &DecodeMlaParams,
         row: u32,
-        lse_log2: f32,
+        lse: Lse,
         is_whole: bool,
     ) {
         if row >= self.num_rows {
             return;
         }
         if !is_whole {
-            let at = params.partial_lse + 4 * self.part(params, row);
+            let at = params.partial_lse + Lse::BYTES * self.part(params, row);
             // SAFETY: this split's element of the workspace.
-            unsafe { gpu.st_global_b32(at, lse_log2.to_bits()) };
+            unsafe { gpu.st_global_b64(at, lse.to_bits()) };
         } else if params.lse != 0 {
             let strides = [
                 params.stride_lse_seq,
@@ -286,17 +322,31 @@ impl Cta {
             ];
             let at = params.lse + 4 * self.offset(params, row, strides);
             // SAFETY: this row's element.
-            unsafe { gpu.st_global_b32(at, (lse_log2 * core::f32::consts::LN_2).to_bits()) };
+            unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
         }
     }
 
+    /// The tokens of a split that a row sees, if it does not see all of them.
+    #[inline(always)]
+    pub(super) fn seen(
+        self,
+        params: &DecodeMlaParams,
+        row: u32,
+        seq_len: u32,
+        (start, end): (u32, u32),
+    ) -> Option<(u32, u32)> {
+        let len = (seq_len + 1 + self.token_of(params, row)).saturating_sub(params.query_len);
+        (len < end).then_some((start, len.max(start)))
+    }
+
     /// Stores the output rows that lie in shared memory at `rows`, four columns at a time; those of a whole
-    /// sequence times their `factor`.
+    /// sequence times their `factor`. A row that is not finite is what `mend` makes of it, if it makes anything.
     ///
     /// # Safety
     /// Every thread comes here, after the barrier that followed the writes of the rows.
     #[inline(always)]
-    pub(super) unsafe fn store_out<G: Gpu, C: CacheFormat>(
+    #[allow(clippy::too_many_arguments, reason = "each is one fact about the rows")]
+    pub(super) unsafe fn store_out<G: Gpu, C: CacheFormat, const V_STEPS: usize>(
         self,
         gpu: G,
         cut: Cut,
@@ -304,6 +354,7 @@ impl Cta {
         rows: u32,
         is_whole: bool,
         factor: impl Fn(u32) -> f32,
+        mend: impl Fn(u32) -> Option<Values<V_STEPS>>,
     ) {
         let quads_per_row = cut.head_size_v / 4;
         let mut quad = gpu.thread_idx();
@@ -323,8 +374,66 @@ impl Cta {
                 // SAFETY: this split's part of the workspace, which is aligned.
                 unsafe { gpu.st_global_b128(at, words) };
             }
+            // A warp has 128 columns of one row. Only rows of several tokens see different keys.
+            let broken = params.query_len > 1 && look(gpu, 0.0, words.map(f32::from_bits)) != 0.0;
+            // SAFETY: converged: rows have a multiple of 32 quads.
+            if params.query_len > 1
+                && unsafe { gpu.any(broken) }
+                && let Some(values) = mend(row)
+            {
+                // SAFETY: converged; all lanes' columns are stored before any is stored again.
+                unsafe {
+                    gpu.sync_warp();
+                    let columns = (dim / 128 * 128, dim / 128 * 128 + 128);
+                    self.store_mended::<G, C, V_STEPS>(
+                        gpu,
+                        cut,
+                        params,
+                        row,
+                        columns,
+                        values,
+                        is_whole,
+                        factor(row),
+                    );
+                }
+            }
             quad += cut.threads();
         }
+    }
+
+    /// Stores columns `columns` of a row that was computed again.
+    ///
+    /// # Safety
+    /// The columns are this warp's.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "each is one fact about the row")]
+    unsafe fn store_mended<G: Gpu, C: CacheFormat, const V_STEPS: usize>(
+        self,
+        gpu: G,
+        cut: Cut,
+        params: &DecodeMlaParams,
+        row: u32,
+        columns: (u32, u32),
+        values: Values<V_STEPS>,
+        is_whole: bool,
+        factor: f32,
+    ) {
+        unroll!([8] i in 0..(V_STEPS.div_ceil(4)) {
+            let dim = (i as u32 * WARP + gpu.lane()) * 2;
+            let [a, b] = values[i];
+            let is_own = columns.0 <= dim && dim < columns.1;
+            if is_own && is_whole {
+                let packed = pack_out::<G, C>(gpu, [a * factor, b * factor, 0.0, 0.0], params.out_dtype);
+                // SAFETY: this row's columns.
+                unsafe { gpu.st_global_b32(self.out_row(params, row) + 2 * dim as u64, packed as u32) };
+            } else if is_own {
+                let at = params.partial_out
+                    + 4 * (self.part(params, row) * cut.head_size_v as u64 + dim as u64);
+                let pair = a.to_bits() as u64 | (b.to_bits() as u64) << 32;
+                // SAFETY: this split's part of the workspace, which is aligned.
+                unsafe { gpu.st_global_b64(at, pair) };
+            }
+        });
     }
 
     /// The output of a sequence without tokens: zero, and minus infinity.
@@ -342,7 +451,7 @@ impl Cta {
                 dim += WARP * 4;
             }
             if gpu.lane() == 0 {
-                self.store_lse(gpu, params, row, f32::NEG_INFINITY, true);
+                self.store_lse(gpu, params, row, Lse::EMPTY, true);
             }
             row += cut.warps;
         }

@@ -15,13 +15,14 @@
 //! a group of one split is finished: out, with the sink, and lse; else partial_out, partial_lse
 //! ```
 
+use super::careful::{careful_row, load_pair};
 use super::decode_gqa::seq_len;
 use super::decode_mla::Cta;
 use crate::dtype::Bf16;
 use crate::gpu::{Gpu, div};
 use crate::latent::{
-    Cut, EntryStream, LatentQuery, LatentWords, MlaEntry, Running, WARP_TOKENS, list_slots,
-    of_second_list, tile_row_bytes,
+    Cut, EntryStream, LatentQuery, LatentWords, MlaEntry, Running, WARP_TOKENS, entry_pair,
+    list_slots, of_second_list, tile_row_bytes,
 };
 use crate::params::{DecodeMlaEntryParams, EntryList};
 
@@ -161,24 +162,48 @@ pub unsafe fn decode_mla_entry<
     // SAFETY: every thread comes here, after the last tile; each row's lse is stored once, and so is its factor,
     // where those of the tiles were.
     unsafe {
-        let out = running.finish(gpu, cut, 1.0, |row, lse_log2| {
-            cta.store_lse(gpu, rows, row, lse_log2, is_whole);
+        let out = running.finish(gpu, cut, 1.0, |row, lse| {
+            cta.store_lse(gpu, rows, row, lse, is_whole);
             if has_sinks && row < cta.num_rows {
                 let head = cta.first_row + row - cta.token_of(rows, row) * rows.num_query_heads;
                 let sink = f32::from_bits(gpu.ld_global_b32(params.sink + 4 * head as u64));
-                let factor = sink_factor(gpu, sink, lse_log2);
+                let factor = sink_factor(gpu, sink, lse.log2(gpu));
                 gpu.st_shared_b32(factors + row * 4, factor.to_bits());
             }
         });
-        cta.store_out::<G, Bf16>(gpu, cut, rows, out, is_whole, |row| {
+        let factor = |row: u32| {
             if has_sinks {
                 f32::from_bits(gpu.ld_shared_b32(factors + row * 4))
             } else {
                 1.0
             }
+        };
+        cta.store_out::<G, Bf16, V_STEPS>(gpu, cut, rows, out, is_whole, factor, |row| {
+            if !is_causal {
+                return None;
+            }
+            let seen = cta.seen(rows, row, num_positions, (split_start, split_end))?;
+            let query = cta.query_row::<Bf16>(rows, row);
+            let places = Places::of(gpu, params, cta.seq, first_token);
+            let list = &params.lists[0];
+            let pair = |token: u32, dim: u32| {
+                let slot = places.slot_of_token(gpu, list, token) as u32;
+                entry_pair::<G, E>(gpu, list, slot, dim)
+            };
+            Some(careful_row::<G, K_STEPS, V_STEPS>(
+                gpu,
+                seen,
+                |dim| load_pair::<G, Bf16>(gpu, query + 2 * dim as u64),
+                pair,
+                pair,
+                |_, product| product * rows.qk_scale_log2,
+                f32::NEG_INFINITY,
+            ))
         });
     }
 }
+
+const V_STEPS: usize = HEAD_SIZE_V as usize / 16;
 
 /// What a sink leaves of a row: the softmax's denominator without it, divided by that with it.
 #[inline(always)]

@@ -5,15 +5,17 @@
 //!
 //! ```text
 //! for each row of this warp:
-//!     max = max of partial_lse and the sink        base 2
-//!     out = sum of 2^(partial_lse - max) * partial_out / (sum of 2^(partial_lse - max) + 2^(sink - max))
+//!     lse = all of partial_lse and the sink        a maximum, base 2, and a sum each
+//!     out = sum of weight of partial_lse * partial_out / lse's sum
 //! ```
 //!
 //! Rows of one split were finished by stage 1.
 
 use super::row_work::{RowWork, out_scale, sink_log2, store_lse};
+use super::warp_merge::recip_of_sum;
 use crate::dtype::{Bf16, F16, Half};
 use crate::gpu::{Gpu, WARP};
+use crate::lse::Lse;
 use crate::params::PrefillParams;
 use crate::tile::QueryDtype;
 use crate::unroll::unroll;
@@ -71,22 +73,20 @@ unsafe fn merge_row<G: Gpu>(
     let first = (token as u64 * num_heads as u64 + head as u64) * params.num_kv_splits as u64;
     let lse_of = |part: u32| {
         // SAFETY: stage 1 wrote the lse of every part.
-        f32::from_bits(unsafe { gpu.ld_global_b32(params.partial_lse + 4 * (first + part as u64)) })
+        unsafe { Lse::load(gpu, params.partial_lse, first + part as u64) }
     };
     // SAFETY: one for each head, if there are any.
-    let sink = unsafe { sink_log2(gpu, &params.score, head) };
-    let mut max = sink;
+    let sink = Lse::of_score(unsafe { sink_log2(gpu, &params.score, head) });
+    let mut max = sink.max;
     for part in 0..num_parts {
-        max = gpu.max(max, lse_of(part));
+        max = gpu.max(max, lse_of(part).max);
+    }
+    let mut sum = sink.weight(gpu, max);
+    for part in 0..num_parts {
+        sum += lse_of(part).weight(gpu, max);
     }
     // A row that saw nothing, and has no sink: 0 and -inf.
-    let is_empty = max == f32::NEG_INFINITY;
-    let max = if is_empty { 0.0 } else { max };
-    let mut sum = gpu.exp2(sink - max);
-    for part in 0..num_parts {
-        sum += gpu.exp2(lse_of(part) - max);
-    }
-    let scale = if is_empty { 0.0 } else { gpu.recip(sum) };
+    let scale = recip_of_sum(gpu, sum);
     let mut column = gpu.lane() * 4;
     while column < params.head_size_v {
         let mut acc = [0.0f32; 4];
@@ -94,7 +94,7 @@ unsafe fn merge_row<G: Gpu>(
             let element = (first + part as u64) * params.head_size_v as u64 + column as u64;
             // SAFETY: stage 1 wrote every part.
             let values = unsafe { gpu.ld_global_b128(params.partial_out + 4 * element) };
-            let weight = gpu.exp2(lse_of(part) - max) * scale;
+            let weight = lse_of(part).weight(gpu, max) * scale;
             unroll!([4] i in 0..4 {
                 acc[i] = gpu.fma(weight, f32::from_bits(values[i]), acc[i]);
             });
@@ -107,13 +107,8 @@ unsafe fn merge_row<G: Gpu>(
         column += 4 * WARP;
     }
     if gpu.lane() == 0 {
-        let lse_log2 = if is_empty {
-            f32::NEG_INFINITY
-        } else {
-            max + gpu.log2(sum)
-        };
         // SAFETY: one lane of the row.
-        unsafe { store_lse(gpu, params, token, head, lse_log2) };
+        unsafe { store_lse(gpu, params, token, head, Lse { max, sum }) };
     }
 }
 

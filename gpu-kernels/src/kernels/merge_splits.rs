@@ -4,20 +4,19 @@
 //! one row of `out`; its warps share out the splits, a lane has four columns:
 //!
 //! ```text
-//! max = max of partial_lse                     base 2
+//! lse = all of partial_lse                     a maximum, base 2, and a sum each
 //! for each split of this warp:
-//!     weight = 2^(partial_lse - max)
-//!     acc   += weight * partial_out;  sum += weight
-//! acc and sum are added over the warps; out = acc / (sum + 2^(sink - max)); lse = ln 2 * (max + log2 sum), or with
-//! the sink in the sum
+//!     acc += weight of its partial_lse * partial_out
+//! acc is added over the warps; out = acc / (lse's sum + 2^(sink - max)); lse without or with the sink in the sum
 //! ```
 //!
 //! Sequences of one split were finished by stage 1.
 
 use super::decode_gqa::{first_key, query_row, seq_len};
+use super::warp_merge::recip_of_sum;
 use crate::dtype::Half;
 use crate::gpu::{Gpu, WARP, div};
-use crate::latent::finite;
+use crate::lse::Lse;
 use crate::params::MergeParams;
 use crate::tile::TILE_GROUP;
 use crate::unroll::unroll;
@@ -79,33 +78,26 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
     // SAFETY: splits hold at least a tile.
     let num_splits = unsafe { div(seq_len - first - 1, params.split_len) } + 1;
     let row = seq as u64 * params.num_rows as u64 + (token * params.num_query_heads + head) as u64;
-    let partial_lse = params.partial_lse + 4 * (row * params.num_kv_splits as u64);
+    let partial_lse = params.partial_lse + Lse::BYTES * (row * params.num_kv_splits as u64);
     // SAFETY: stage 1 wrote the lse of every split below `num_splits`.
-    let (max, sum) = unsafe { weigh(gpu, partial_lse, num_splits) };
+    let splits = unsafe { total(gpu, partial_lse, num_splits) };
     let row_bytes = params.head_size_v * 4;
     let partial_out = params.partial_out + row * params.num_kv_splits as u64 * row_bytes as u64;
 
-    // Of a row that sees no token, every part is empty.
-    let base = finite(max);
-    let mut denominator = sum;
-    let mut sink_log2 = f32::NEG_INFINITY;
+    let mut with_sink = splits;
     if params.sink != 0 {
         // SAFETY: one sink for each head.
         let sink = f32::from_bits(unsafe { gpu.ld_global_b32(params.sink + 4 * head as u64) });
-        sink_log2 = sink * core::f32::consts::LOG2_E;
-        denominator += gpu.exp2(sink_log2 - base);
+        with_sink = splits.with(gpu, Lse::of_score(sink * core::f32::consts::LOG2_E));
     }
-    let scale = if sum == 0.0 {
-        0.0
-    } else {
-        gpu.recip(denominator)
-    };
+    // Of a row that sees no token, every part is empty.
+    let scale = recip_of_sum(gpu, with_sink.sum);
     let column = tile * COLUMNS + gpu.lane() * 4;
     let mut acc = [0.0f32; 4];
     let mut split = gpu.warp();
     while split < num_splits && column < params.head_size_v {
         let mut parts = [[0u32; 4]; UNROLL];
-        let mut lse_log2 = [f32::NEG_INFINITY; UNROLL];
+        let mut lses = [Lse::EMPTY; UNROLL];
         unroll!([4] i in 0..UNROLL {
             let split = split + i as u32 * WARPS;
             if split < num_splits {
@@ -113,13 +105,12 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
                 // SAFETY: stage 1 wrote this split's part.
                 unsafe {
                     parts[i] = gpu.ld_global_b128(at);
-                    lse_log2[i] =
-                        f32::from_bits(gpu.ld_global_b32(partial_lse + split as u64 * 4));
+                    lses[i] = Lse::load(gpu, partial_lse, split as u64);
                 }
             }
         });
         unroll!([4] i in 0..UNROLL {
-            let weight = gpu.exp2(lse_log2[i] - base) * scale;
+            let weight = lses[i].weight(gpu, with_sink.max) * scale;
             unroll!([4] j in 0..4 {
                 acc[j] = gpu.fma(weight, f32::from_bits(parts[i][j]), acc[j]);
             });
@@ -152,35 +143,33 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
         unsafe { gpu.st_global_b64(out, packed) };
     }
     if gpu.thread_idx() == 0 && tile == 0 && params.lse != 0 {
-        let mut lse_log2 = max + gpu.log2(sum);
-        if params.sink_in_lse != 0 {
-            let largest = gpu.max(lse_log2, sink_log2);
-            let both = gpu.exp2(lse_log2 - largest) + gpu.exp2(sink_log2 - largest);
-            lse_log2 = largest + gpu.log2(both);
-        }
-        let lse = lse_log2 * core::f32::consts::LN_2;
+        let lse = if params.sink_in_lse != 0 {
+            with_sink
+        } else {
+            splits
+        };
         let at = params.lse
             + 4 * (out_row as u64 * params.stride_lse_seq as u64
                 + token as u64 * params.stride_lse_token as u64
                 + head as u64 * params.stride_lse_head as u64);
         // SAFETY: this row's element; one lane writes it.
-        unsafe { gpu.st_global_b32(at, lse.to_bits()) };
+        unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
     }
 }
 
-/// Maximum of the parts' lse, and the sum of `2^(lse - max)`, in every lane.
+/// The lse of all parts, in every lane.
 ///
 /// # Safety
 /// Converged; `num_splits` elements are readable.
 #[inline(always)]
-unsafe fn weigh<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> (f32, f32) {
+unsafe fn total<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> Lse {
     let mut max = f32::NEG_INFINITY;
     let mut split = gpu.lane();
     while split < num_splits {
         // SAFETY: as the caller promises.
         max = gpu.max(
             max,
-            f32::from_bits(unsafe { gpu.ld_global_b32(partial_lse + 4 * split as u64) }),
+            unsafe { Lse::load(gpu, partial_lse, split as u64) }.max,
         );
         split += WARP;
     }
@@ -195,13 +184,12 @@ unsafe fn weigh<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> (f32, f32)
     let mut split = gpu.lane();
     while split < num_splits {
         // SAFETY: as the caller promises.
-        let lse_log2 = f32::from_bits(unsafe { gpu.ld_global_b32(partial_lse + 4 * split as u64) });
-        sum += gpu.exp2(lse_log2 - finite(max));
+        sum += unsafe { Lse::load(gpu, partial_lse, split as u64) }.weight(gpu, max);
         split += WARP;
     }
     for mask in [1, 2, 4, 8, 16] {
         // SAFETY: converged.
         sum += f32::from_bits(unsafe { gpu.shfl_xor(sum.to_bits(), mask) });
     }
-    (max, sum)
+    Lse { max, sum }
 }

@@ -1,5 +1,6 @@
 //! The kernels. Each file opens with its grid, what a thread block owns, and the loop as pseudo-code.
 
+mod careful;
 pub mod check;
 pub mod compact;
 pub mod concat_and_cache_mla;
@@ -9,6 +10,7 @@ pub mod decode_mla;
 pub mod decode_mla_entry;
 pub mod gather;
 mod gather_rows;
+mod mend_rows;
 pub mod merge_rows;
 pub mod merge_splits;
 pub mod prefill_gqa;

@@ -99,5 +99,7 @@ pub unsafe fn prefill_gqa<
         }
     }
     // SAFETY: converged; this thread block's work.
-    unsafe { store_rows::<G, C, V_STEPS, ROW_TILES>(gpu, params, &mut partial, &tile_work) };
+    unsafe {
+        store_rows::<G, C, K_STEPS, V_STEPS, ROW_TILES>(gpu, params, &mut partial, &tile_work)
+    };
 }

@@ -138,5 +138,5 @@ pub unsafe fn prefill_gqa_group<
         };
     }
     // SAFETY: converged; this thread block's work.
-    unsafe { store_rows::<G, C, V_STEPS, 1>(gpu, params, &mut partial, &tile_work) };
+    unsafe { store_rows::<G, C, K_STEPS, V_STEPS, 1>(gpu, params, &mut partial, &tile_work) };
 }

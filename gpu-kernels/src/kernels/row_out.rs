@@ -1,9 +1,13 @@
 //! What becomes of a row at the end of a prefill: its output and lse, or its part of them.
 
+use super::careful::look;
+use super::mend_rows::mend_rows;
 use super::row_work::{TileWork, out_scale, sink_log2, store_lse};
+use super::warp_merge::recip_of_sum;
 use crate::dtype::{Bf16, F16, Half};
 use crate::gpu::Gpu;
 use crate::kv::CacheFormat;
+use crate::lse::{Lse, finite};
 use crate::params::PrefillParams;
 use crate::tile::QueryDtype;
 use crate::tile::rows::RowPartial;
@@ -17,6 +21,7 @@ use crate::unroll::unroll;
 pub(super) unsafe fn store_rows<
     G: Gpu,
     C: CacheFormat,
+    const K_STEPS: usize,
     const V_STEPS: usize,
     const ROW_TILES: usize,
 >(
@@ -33,6 +38,8 @@ pub(super) unsafe fn store_rows<
         && part.is_none()
         && params.out_dtype != QueryDtype::E4m3 as u32;
     let is_high = is_high(gpu);
+    // A bit for each of a lane's rows whose output is not finite.
+    let mut broken = 0;
     // SAFETY: converged.
     unsafe { partial.reduce(gpu) };
     unroll!([2] tile in 0..ROW_TILES {
@@ -50,7 +57,7 @@ pub(super) unsafe fn store_rows<
                     gpu, params, partial, (tile, half), v_scale,
                 );
                 if exists && gpu.lane().is_multiple_of(4) {
-                    row.store_lse(gpu, params, finished.lse_log2);
+                    row.store_lse(gpu, params, finished.lse);
                 }
                 let element = row.element::<V_STEPS>(params);
                 let values = |step: usize| {
@@ -59,6 +66,11 @@ pub(super) unsafe fn store_rows<
                     let [c, d] = [high[2 * half], high[2 * half + 1]];
                     [a * finished.scale, b * finished.scale, c * finished.scale, d * finished.scale]
                 };
+                let mut seen = 0.0;
+                unroll!([16] step in 0..V_STEPS {
+                    seen = look(gpu, seen, values(step));
+                });
+                broken |= ((exists && seen != 0.0) as u32) << (2 * tile + half);
                 if whole_chunks {
                     unroll!([8] steps in 0..(V_STEPS / 2) {
                         let chunk = pack_chunk::<G, C>(gpu, params, is_high, values(2 * steps), values(2 * steps + 1));
@@ -75,21 +87,29 @@ pub(super) unsafe fn store_rows<
             }
         });
     });
+    // SAFETY: converged.
+    if unsafe { gpu.any(broken != 0) } {
+        // SAFETY: converged; the rows were stored, all lanes' values before any is stored again.
+        unsafe {
+            gpu.sync_warp();
+            mend_rows::<G, C, K_STEPS, V_STEPS>(gpu, params, tile_work, ROW_TILES, broken);
+        }
+    }
 }
 
 /// What sums of a row are multiplied by to become its output, and its lse.
 #[derive(Clone, Copy)]
 struct Finished {
     scale: f32,
-    lse_log2: f32,
+    lse: Lse,
 }
 
 /// A row of the output, or one of its parts.
 #[derive(Clone, Copy)]
-struct Row {
-    token: u32,
-    head: u32,
-    part: Option<u32>,
+pub(super) struct Row {
+    pub(super) token: u32,
+    pub(super) head: u32,
+    pub(super) part: Option<u32>,
 }
 
 impl Row {
@@ -106,7 +126,6 @@ impl Row {
         (tile, half): (usize, usize),
         v_scale: f32,
     ) -> Finished {
-        let shift = RowPartial::<V_STEPS, ROW_TILES>::shift::<C>();
         // Sinks and the output's scale are for whoever finishes the row.
         let (mut sink, mut out) = (f32::NEG_INFINITY, 1.0);
         if self.part.is_none() {
@@ -118,21 +137,19 @@ impl Row {
                 )
             };
         }
-        let max = gpu.max(partial.max[tile][half], sink);
+        let unit = RowPartial::<V_STEPS, ROW_TILES>::unit::<C>();
+        let own = Lse {
+            max: partial.max[tile][half],
+            sum: partial.sum[tile][half] * unit,
+        };
+        let lse = own.with(gpu, Lse::of_score(sink));
         // A row that saw nothing, and has no sink: 0 and -inf.
-        let is_empty = max == f32::NEG_INFINITY;
-        let max = if is_empty { 0.0 } else { max };
-        let share = gpu.exp2(partial.max[tile][half] - max);
-        let sum = gpu.fma(partial.sum[tile][half], share, gpu.exp2(sink - max + shift));
-        let (mut scale, mut lse_log2) = (0.0, f32::NEG_INFINITY);
-        if !is_empty {
-            scale = share * gpu.recip(sum) * v_scale * out;
-            lse_log2 = max - shift + gpu.log2(sum);
-        }
+        let share = gpu.exp2(own.max - finite(lse.max)) * unit;
+        let mut scale = share * recip_of_sum(gpu, lse.sum) * v_scale * out;
         if C::TOKEN_SCALES {
             scale *= partial.value_unit;
         }
-        Finished { scale, lse_log2 }
+        Finished { scale, lse }
     }
 
     /// Stores its lse.
@@ -140,14 +157,14 @@ impl Row {
     /// # Safety
     /// The row exists; one lane stores it.
     #[inline(always)]
-    unsafe fn store_lse<G: Gpu>(self, gpu: G, params: &PrefillParams, lse_log2: f32) {
+    unsafe fn store_lse<G: Gpu>(self, gpu: G, params: &PrefillParams, lse: Lse) {
         // SAFETY: as the caller promises.
         unsafe {
             match self.part {
-                None => store_lse(gpu, params, self.token, self.head, lse_log2),
+                None => store_lse(gpu, params, self.token, self.head, lse),
                 Some(part) => {
-                    let at = params.partial_lse + 4 * self.index(params, part);
-                    gpu.st_global_b32(at, lse_log2.to_bits());
+                    let at = params.partial_lse + Lse::BYTES * self.index(params, part);
+                    gpu.st_global_b64(at, lse.to_bits());
                 }
             }
         }
@@ -155,7 +172,7 @@ impl Row {
 
     /// Where its first value is, in the output or among the parts.
     #[inline(always)]
-    fn element<const V_STEPS: usize>(self, params: &PrefillParams) -> u64 {
+    pub(super) fn element<const V_STEPS: usize>(self, params: &PrefillParams) -> u64 {
         match self.part {
             None => {
                 self.token as u64 * params.stride_out_token as u64
@@ -187,33 +204,35 @@ unsafe fn store_dims<G: Gpu, C: CacheFormat>(
     is_part: bool,
 ) {
     let first = element + gpu.lane() as u64 % 4 * 2;
-    let second = first + 8;
-    if is_part {
-        let pair = |low: f32, high: f32| low.to_bits() as u64 | (high.to_bits() as u64) << 32;
-        // SAFETY: as the caller promises.
-        unsafe {
-            gpu.st_global_b64(params.partial_out + 4 * first, pair(a, b));
-            gpu.st_global_b64(params.partial_out + 4 * second, pair(c, d));
-        }
-        return;
-    }
-    if params.out_dtype == QueryDtype::E4m3 as u32 {
-        let [low, high] = [gpu.pack_e4m3(a, b), gpu.pack_e4m3(c, d)];
-        // SAFETY: as the caller promises.
-        unsafe {
-            gpu.st_global_b16(params.out + first, low);
-            gpu.st_global_b16(params.out + second, high);
-        }
-        return;
-    }
-    let [low, high] = [
-        pack::<G, C>(gpu, params, a, b),
-        pack::<G, C>(gpu, params, c, d),
-    ];
     // SAFETY: as the caller promises.
     unsafe {
-        gpu.st_global_b32(params.out + 2 * first, low);
-        gpu.st_global_b32(params.out + 2 * second, high);
+        store_pair::<G, C>(gpu, params, first, [a, b], is_part);
+        store_pair::<G, C>(gpu, params, first + 8, [c, d], is_part);
+    }
+}
+
+/// Stores two values at `element` of the output, or of the parts.
+///
+/// # Safety
+/// As [`store_dims`], aligned to two values.
+#[inline(always)]
+pub(super) unsafe fn store_pair<G: Gpu, C: CacheFormat>(
+    gpu: G,
+    params: &PrefillParams,
+    element: u64,
+    [a, b]: [f32; 2],
+    is_part: bool,
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        if is_part {
+            let pair = a.to_bits() as u64 | (b.to_bits() as u64) << 32;
+            gpu.st_global_b64(params.partial_out + 4 * element, pair);
+        } else if params.out_dtype == QueryDtype::E4m3 as u32 {
+            gpu.st_global_b16(params.out + element, gpu.pack_e4m3(a, b));
+        } else {
+            gpu.st_global_b32(params.out + 2 * element, pack::<G, C>(gpu, params, a, b));
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use super::check::found_fault;
 use super::decode_gqa::seq_len;
 use crate::gpu::{Gpu, WARP, div};
 use crate::kv::CacheFormat;
+use crate::lse::Lse;
 use crate::params::{PrefillParams, ScoreParams};
 use crate::tile::rows::{RowShape, RowView, Visible, WarpRows};
 
@@ -338,6 +339,21 @@ impl Parked {
         }
     }
 
+    /// The keys that the thread block's tiles hold.
+    #[inline(always)]
+    pub(super) fn keys<G: Gpu>(
+        self,
+        gpu: G,
+        params: &PrefillParams,
+        shape: RowShape,
+    ) -> (u32, u32) {
+        let keys = self
+            .work
+            .keys(params, self.visible, shape.rows(), shape.tile_kv);
+        let (first, end) = keys.part(gpu.cta_idx_y(), params.split_len);
+        (first.max(keys.begin), end)
+    }
+
     /// What this warp has to know of its rows.
     #[inline(always)]
     pub(super) fn view<G: Gpu>(self, gpu: G, params: &PrefillParams, shape: RowShape) -> RowView {
@@ -484,13 +500,13 @@ pub(super) unsafe fn store_lse<G: Gpu>(
     params: &PrefillParams,
     token: u32,
     head: u32,
-    lse_log2: f32,
+    lse: Lse,
 ) {
     if params.lse != 0 {
         let at = params.lse
             + 4 * (token as u64 * params.stride_lse_token as u64
                 + head as u64 * params.stride_lse_head as u64);
         // SAFETY: this row's element, as the caller promises.
-        unsafe { gpu.st_global_b32(at, (lse_log2 * core::f32::consts::LN_2).to_bits()) };
+        unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
     }
 }

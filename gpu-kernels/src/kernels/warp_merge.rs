@@ -5,6 +5,7 @@ use super::row_work::sink_log2;
 use crate::dtype::{Bf16, F16, Half};
 use crate::gpu::{Gpu, WARP};
 use crate::kv::CacheFormat;
+use crate::lse::{Lse, finite};
 use crate::params::DecodeParams;
 use crate::tile::{HEADS, Partial, QueryDtype, STATS_BYTES, merge_row_bytes};
 use crate::unroll::unroll;
@@ -58,15 +59,17 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
             unroll!([2] i in 0..2 {
                 let head = tile as u32 * HEADS + pair * 2 + i as u32;
                 // SAFETY: written before the barrier.
-                let (mut max, mut sum) = unsafe {
-                    total(gpu, stats + head * STATS_BYTES, Self::MAX_HEADS * STATS_BYTES, warps)
+                let mut lse = unsafe {
+                    total::<G, C>(gpu, stats + head * STATS_BYTES, Self::MAX_HEADS * STATS_BYTES, warps)
                 };
                 if RULED && is_whole {
                     // SAFETY: one sink for each head, if there are any.
-                    (max, sum) = unsafe { self.add_sink(gpu, params, head, (max, sum)) };
+                    lse = unsafe { self.add_sink(gpu, params, head, lse) };
                 }
                 // A warp without a tile has a maximum of -inf and hence a share of 0.
-                let mut share = gpu.exp2(partial.max[tile][i] - max) * gpu.recip(sum) * v_scale;
+                let mut share = gpu.exp2(partial.max[tile][i] - finite(lse.max))
+                    * (C::Math::PROB_UNIT * recip_of_sum(gpu, lse.sum))
+                    * v_scale;
                 if C::TOKEN_SCALES {
                     share *= partial.value_unit;
                 }
@@ -81,9 +84,8 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
                     }
                 });
                 if gpu.warp() == 0 && group == 0 && head < self.num_heads {
-                    let lse_log2 = max - C::Math::PROB_SHIFT + gpu.log2(sum);
                     // SAFETY: this head's element; one lane writes it.
-                    unsafe { self.store_lse(gpu, params, head, lse_log2, is_whole) };
+                    unsafe { self.store_lse(gpu, params, head, lse, is_whole) };
                 }
             });
         });
@@ -111,50 +113,38 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
         }
     }
 
-    /// Maximum and sum of a head with its sink, if it has one: what takes its share and has no value.
+    /// That of a head with its sink, if it has one: what takes its share and has no value.
     ///
     /// # Safety
     /// Sinks, if there are any, are one for each head.
     #[inline(always)]
-    unsafe fn add_sink<G: Gpu>(
-        self,
-        gpu: G,
-        params: &DecodeParams,
-        head: u32,
-        (max, sum): (f32, f32),
-    ) -> (f32, f32) {
+    unsafe fn add_sink<G: Gpu>(self, gpu: G, params: &DecodeParams, head: u32, lse: Lse) -> Lse {
         if params.score.sinks == 0 || head >= self.num_heads {
-            return (max, sum);
+            return lse;
         }
         // SAFETY: as the caller promises; the head exists.
         let sink = unsafe { sink_log2(gpu, &params.score, self.first_head + head) };
-        let largest = gpu.max(max, sink);
-        let sink = gpu.exp2(sink - largest + C::Math::PROB_SHIFT);
-        (largest, gpu.fma(sum, gpu.exp2(max - largest), sink))
+        lse.with(gpu, Lse::of_score(sink))
     }
 
-    /// Stores the log of the sum of exponentials of one head.
+    /// Stores the lse of one head.
     #[inline(always)]
     unsafe fn store_lse<G: Gpu>(
         self,
         gpu: G,
         params: &DecodeParams,
         head: u32,
-        lse_log2: f32,
+        lse: Lse,
         is_whole: bool,
     ) {
         let head = self.first_head + head;
         if is_whole {
             // SAFETY: as the caller promises.
-            unsafe { store_natural_lse(gpu, params, self.row, head, lse_log2) };
+            unsafe { store_natural_lse(gpu, params, self.row, head, lse) };
         } else {
+            let at = params.partial_lse + Lse::BYTES * self.part(params, head);
             // SAFETY: this split's element, as the caller promises.
-            unsafe {
-                gpu.st_global_b32(
-                    params.partial_lse + 4 * self.part(params, head),
-                    lse_log2.to_bits(),
-                )
-            };
+            unsafe { gpu.st_global_b64(at, lse.to_bits()) };
         }
     }
 
@@ -214,13 +204,13 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
             }
             if gpu.lane() == 0 {
                 let head = self.first_head + head;
-                let mut lse_log2 = f32::NEG_INFINITY;
+                let mut lse = Lse::EMPTY;
                 if RULED {
                     // SAFETY: one sink for each head, if there are any.
-                    lse_log2 = unsafe { sink_log2(gpu, &params.score, head) };
+                    lse = Lse::of_score(unsafe { sink_log2(gpu, &params.score, head) });
                 }
                 // SAFETY: this thread block's head; one lane writes it.
-                unsafe { store_natural_lse(gpu, params, self.row, head, lse_log2) };
+                unsafe { store_natural_lse(gpu, params, self.row, head, lse) };
             }
         }
     }
@@ -241,9 +231,15 @@ pub(super) fn pack_out<G: Gpu, C: CacheFormat>(
     pack(a, b) as u64 | (pack(c, d) as u64) << 32
 }
 
-/// Maximum and sum of a head over all warps; `stats` is warp 0's pair, `stride` the step to the next warp's.
+/// What sums are multiplied by to become means: of nothing, by zero.
 #[inline(always)]
-unsafe fn total<G: Gpu>(gpu: G, stats: u32, stride: u32, warps: u32) -> (f32, f32) {
+pub(super) fn recip_of_sum<G: Gpu>(gpu: G, sum: f32) -> f32 {
+    if sum == 0.0 { 0.0 } else { gpu.recip(sum) }
+}
+
+/// A head's lse over all warps; `stats` is warp 0's pair, `stride` the step to the next warp's.
+#[inline(always)]
+unsafe fn total<G: Gpu, C: CacheFormat>(gpu: G, stats: u32, stride: u32, warps: u32) -> Lse {
     let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
     for warp in 0..warps {
         // SAFETY: written before the barrier, as the caller promises.
@@ -256,25 +252,23 @@ unsafe fn total<G: Gpu>(gpu: G, stats: u32, stride: u32, warps: u32) -> (f32, f3
         let at = stats + warp * stride;
         // SAFETY: as above.
         let (m, s) = unsafe { (gpu.ld_shared_b32(at), gpu.ld_shared_b32(at + 4)) };
-        sum = gpu.fma(gpu.exp2(f32::from_bits(m) - max), f32::from_bits(s), sum);
+        let weight = gpu.exp2(f32::from_bits(m) - finite(max));
+        sum = gpu.fma(weight, f32::from_bits(s), sum);
     }
-    (max, sum)
+    Lse {
+        max,
+        sum: sum * C::Math::PROB_UNIT,
+    }
 }
 
 /// Stores an lse, turned from base 2 to base e, if one is wanted.
 #[inline(always)]
-unsafe fn store_natural_lse<G: Gpu>(
-    gpu: G,
-    params: &DecodeParams,
-    row: u32,
-    head: u32,
-    lse_log2: f32,
-) {
+unsafe fn store_natural_lse<G: Gpu>(gpu: G, params: &DecodeParams, row: u32, head: u32, lse: Lse) {
     if params.lse != 0 {
         let at = params.lse
             + 4 * (row as u64 * params.stride_lse_seq as u64
                 + head as u64 * params.stride_lse_head as u64);
         // SAFETY: this head's element, as the caller promises.
-        unsafe { gpu.st_global_b32(at, (lse_log2 * core::f32::consts::LN_2).to_bits()) };
+        unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
     }
 }

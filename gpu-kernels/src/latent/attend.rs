@@ -11,11 +11,14 @@ use super::{Cut, LatentQuery, RowChunks};
 use crate::dtype::Half;
 use crate::gpu::{Gpu, WARP};
 use crate::kv::CacheFormat;
+use crate::lse::{Lse, approach, finite, is_far, remaining};
 use crate::tile::{HEADS, TILE_KV, row_bytes};
 use crate::unroll::unroll;
 
 /// How far, in powers of two, a score may exceed the running maximum.
 const RISE: f32 = 4.0;
+/// Two to that power.
+const RISE_POWER: f32 = 16.0;
 
 /// Heads of a tile that a lane of an accumulator holds: `2 (lane % 4)` and the next.
 type Pair = [f32; 2];
@@ -49,6 +52,8 @@ impl<
     const HEAD_WARPS: usize = HEAD_TILES / WARP_HEAD_TILES;
     /// Probabilities are multiplied by two to this power: what an f16 has room for.
     const SHIFT: f32 = C::Math::PROB_SHIFT - RISE;
+    /// What takes that back.
+    const UNIT: f32 = C::Math::PROB_UNIT * RISE_POWER;
 
     /// No token seen.
     pub const EMPTY: Self = Self {
@@ -108,7 +113,7 @@ impl<
             self.share_maxima(gpu, part, &scores, scale_log2);
             gpu.sync_cta();
             scratch_is_free();
-            self.store_probs(gpu, cut, part, &scores, scale_log2);
+            self.store_probs(gpu, cut, part, scores, scale_log2);
             gpu.sync_cta();
             self.rescale(gpu, cut);
             self.add_values::<G, K_STEPS>(gpu, cut, tile);
@@ -186,32 +191,51 @@ impl<
         gpu: G,
         cut: Cut,
         part: Part,
-        scores: &Scores<WARP_HEAD_TILES, WARP_TOKEN_TILES>,
+        mut scores: Scores<WARP_HEAD_TILES, WARP_TOKEN_TILES>,
         scale_log2: impl Fn(usize) -> Pair,
     ) {
         let base = gpu.shared_base() + cut.probs() + gpu.lane() * 8;
-        let mut grew = false;
+        // Whether anything has to be rescaled, or scores are so large that they have to be approached in two steps.
+        let mut unusual = false;
         unroll!([4] head_tile in 0..WARP_HEAD_TILES {
-            let [scale0, scale1] = scale_log2(head_tile);
-            let mut tops = [0.0; 2];
             unroll!([2] head in 0..2 {
                 let own = part.head(gpu, head_tile, head);
                 let old = self.max[head_tile][head];
                 // SAFETY: the maxima are visible, as the caller promises.
                 let largest = unsafe { tile_max(gpu, cut, gpu.shared_base() + Cut::stats_of(own)) };
-                let new = if largest > old + RISE { largest } else { old };
+                let new = if largest - old > RISE { largest } else { old };
                 let factor = gpu.exp2(old - finite(new));
-                grew |= new > old;
+                unusual |= new > old || is_far(new);
                 self.max[head_tile][head] = new;
                 self.sum[head_tile][head] *= factor;
-                tops[head] = Self::SHIFT - finite(new);
                 if part.token_warp == 0 && gpu.lane() < 4 {
                     let at = gpu.shared_base() + cut.factors() + own * 4;
                     // SAFETY: one lane for each head; nobody reads factors.
                     unsafe { gpu.st_shared_b32(at, factor.to_bits()) };
                 }
             });
-            let [top0, top1] = tops;
+        });
+        // SAFETY: converged.
+        let unusual = unsafe { gpu.any(unusual) };
+        let mut scales_log2 = [[0.0; 2]; WARP_HEAD_TILES];
+        unroll!([4] head_tile in 0..WARP_HEAD_TILES {
+            scales_log2[head_tile] = scale_log2(head_tile);
+        });
+        if unusual {
+            unroll!([4] head_tile in 0..WARP_HEAD_TILES {
+                let [max0, max1] = self.max[head_tile];
+                let [scale0, scale1] = scales_log2[head_tile];
+                let (even, odd) = (approach(max0, scale0), approach(max1, scale1));
+                scales_log2[head_tile] = [even.scale_log2, odd.scale_log2];
+                unroll!([2] token_tile in 0..WARP_TOKEN_TILES {
+                    let [s0, s1, s2, s3] = scores[head_tile][token_tile];
+                    scores[head_tile][token_tile] = [even.of(s0), odd.of(s1), even.of(s2), odd.of(s3)];
+                });
+            });
+        }
+        unroll!([4] head_tile in 0..WARP_HEAD_TILES {
+            let [scale0, scale1] = scales_log2[head_tile];
+            let [top0, top1] = self.max[head_tile].map(|max| Self::SHIFT - remaining(max));
             unroll!([2] token_tile in 0..WARP_TOKEN_TILES {
                 let [s0, s1, s2, s3] = scores[head_tile][token_tile];
                 let p0 = gpu.exp2(gpu.fma(s0, scale0, top0));
@@ -234,13 +258,14 @@ impl<
                 unsafe { gpu.st_shared_b64(base + tile * WARP * 8, low as u64 | (high as u64) << 32) };
             });
         });
-        // SAFETY: converged.
-        let grew = unsafe { gpu.any(grew) };
         if part.token_warp == 0 && gpu.lane() == 0 {
             let head_warp = part.first_tile / WARP_HEAD_TILES as u32;
             // SAFETY: one lane for each group of heads; nobody reads it.
             unsafe {
-                gpu.st_shared_b32(gpu.shared_base() + cut.grew() + head_warp * 4, grew as u32)
+                gpu.st_shared_b32(
+                    gpu.shared_base() + cut.grew() + head_warp * 4,
+                    unusual as u32,
+                )
             };
         }
     }
@@ -288,8 +313,7 @@ impl<
     }
 
     /// After the last tile: brings the output of all heads, normalised and multiplied by `v_scale`, into rows of
-    /// [`Cut::out_row_bytes`] that begin at the address returned, and hands `store_lse` the lse of every head,
-    /// base 2. A head that saw no token gets zeros and minus infinity.
+    /// [`Cut::out_row_bytes`] that begin at the address returned, and hands `store_lse` the lse of every head. A head that saw no token gets zeros and minus infinity.
     ///
     /// # Safety
     /// Every thread of the thread block comes here, once.
@@ -299,7 +323,7 @@ impl<
         gpu: G,
         cut: Cut,
         v_scale: f32,
-        store_lse: impl Fn(u32, f32),
+        store_lse: impl Fn(u32, Lse),
     ) -> u32 {
         // Nothing of this needs a register during the loop.
         let thread = gpu.opaque(gpu.thread_idx());
@@ -337,6 +361,7 @@ impl<
                     gpu.ld_shared_b32(stats + Cut::stats_of(row) + token_warp * 4)
                 });
             }
+            // A row that saw nothing: 0 and -inf.
             let scale = if sum == 0.0 {
                 0.0
             } else {
@@ -348,7 +373,13 @@ impl<
                 gpu.st_shared_b32(scale_at, scale.to_bits());
                 f32::from_bits(max)
             };
-            store_lse(row, max - Self::SHIFT + gpu.log2(sum));
+            store_lse(
+                row,
+                Lse {
+                    max,
+                    sum: sum * Self::UNIT,
+                },
+            );
         }
         // SAFETY: all come here.
         unsafe { gpu.sync_cta() };
@@ -393,12 +424,6 @@ unsafe fn tile_max<G: Gpu>(gpu: G, cut: Cut, at: u32) -> f32 {
         let (a, b) = (gpu.ld_shared_b32(at), gpu.ld_shared_b32(at + 4));
         gpu.max(f32::from_bits(a), f32::from_bits(b))
     }
-}
-
-/// A maximum to subtract: a head that has seen no token has none, and nothing to subtract it from.
-#[inline(always)]
-pub(crate) fn finite(max: f32) -> f32 {
-    if max == f32::NEG_INFINITY { 0.0 } else { max }
 }
 
 /// Combines a pair over the lanes that hold the same heads.

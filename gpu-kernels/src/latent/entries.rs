@@ -10,6 +10,7 @@
 use core::marker::PhantomData;
 
 use super::Cut;
+use crate::dtype::{Bf16, Half};
 use crate::gpu::{Gpu, Line, WARP};
 use crate::mla_entry::{EntryForm, dequantise8, fp8_ds, power_of_two, v4};
 use crate::params::EntryList;
@@ -50,6 +51,17 @@ pub trait MlaEntry: Copy {
     /// # Safety
     /// The entry is visible.
     unsafe fn scale<G: Gpu>(gpu: G, raw: u32, chunk: u32) -> f32;
+    /// Where the values of slot `offset` of the block at `block` begin, and the scale of FP8 value `value`.
+    ///
+    /// # Safety
+    /// The slot holds an entry.
+    unsafe fn in_memory<G: Gpu>(
+        gpu: G,
+        block: u64,
+        offset: u32,
+        list: &EntryList,
+        value: u32,
+    ) -> (u64, f32);
 }
 
 /// 656 bytes: see [`fp8_ds`].
@@ -85,6 +97,19 @@ impl MlaEntry for Fp8Ds {
         let at = raw + fp8_ds::SCALES_AT + chunk / (fp8_ds::GROUP / 16) * 4;
         // SAFETY: as the caller promises.
         f32::from_bits(unsafe { gpu.ld_shared_b32(at) })
+    }
+    #[inline(always)]
+    unsafe fn in_memory<G: Gpu>(
+        gpu: G,
+        block: u64,
+        offset: u32,
+        list: &EntryList,
+        value: u32,
+    ) -> (u64, f32) {
+        let values = block + offset as u64 * list.stride_slot as u64;
+        let at = values + (fp8_ds::SCALES_AT + value / fp8_ds::GROUP * 4) as u64;
+        // SAFETY: as the caller promises.
+        (values, f32::from_bits(unsafe { gpu.ld_global_b32(at) }))
     }
 }
 
@@ -129,6 +154,20 @@ impl MlaEntry for V4 {
         // SAFETY: as the caller promises.
         let word = unsafe { gpu.ld_shared_b32(raw + v4::VALUE_BYTES + group / 4 * 4) };
         power_of_two((word >> (group % 4 * 8)) as u8)
+    }
+    #[inline(always)]
+    unsafe fn in_memory<G: Gpu>(
+        gpu: G,
+        block: u64,
+        offset: u32,
+        list: &EntryList,
+        value: u32,
+    ) -> (u64, f32) {
+        let scales = block + list.block_size.divisor() as u64 * v4::VALUE_BYTES as u64;
+        let at = scales + (offset * v4::SCALE_BYTES + value / v4::GROUP) as u64;
+        // SAFETY: as the caller promises.
+        let scale = power_of_two(unsafe { gpu.ld_global_b8(at) });
+        (block + (offset * v4::VALUE_BYTES) as u64, scale)
     }
 }
 
@@ -347,6 +386,34 @@ impl<E: MlaEntry> NextEntry<E> {
     unsafe fn copy<G: Gpu>(self, gpu: G, part: usize) {
         // SAFETY: the slot was checked; as the caller promises.
         unsafe { E::copy(gpu, part, self.target, self.source, self.exists) };
+    }
+}
+
+/// Two values of the entry in a slot, from `dim` on, an even one: as they would be in a tile.
+///
+/// # Safety
+/// The slot is one of the list's cache.
+#[inline(always)]
+pub(crate) unsafe fn entry_pair<G: Gpu, E: MlaEntry>(
+    gpu: G,
+    list: &EntryList,
+    slot: u32,
+    dim: u32,
+) -> [f32; 2] {
+    let block = list.block_size.divide(slot);
+    let offset = slot - block * list.block_size.divisor();
+    let block = list.cache + block as u64 * list.stride_block as u64;
+    let words = |word: u32| [word as u16, (word >> 16) as u16].map(|bits| Bf16::widen(gpu, bits));
+    // SAFETY: as the caller promises; the scale of the last value is nobody's that is read.
+    unsafe {
+        let (values, scale) = E::in_memory(gpu, block, offset, list, dim.min(E::LATENTS - 1));
+        if dim < E::LATENTS {
+            let bytes = gpu.ld_global_b16(values + dim as u64) as u32;
+            words(dequantise8(gpu, [bytes, 0], scale)[0])
+        } else {
+            let at = values + (E::ROPE_AT + (dim - E::LATENTS) * 2) as u64;
+            words(gpu.ld_global_b32(at))
+        }
     }
 }
 

@@ -23,8 +23,7 @@ mod stream;
 use chunks::RowChunks;
 
 pub use attend::Running;
-pub(crate) use attend::finite;
-pub(crate) use entries::{EntryStream, WARP_TOKENS, of_second_list, tile_row_bytes};
+pub(crate) use entries::{EntryStream, WARP_TOKENS, entry_pair, of_second_list, tile_row_bytes};
 pub use entries::{Fp8Ds, MlaEntry, RAW_STAGES, V4, raw_bytes};
 pub use query::{LatentQuery, LatentWords};
 pub(crate) use slot_list::list_slots;

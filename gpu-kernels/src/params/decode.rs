@@ -22,7 +22,7 @@ pub struct DecodeParams {
     pub lse: u64,
     /// `[num_seqs, num_query_heads, num_kv_splits, head_size_v]`, f32, each split normalised by itself.
     pub partial_out: u64,
-    /// `[num_seqs, num_query_heads, num_kv_splits]`, f32, base 2; splits past a sequence's end are not
+    /// `[num_seqs, num_query_heads, num_kv_splits]`, each an [`Lse`](crate::lse::Lse); splits past a sequence's end are not
     /// written.
     pub partial_lse: u64,
     /// One f32 that an FP8 query was divided by; 0 for 1. The scales are only read if the cache is FP8.

@@ -39,7 +39,7 @@ pub struct PrefillParams {
     /// `[num_tokens, num_query_heads, num_kv_splits, head_size_v]`, f32, each part normalised by itself; written
     /// only for rows of several parts.
     pub partial_out: u64,
-    /// `[num_tokens, num_query_heads, num_kv_splits]`, f32, base 2, without the sink.
+    /// `[num_tokens, num_query_heads, num_kv_splits]`, each an [`Lse`](crate::lse::Lse), without the sink.
     pub partial_lse: u64,
     /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
     pub check: u64,

@@ -7,6 +7,7 @@ use super::{HeadRule, KvTile, QueryTile, TILE_KV, row_bytes, swizzle};
 use crate::dtype::Half;
 use crate::gpu::Gpu;
 use crate::kv::CacheFormat;
+use crate::lse::{approach, finite, is_far, remaining};
 use crate::unroll::unroll;
 
 /// What a warp has seen so far. A lane holds, of each head tile, heads `2 (lane % 4)` and `+ 1`.
@@ -62,7 +63,7 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES>
             mask_past_end(gpu, &mut scores, tile.len);
         }
         // SAFETY: converged.
-        let probs = unsafe { self.softmax_step::<G, C>(gpu, &scores, &scale_log2, value_scales) };
+        let probs = unsafe { self.softmax_step::<G, C>(gpu, scores, scale_log2, value_scales) };
         // SAFETY: as the caller promises.
         unsafe { self.add_values::<G, C>(gpu, &probs, tile.values) };
     }
@@ -73,19 +74,20 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES>
     unsafe fn softmax_step<G: Gpu, C: CacheFormat>(
         &mut self,
         gpu: G,
-        scores: &[[f32; 4]; HEAD_TILES],
-        scale_log2: &[[f32; 2]; HEAD_TILES],
+        mut scores: [[f32; 4]; HEAD_TILES],
+        mut scale_log2: [[f32; 2]; HEAD_TILES],
         value_scales: [f32; 2],
     ) -> [[u32; 2]; HEAD_TILES] {
         let mut probs = [[0; 2]; HEAD_TILES];
         let mut rescale = [[1.0f32; 2]; HEAD_TILES];
-        let mut grew = false;
+        // Whether anything has to be rescaled, or scores are so large that they have to be approached in two steps.
+        let mut unusual = false;
         let mut unit_shrinks = 1.0;
         let mut shares = [1.0; 2];
         if C::TOKEN_SCALES {
             // SAFETY: converged.
             (unit_shrinks, shares) = unsafe { self.grow_unit(gpu, value_scales) };
-            grew = unit_shrinks < 1.0;
+            unusual = unit_shrinks < 1.0;
         }
         unroll!([2] tile in 0..HEAD_TILES {
             let [s0, s1, s2, s3] = scores[tile];
@@ -99,12 +101,35 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES>
             });
             unroll!([2] head in 0..2 {
                 let max = gpu.max(self.max[tile][head], tile_max[head] * scale_log2[tile][head]);
-                grew |= max > self.max[tile][head];
-                rescale[tile][head] = gpu.exp2(self.max[tile][head] - max);
+                unusual |= max > self.max[tile][head] || is_far(max);
+                rescale[tile][head] = gpu.exp2(self.max[tile][head] - finite(max));
                 self.max[tile][head] = max;
             });
+        });
+        // The maximum settles after a few tiles; then there is nothing to rescale.
+        // SAFETY: converged.
+        if unsafe { gpu.any(unusual) } {
+            unroll!([2] tile in 0..HEAD_TILES {
+                let mut r = rescale[tile];
+                if C::TOKEN_SCALES {
+                    r = [r[0] * unit_shrinks, r[1] * unit_shrinks];
+                }
+                let [r0, r1] = r;
+                unroll!([16] step in 0..V_STEPS {
+                    let [a0, a1, a2, a3] = self.acc[tile][step];
+                    self.acc[tile][step] = [a0 * r0, a1 * r1, a2 * r0, a3 * r1];
+                });
+                let [a0, a1] = [approach(self.max[tile][0], scale_log2[tile][0]), approach(self.max[tile][1], scale_log2[tile][1])];
+                let [s0, s1, s2, s3] = scores[tile];
+                scores[tile] = [a0.of(s0), a1.of(s1), a0.of(s2), a1.of(s3)];
+                scale_log2[tile] = [a0.scale_log2, a1.scale_log2];
+            });
+        }
+        unroll!([2] tile in 0..HEAD_TILES {
+            let [s0, s1, s2, s3] = scores[tile];
             let [scale0, scale1] = scale_log2[tile];
-            let (top0, top1) = (C::Math::PROB_SHIFT - self.max[tile][0], C::Math::PROB_SHIFT - self.max[tile][1]);
+            let top0 = C::Math::PROB_SHIFT - remaining(self.max[tile][0]);
+            let top1 = C::Math::PROB_SHIFT - remaining(self.max[tile][1]);
             let p0 = gpu.exp2(gpu.fma(s0, scale0, top0));
             let p1 = gpu.exp2(gpu.fma(s1, scale1, top1));
             let p2 = gpu.exp2(gpu.fma(s2, scale0, top0));
@@ -125,21 +150,6 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES>
                 ]
             };
         });
-        // The maximum settles after a few tiles; then there is nothing to rescale.
-        // SAFETY: converged.
-        if unsafe { gpu.any(grew) } {
-            unroll!([2] tile in 0..HEAD_TILES {
-                let mut r = rescale[tile];
-                if C::TOKEN_SCALES {
-                    r = [r[0] * unit_shrinks, r[1] * unit_shrinks];
-                }
-                let [r0, r1] = r;
-                unroll!([16] step in 0..V_STEPS {
-                    let [a0, a1, a2, a3] = self.acc[tile][step];
-                    self.acc[tile][step] = [a0 * r0, a1 * r1, a2 * r0, a3 * r1];
-                });
-            });
-        }
         probs
     }
 

@@ -91,7 +91,7 @@ impl<const K_STEPS: usize, const HEAD_TILES: usize> QueryWords<K_STEPS, HEAD_TIL
                 unroll!([2] i in 0..2 {
                     // SAFETY: converged; a lane that holds this head.
                     let unscale = unsafe { gpu.shfl(exponent.to_bits(), (2 * (gpu.lane() % 4) + i as u32) * 4) };
-                    scale_log2[tile][i] = qk_scale_log2 * f32::from_bits(unscale);
+                    scale_log2[tile][i] = score_scale(qk_scale_log2 * f32::from_bits(unscale));
                 });
             });
         }
@@ -99,6 +99,17 @@ impl<const K_STEPS: usize, const HEAD_TILES: usize> QueryWords<K_STEPS, HEAD_TIL
             fragments,
             scale_log2,
         }
+    }
+}
+
+/// What products with bytes are multiplied by, but never zero: a masked score is minus infinity, and that times zero
+/// would be NaN. Such products are so small that with the smallest factor, too, they come to nothing.
+#[inline(always)]
+pub(super) fn score_scale(scale_log2: f32) -> f32 {
+    if scale_log2.abs() < f32::MIN_POSITIVE {
+        f32::MIN_POSITIVE
+    } else {
+        scale_log2
     }
 }
 
@@ -148,9 +159,9 @@ pub(super) unsafe fn to_f16<G: Gpu, const K_STEPS: usize>(
         let other = unsafe { gpu.shfl_xor(f32::to_bits(largest), 1 << i) };
         largest = gpu.max(largest, f32::from_bits(other));
     });
-    // Biased exponents: 2^(14 - e) has 127 + 14 - (biased - 127), which is finite from 14 up. A head whose
-    // largest dim is smaller than that has scores of 0, and a NaN or an infinity stays one.
-    let biased = (largest.to_bits() >> 23).max(14);
+    // Biased exponents: 2^(14 - e) has 127 + 14 - (biased - 127), which is finite from 14 up, and its inverse is not 0
+    // from 15 up. A head whose largest dim is smaller than that has scores of 0, and a NaN or an infinity stays one.
+    let biased = (largest.to_bits() >> 23).max(15);
     let (scale, unscale) = if biased < 255 {
         (
             f32::from_bits((268 - biased) << 23),

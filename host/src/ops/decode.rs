@@ -74,7 +74,7 @@ pub struct DecodeOptions<'a> {
     /// Keys that a query sees, itself included; all, if there is none. Keys before are not read, nor are the
     /// block-table entries of blocks that hold nothing else.
     pub sliding_window: Option<u32>,
-    /// Scores become `softcap * tanh(score / softcap)`.
+    /// Scores become `softcap * tanh(score / softcap)`; at most 1e18.
     pub softcap: Option<f32>,
     /// A bias that grows with the distance.
     pub alibi: Option<AlibiSlopes<'a>>,

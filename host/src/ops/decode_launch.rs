@@ -5,6 +5,7 @@ use std::fmt;
 use gpu_kernels::dtype::HalfDtype;
 use gpu_kernels::entry::Variant;
 use gpu_kernels::kernels::merge_splits;
+use gpu_kernels::lse::Lse;
 use gpu_kernels::params::{CheckPagedParams, DecodeParams, KernelParams, MergeParams};
 use gpu_kernels::tile::{QueryDtype, Shape, TILE_GROUP};
 
@@ -297,7 +298,8 @@ impl DecodePlan {
             None => 0,
         };
         let partial_lse_offset = if check.is_some() { CHECK_BYTES } else { 0 };
-        let partial_out_offset = partial_lse_offset + (parts * 4).next_multiple_of(256);
+        let partial_out_offset =
+            partial_lse_offset + (parts * Lse::BYTES as usize).next_multiple_of(256);
         Self {
             check,
             stage1,

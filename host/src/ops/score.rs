@@ -9,6 +9,9 @@ use super::paged::floats;
 use crate::error::{RequestError, Result};
 use crate::tensor::TensorView;
 
+/// The largest softcap: beyond it, scores divided by it would leave the range of f32.
+const MOST_SOFTCAP: f32 = 1e18;
+
 /// ALiBi.
 #[derive(Clone, Copy, Debug)]
 pub struct AlibiSlopes<'a> {
@@ -51,6 +54,14 @@ impl ScoreOptions<'_> {
         }
         if let Some(softcap) = self.softcap {
             scale("softcap", softcap)?;
+            if softcap > MOST_SOFTCAP {
+                return Err(RequestError::Value {
+                    name: "softcap",
+                    expected: format!("at most {MOST_SOFTCAP:e}: what is larger caps nothing"),
+                    got: softcap.to_string(),
+                }
+                .into());
+            }
         }
         let per_head = |name, tensor: &TensorView<'_>| -> Result<()> {
             let tensor = named(name, tensor);

@@ -72,7 +72,7 @@ pub struct UnifiedOptions<'a> {
     pub causal_flags: Option<TensorView<'a>>,
     /// Keys that a query sees, itself included; all, if there is none.
     pub sliding_window: Option<u32>,
-    /// Scores become `softcap * tanh(score / softcap)`.
+    /// Scores become `softcap * tanh(score / softcap)`; at most 1e18.
     pub softcap: Option<f32>,
     /// A bias that grows with the distance.
     pub alibi: Option<AlibiSlopes<'a>>,

@@ -5,6 +5,7 @@ use std::fmt;
 use gpu_kernels::divider::Divider;
 use gpu_kernels::entry::{Entry, Variant};
 use gpu_kernels::kv::CacheDtype;
+use gpu_kernels::lse::Lse;
 use gpu_kernels::params::{CheckPagedParams, KernelParams, PrefillParams};
 use gpu_kernels::tile::QueryDtype;
 use gpu_kernels::tile::rows::{Products, RowShape};
@@ -109,7 +110,8 @@ impl CheckedUnified<'_> {
             None => 0,
         };
         let partial_lse_offset = if check.is_some() { CHECK_BYTES } else { 0 };
-        let partial_out_offset = partial_lse_offset + (parts * 4).next_multiple_of(256);
+        let partial_out_offset =
+            partial_lse_offset + (parts * Lse::BYTES as usize).next_multiple_of(256);
         let own_bytes = partial_out_offset + parts * self.head_size_v as usize * 4;
         let decode_bytes = decodes.as_ref().map_or(0, DecodePlan::workspace_bytes);
         Ok(UnifiedPlan {

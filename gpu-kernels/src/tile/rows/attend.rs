@@ -54,8 +54,8 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         // SAFETY: as the caller promises; converged.
         let scale_log2 = unsafe {
             let scale_log2 = query.scales_log2::<G, C>(gpu, scales);
-            let scale_log2 = Self::apply(gpu, rule, &mut scores, scale_log2, tile.token, view);
-            let rise = self.raise_max(gpu, &scores, &scale_log2);
+            let mut scale_log2 = Self::apply(gpu, rule, &mut scores, scale_log2, tile.token, view);
+            let rise = self.raise_max(gpu, &mut scores, &mut scale_log2);
             self.rescale_sum(rise);
             self.rescale_acc(rise);
             scale_log2
@@ -144,7 +144,9 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
             if token < tile_kv {
                 // SAFETY: scales of the tile, visible as the caller promises.
                 let scale = f32::from_bits(unsafe { gpu.ld_shared_b32(scales + token * 4) });
-                largest = gpu.max(largest, scale);
+                // One that is not finite has no power of two above it, and belongs to a token that rows may not see.
+                let scale = if scale < f32::INFINITY { scale } else { 0.0 };
+                largest = gpu.max(largest, if scale < LARGEST_UNIT { scale } else { LARGEST_UNIT });
             }
         });
         unroll!([8] i in 0..5 {
@@ -153,7 +155,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
             largest = gpu.max(largest, f32::from_bits(other));
         });
         if largest >= self.value_unit {
-            // The next power of two; scales are far from the ends of the range.
+            // The next power of two.
             let unit = f32::from_bits((largest.to_bits() & 0x7f80_0000) + 0x80_0000);
             let shrinks = self.value_unit * inverse_of_power(unit);
             self.value_unit = unit;
@@ -225,6 +227,9 @@ unsafe fn scores<
     });
     scores
 }
+
+/// 2^125: the next power has an inverse.
+const LARGEST_UNIT: f32 = f32::from_bits(252 << 23);
 
 /// `1 / power`, exactly.
 #[inline(always)]

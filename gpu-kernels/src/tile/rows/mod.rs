@@ -19,9 +19,10 @@ mod widen;
 pub use consume::Group;
 pub use produce::Producer;
 pub use query::{GroupQueries, RowQueries};
-pub use rule::ScoreRule;
 pub(super) use rule::cap;
+pub use rule::{ScoreRule, score_of_key};
 pub use softmax::RowPartial;
+pub use sources::Sources;
 pub use stream::SharedStream;
 pub use visible::{Alibi, RowView, Visible, WarpRows};
 

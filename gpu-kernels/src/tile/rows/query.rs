@@ -4,7 +4,7 @@ use super::{WARPS, WarpRows};
 use crate::gpu::{Gpu, PANEL_BYTES, PANEL_ROW_BYTES, WARP, in_panels};
 use crate::kv::CacheFormat;
 use crate::params::PrefillParams;
-use crate::tile::query::{query_bytes, to_f16};
+use crate::tile::query::{query_bytes, score_scale, to_f16};
 use crate::unroll::unroll;
 
 /// `ROW_TILES` tiles of 16 rows. Their operands are too many for registers; each lane keeps its own words in
@@ -39,7 +39,7 @@ impl<const K_STEPS: usize, const ROW_TILES: usize> RowQueries<K_STEPS, ROW_TILES
             // SAFETY: as the caller promises.
             let (halves, unscale) =
                 unsafe { read_tile::<G, C, K_STEPS>(gpu, params, rows, tile, (first_token, first_head), dims) };
-            scale_log2[tile] = unscale.map(|unscale| qk_scale_log2 * unscale);
+            scale_log2[tile] = unscale.map(|unscale| score_scale(qk_scale_log2 * unscale));
             unroll!([16] step in 0..K_STEPS {
                 let [a, c] = halves[0][step];
                 let [b, d] = halves[1][step];
@@ -187,7 +187,14 @@ impl GroupQueries {
         gpu.fence_warpgroup();
         Self {
             panels,
-            scale_log2: unscale.map(|unscale| qk_scale_log2 * unscale),
+            scale_log2: unscale.map(|unscale| {
+                let scale_log2 = qk_scale_log2 * unscale;
+                if C::BYTES == 1 {
+                    score_scale(scale_log2)
+                } else {
+                    scale_log2
+                }
+            }),
         }
     }
 }

@@ -122,9 +122,48 @@ impl<'p> ScoreRule<'p> {
     }
 }
 
+/// The score of one key, `(position, key)` of query and key, of its product times its scale.
+///
+/// # Safety
+/// As [`ScoreRule::bend`].
+#[inline(always)]
+pub unsafe fn score_of_key<G: Gpu>(
+    gpu: G,
+    params: &ScoreParams,
+    visible: Visible,
+    head: u32,
+    (position, key): (i32, u32),
+    mut score: f32,
+) -> f32 {
+    if params.softcap_log2 != 0.0 {
+        score = cap(gpu, score, params.softcap_log2);
+    }
+    if params.alibi_slopes != 0 {
+        // SAFETY: slopes are given, one for each head.
+        let alibi = unsafe { Alibi::of_head(gpu, params, head) };
+        score += alibi.bias_log2(gpu, key, position, visible.context_len);
+    }
+    score
+}
+
 /// The softcap of a score that was multiplied by `2 log2 e / softcap`; the result is in powers of two.
 #[inline(always)]
 pub(in crate::tile) fn cap<G: Gpu>(gpu: G, score: f32, cap_log2: f32) -> f32 {
     // tanh(x) = 1 - 2 / (e^2x + 1), with e^2x = 2^score: no infinity minus infinity.
-    cap_log2 * gpu.fma(-2.0, gpu.recip(gpu.exp2(score) + 1.0), 1.0)
+    let tanh = gpu.fma(-2.0, gpu.recip(gpu.exp2(score) + 1.0), 1.0);
+    if cap_log2 < MOST_CANCELLED {
+        return cap_log2 * tanh;
+    }
+    // Near 0 that is a small difference of large numbers: off by 2^-23, which a large cap multiplies. There the series
+    // is as good as f32, x - x^3 / 3 + 2 x^5 / 15 - 17 x^7 / 315 + 62 x^9 / 2835.
+    let x = score * (0.5 * core::f32::consts::LN_2);
+    let square = x * x;
+    let mut series = gpu.fma(square, 62.0 / 2835.0, -17.0 / 315.0);
+    series = gpu.fma(square, series, 2.0 / 15.0);
+    series = gpu.fma(square, series, -1.0 / 3.0);
+    series = gpu.fma(square * series, x, x);
+    cap_log2 * if x.abs() < 0.25 { series } else { tanh }
 }
+
+/// Caps, times log2 e, of which 2^-23 does not matter.
+const MOST_CANCELLED: f32 = 256.0;

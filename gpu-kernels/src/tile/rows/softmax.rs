@@ -10,10 +10,13 @@ use super::{RowView, ScoreRule};
 use crate::dtype::Half;
 use crate::gpu::Gpu;
 use crate::kv::CacheFormat;
+use crate::lse::{approach, is_far, remaining};
 use crate::unroll::unroll;
 
 /// How far, in powers of two, a score may exceed the running maximum.
 const RISE: f32 = 4.0;
+/// Two to that power.
+const RISE_POWER: f32 = 16.0;
 
 /// What a warp's rows have seen so far. A lane holds rows `lane / 4` and `+ 8` of each row tile.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +37,7 @@ pub struct RowPartial<const V_STEPS: usize, const ROW_TILES: usize> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rise<const ROW_TILES: usize> {
     factors: [[f32; 2]; ROW_TILES],
-    /// Whether any row of the warp has one below 1.
+    /// Whether any row of the warp may have one below 1.
     any: bool,
 }
 
@@ -51,6 +54,12 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
     #[inline(always)]
     pub fn shift<C: CacheFormat>() -> f32 {
         C::Math::PROB_SHIFT - RISE
+    }
+
+    /// What takes that back.
+    #[inline(always)]
+    pub fn unit<C: CacheFormat>() -> f32 {
+        C::Math::PROB_UNIT * RISE_POWER
     }
 
     /// Applies the rule to a tile's products; what they have to be multiplied by still.
@@ -77,7 +86,8 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         scale_log2
     }
 
-    /// Raises the maximum of rows that have a score far above it. What they have accumulated is to be rescaled.
+    /// Raises the maximum of rows that have a score far above it. What they have accumulated is to be rescaled. Products
+    /// of rows whose scores are very large become distances to it here.
     ///
     /// # Safety
     /// Converged.
@@ -85,8 +95,8 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
     pub(super) unsafe fn raise_max<G: Gpu, const PAIRS: usize>(
         &mut self,
         gpu: G,
-        scores: &Scores<PAIRS, ROW_TILES>,
-        scale_log2: &[[f32; 2]; ROW_TILES],
+        scores: &mut Scores<PAIRS, ROW_TILES>,
+        scale_log2: &mut [[f32; 2]; ROW_TILES],
     ) -> Rise<ROW_TILES> {
         let mut largest = [[f32::NEG_INFINITY; 2]; ROW_TILES];
         let mut rises = false;
@@ -100,7 +110,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
             });
             unroll!([2] half in 0..2 {
                 largest[tile][half] *= scale_log2[tile][half];
-                rises |= largest[tile][half] > self.max[tile][half] + RISE;
+                rises |= largest[tile][half] - self.max[tile][half] > RISE || is_far(self.max[tile][half]);
             });
         });
         let mut rise = Rise {
@@ -119,10 +129,22 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
                         largest = gpu.max(largest, f32::from_bits(other));
                     });
                     let max = self.max[tile][half];
-                    if largest > max + RISE {
+                    if largest - max > RISE {
                         rise.factors[tile][half] = gpu.exp2(max - largest);
                         self.max[tile][half] = largest;
                     }
+                });
+            });
+            unroll!([2] tile in 0..ROW_TILES {
+                unroll!([2] half in 0..2 {
+                    let approach = approach(self.max[tile][half], scale_log2[tile][half]);
+                    scale_log2[tile][half] = approach.scale_log2;
+                    unroll!([4] pair in 0..PAIRS {
+                        unroll!([4] i in 0..4 {
+                            let score = &mut scores[tile][pair][i / 2][2 * half + i % 2];
+                            *score = approach.of(*score);
+                        });
+                    });
                 });
             });
         }
@@ -157,15 +179,14 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         }
     }
 
-    /// What is added to scores before they become probabilities. A row that has seen nothing has a maximum of -inf, and
-    /// probabilities of 2^-inf.
+    /// What is added to scores before they become probabilities, after [`RowPartial::raise_max`]. A row that has seen
+    /// nothing has a maximum of -inf, and probabilities of 2^-inf.
     #[inline(always)]
     pub(super) fn top<C: CacheFormat>(&self) -> [[f32; 2]; ROW_TILES] {
         let mut top = [[0.0; 2]; ROW_TILES];
         unroll!([2] tile in 0..ROW_TILES {
             unroll!([2] half in 0..2 {
-                let max = self.max[tile][half];
-                top[tile][half] = Self::shift::<C>() - if max == f32::NEG_INFINITY { 0.0 } else { max };
+                top[tile][half] = Self::shift::<C>() - remaining(self.max[tile][half]);
             });
         });
         top

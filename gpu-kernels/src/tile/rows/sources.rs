@@ -1,11 +1,12 @@
 //! Where a sequence's tokens are in the cache.
 
 use crate::gpu::Gpu;
+use crate::kv::{CacheFormat, TokenScales};
 use crate::params::PrefillParams;
 
 /// Of a sequence and a KV head.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sources {
+pub struct Sources {
     /// Addresses of the KV head in slot 0 of block 0.
     pub(super) keys: u64,
     pub(super) values: u64,
@@ -15,6 +16,49 @@ pub(super) struct Sources {
     pub(super) key_stride: u32,
     pub(super) value_stride: u32,
     pub(super) kv_head: u32,
+}
+
+/// One token, looked up by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Addresses of its key and value.
+    pub key: u64,
+    pub value: u64,
+    /// Addresses of their scales, if tokens have them.
+    scales: [u64; 2],
+}
+
+impl Place {
+    /// What products with the key are multiplied by besides what all tokens' are.
+    ///
+    /// # Safety
+    /// The token's scales are readable, if tokens have them.
+    #[inline(always)]
+    pub unsafe fn key_scale<G: Gpu, C: CacheFormat>(self, gpu: G) -> f32 {
+        // SAFETY: as the caller promises.
+        unsafe { scale::<G, C>(gpu, self.scales[0]) }
+    }
+
+    /// The same for the value.
+    ///
+    /// # Safety
+    /// As [`Place::key_scale`].
+    #[inline(always)]
+    pub unsafe fn value_scale<G: Gpu, C: CacheFormat>(self, gpu: G) -> f32 {
+        // SAFETY: as the caller promises.
+        unsafe { scale::<G, C>(gpu, self.scales[1]) }
+    }
+}
+
+/// # Safety
+/// As [`Place::key_scale`].
+#[inline(always)]
+unsafe fn scale<G: Gpu, C: CacheFormat>(gpu: G, address: u64) -> f32 {
+    if !C::TOKEN_SCALES {
+        return 1.0;
+    }
+    // SAFETY: as the caller promises.
+    f32::from_bits(unsafe { gpu.ld_global_b32(address) })
 }
 
 /// Eight tokens that lie side by side in a block.
@@ -42,7 +86,7 @@ impl Eight {
 impl Sources {
     /// Those of sequence `seq` and KV head `kv_head`.
     #[inline(always)]
-    pub(super) fn new(params: &PrefillParams, seq: u32, kv_head: u32) -> Self {
+    pub fn new(params: &PrefillParams, seq: u32, kv_head: u32) -> Self {
         Self {
             keys: params.key_cache + kv_head as u64 * params.stride_key_head_bytes as u64,
             values: params.value_cache + kv_head as u64 * params.stride_value_head_bytes as u64,
@@ -62,6 +106,39 @@ impl Sources {
         let block_idx = params.by_block_size.divide(token);
         // SAFETY: so its row of the table has an entry for it.
         unsafe { gpu.ld_global_b32(self.block_row + 4 * block_idx as u64) }
+    }
+
+    /// Token `token`.
+    ///
+    /// # Safety
+    /// The sequence has that token.
+    #[inline(always)]
+    pub unsafe fn token<G: Gpu>(self, gpu: G, params: &PrefillParams, token: u32) -> Place {
+        // SAFETY: as the caller promises.
+        let block = unsafe { self.block(gpu, params, token) };
+        let one = self.eight(params, block, token, (token, token + 1));
+        let scales = |scales, block_stride, slot_stride, head_stride| {
+            TokenScales::new(scales, self.kv_head, block_stride, slot_stride, head_stride)
+                .slot(block, one.slot)
+        };
+        Place {
+            key: one.keys,
+            value: one.values,
+            scales: [
+                scales(
+                    params.k_scale,
+                    params.stride_k_scale_block,
+                    params.stride_k_scale_slot,
+                    params.stride_k_scale,
+                ),
+                scales(
+                    params.v_scale,
+                    params.stride_v_scale_block,
+                    params.stride_v_scale_slot,
+                    params.stride_v_scale,
+                ),
+            ],
+        }
     }
 
     /// The eight tokens from `token` on, in block `block`, of which those from `begin` to `end` exist. Past the end the
