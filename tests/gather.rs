@@ -238,7 +238,7 @@ fn slots_in_any_order_give_the_same_rows() {
 }
 
 #[test]
-fn bad_blocks_and_slots_are_skipped_and_reported() {
+fn bad_blocks_and_slots_are_reported_and_nothing_is_gathered() {
     let mut random = Random::new(6);
     let cache = Cache::new(Form::Raw(Dtype::Bf16), 64, 16, 4, &mut random);
     let table = ints("block_table", &[1, 2], &[3, 4]);
@@ -268,10 +268,9 @@ fn bad_blocks_and_slots_are_skipped_and_reported() {
         row_starts: machine.view(&ints("row_starts", &[2], &[0, 20])),
         first_tokens: None,
     });
-    assert_eq!(bytes[..128], cache.row(48), "block 3 is there");
     assert!(
-        bytes[16 * 144..].iter().all(|&byte| byte == POISON),
-        "block 4 is not"
+        bytes.iter().all(|&byte| byte == POISON),
+        "block 3 is there, block 4 is not"
     );
     assert!(
         matches!(
@@ -289,8 +288,7 @@ fn bad_blocks_and_slots_are_skipped_and_reported() {
     let (bytes, found) = run(&|machine| GatherRows::Slots {
         slots: machine.view(&ints("slots", &[20], &list)),
     });
-    assert_eq!(bytes[..128], cache.row(50));
-    assert!(bytes[14 * 144..].iter().all(|&byte| byte == POISON));
+    assert!(bytes.iter().all(|&byte| byte == POISON));
     let Err(CheckError::Index {
         row,
         value,
