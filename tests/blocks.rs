@@ -293,13 +293,17 @@ fn sequences_are_compacted_with_their_block_tables() {
     // More blocks than one thread block numbers; a table that shares blocks and names some outside the pool.
     let (blocks, width) = (9000, 40);
     let random = &mut Random::new(3);
-    let lens = [0, 1, 64, 79, 80, 33];
+    // The last three are longer than their rows can name, or have no token at all.
+    let lens = [0, 1, 64, 79, 80, 33, 81, i32::MAX, -1];
     let mut table: Vec<i32> = (0..lens.len() * width)
         .map(|_| random.below(blocks) as i32)
         .collect();
     (table[2 * width + 3], table[3 * width]) = (-7, 9000);
     table[4 * width + 5] = table[2 * width];
-    let used = |seq: usize| &table[seq * width..seq * width + (lens[seq] as usize).div_ceil(2)];
+    let used = |seq: usize| {
+        let tokens = usize::try_from(lens[seq]).unwrap_or(0);
+        &table[seq * width..seq * width + tokens.div_ceil(2).min(width)]
+    };
     let wanted = sorted(
         (0..lens.len())
             .flat_map(used)

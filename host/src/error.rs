@@ -201,13 +201,7 @@ pub enum CheckError {
         num_slots: i64,
     },
     /// Two tokens with the same slot.
-    #[error(
-        "`slot_mapping[{}]` and `slot_mapping[{}]` are both {slot}: tokens {} and {} would be written to one slot",
-        of_layer(*.layer, .tokens[0]),
-        of_layer(*.layer, .tokens[1]),
-        .tokens[0],
-        .tokens[1]
-    )]
+    #[error("`slot_mapping` gives slot {slot} to two tokens, [{}] and [{}]", of_layer(*.layer, .tokens[0]), of_layer(*.layer, .tokens[1]))]
     SameSlot {
         /// The layer, if the slots have layers.
         layer: Option<u32>,

@@ -43,7 +43,7 @@ pub struct CacheWriteRequest<'a> {
     /// How values become what the cache stores.
     pub scales: CacheScales<'a>,
     /// Whether slots (below the number of slots, no two alike) and given scales are checked on the device first. Takes
-    /// 16 to 32 bytes of workspace for each token.
+    /// 8 to 16 bytes of workspace for each token.
     pub check: CheckMode,
 }
 

@@ -1,7 +1,8 @@
 //! `concat_and_cache_mla`: writing new tokens into an MLA cache.
 //!
 //! An entry of the cache is a token's latent (`kv_c`) and its RoPE key (`k_pe`) side by side, in one of the
-//! forms of [`MlaCacheForm`]. Negative slots are padding and write nothing. The number of tokens is
+//! forms of [`MlaCacheForm`]. Negative slots are padding and write nothing; of a slot that two tokens have nothing is
+//! promised. The number of tokens is
 //! `slot_mapping`'s length; `kv_c` and `k_pe` may be longer.
 
 use gpu_kernels::divider::Divider;
