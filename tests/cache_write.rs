@@ -43,23 +43,25 @@ fn a_checked_request_reports_a_bad_slot_and_writes_nothing() {
             bytes[8 * token..8 * token + 8].copy_from_slice(&slot.to_le_bytes());
             tensors.slot_mapping = good.slot_mapping.with_bytes(bytes);
             let mut device = DeviceCacheWrite::new(machine.as_ref(), tensors).expect("uploaded");
-            let mut workspace =
-                Buffer::uninit(machine.as_ref(), "workspace", Dtype::U8, &[CHECK_BYTES])
-                    .expect("a workspace");
             let request = device
                 .request(0, case.num_tokens, case.check)
                 .expect("views");
             let checked = request.check().expect("a good request");
+            let plan = checked.plan();
+            let bytes = [plan.workspace_bytes()];
+            let mut workspace = Buffer::uninit(machine.as_ref(), "workspace", Dtype::U8, &bytes)
+                .expect("a workspace");
             checked
-                .launch(&checked.plan(), &mut workspace.view_mut(), machine.as_ref())
+                .launch(&plan, &mut workspace.view_mut(), machine.as_ref())
                 .expect("launched");
             let expected = CheckError::Slot {
+                layer: None,
                 token: u32::try_from(token).expect("small"),
                 value: slot,
                 num_slots,
             };
             let record = workspace.read().expect("read");
-            assert_eq!(check_result(&record), Err(expected));
+            assert_eq!(check_result(&record[..CHECK_BYTES]), Err(expected));
             let (keys, values) = device.results().expect("read");
             assert!(keys.storage.bytes == good.key_cache.storage.bytes);
             assert!(values.storage.bytes == good.value_cache.storage.bytes);

@@ -11,7 +11,7 @@ use ferroattn::runtime::{
 };
 use ferroattn::tensor::Dtype;
 use gpu_kernels::entry::{ENTRIES, EntryId};
-use gpu_kernels::params::{CheckFault, CheckSlotsParams, KernelParams};
+use gpu_kernels::params::{CheckFault, CheckSlotsParams, KernelParams, ScaleList};
 
 /// The first GPU, or `None` where there is none.
 fn gpu() -> Option<Cuda> {
@@ -42,7 +42,7 @@ impl<'m> CheckSlots<'m> {
     const BAD_TOKEN: usize = 777;
 
     fn new(cuda: &'m Cuda) -> Result<Self> {
-        let mut slots = [5i64; Self::TOKENS as usize];
+        let mut slots = [-1i64; Self::TOKENS as usize];
         slots[Self::BAD_TOKEN] = Self::NUM_SLOTS;
         let bytes: &[u8] = bytemuck::cast_slice(&slots);
         let report = [0; size_of::<CheckFault>()];
@@ -56,10 +56,17 @@ impl<'m> CheckSlots<'m> {
         let params = CheckSlotsParams {
             slot_mapping: self.slots.view().address(),
             check: self.report.view().address(),
+            // Padding is not looked for among others.
+            seen: 0,
+            positions: 0,
             num_slots: Self::NUM_SLOTS,
+            num_positions: 0,
             stride_layer: 0,
+            scales: [ScaleList::NONE; 3],
             num_tokens: Self::TOKENS,
-            reserved: 0,
+            seen_mask: 0,
+            has_layers: 0,
+            all_positions: 0,
         };
         let launch = Launch {
             kernel: EntryId::check_slots,

@@ -3,7 +3,9 @@
 
 use ferroattn::cases::fill::Amount;
 use ferroattn::cases::grids::GRIDS;
-use ferroattn::cases::{Case, DeviceEntries, EntryTensors, Outcome, run_case};
+use ferroattn::cases::{
+    Case, DeviceEntries, EntryTensors, HostList, Outcome, compare_entries, run_case,
+};
 use ferroattn::emulator::Emulator;
 use ferroattn::plan::DeviceInfo;
 use ferroattn::reference::HostTensor;
@@ -139,4 +141,50 @@ fn the_order_of_indices_means_nothing_but_rounding() {
         differ |= a != b;
     }
     assert!(differ, "the lists were really in another order");
+}
+
+/// A length below zero is an empty list, and slots are those of their own cache: the window's may be the smaller one.
+#[test]
+fn lists_may_be_empty_and_caches_of_different_sizes() {
+    let line = "decode_mla_entry bf16 form=584 heads=6 page=16 lens=200,90,40 topk=40 swa=30 lengths=drawn";
+    let Ok(Case::DecodeEntries(case)) = line.parse() else {
+        unreachable!("a case over entries")
+    };
+    let mut tensors = EntryTensors::new(&case, 5, Amount::WHOLE);
+    let minus_one = |list: &mut HostList, row: usize| {
+        let lengths = list.lengths.as_mut().expect("lengths");
+        let mut bytes = lengths.storage.bytes.clone();
+        let at = 4 * lengths.position(&[row]);
+        bytes[at..at + 4].copy_from_slice(&(-1i32).to_le_bytes());
+        *lengths = lengths.with_bytes(bytes);
+    };
+    // Row 0 has neither list, row 1 the window alone.
+    minus_one(tensors.topk.as_mut().expect("a list"), 0);
+    minus_one(tensors.topk.as_mut().expect("a list"), 1);
+    let (window, list) = tensors.window.as_mut().expect("a window");
+    minus_one(list, 0);
+    let slots = list.indices.storage.bytes.chunks(4);
+    let slots = slots.map(|slot| i32::from_le_bytes(slot.try_into().expect("four bytes")));
+    let largest = slots.max().expect("indices");
+    window.shape[0] = usize::try_from(largest).expect("a slot") / 16;
+    assert!(
+        window.shape[0] < tensors.cache.shape[0],
+        "some slots are those of the other cache alone"
+    );
+    let machine = Emulator::new();
+    let mut device = DeviceEntries::new(&machine, tensors).expect("small");
+    let plan = device.plan(&case, &machine.device()).expect("a plan");
+    let bytes = plan.workspace_bytes().max(256);
+    let mut workspace = Buffer::uninit(&machine, "workspace", Dtype::U8, &[bytes]).expect("small");
+    device
+        .launch(&case, 0, &plan, &mut workspace, &machine)
+        .expect("launched");
+    let (out, lse) = device.results().expect("results");
+    let verdict = compare_entries(&case, device.tensors(), &out, lse.as_ref(), &[0, 1, 2]);
+    verdict.unwrap_or_else(|mismatch| panic!("{mismatch}"));
+    let lse = lse.expect("an lse");
+    for head in 0..6 {
+        assert_eq!(lse.float(&[0, head]), f64::NEG_INFINITY);
+        assert!((0..512).all(|dim| out.float(&[0, head, dim]) == 0.0));
+    }
 }

@@ -255,7 +255,7 @@ fn a_check_finds_scales_that_are_no_scales() {
             let (out, record) = case.run(machine).unwrap();
             let Err(CheckError::Scale {
                 name: found,
-                head: 0,
+                index: 0,
                 value,
             }) = check_result(&record)
             else {

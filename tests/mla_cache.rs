@@ -283,9 +283,10 @@ fn many_layers_in_one_launch() {
                 check: CheckMode::Device,
             };
             let checked = request.check().expect("fits");
-            let mut workspace = machine.workspace(0);
+            let plan = checked.plan();
+            let mut workspace = machine.workspace(plan.workspace_bytes());
             checked
-                .launch(&checked.plan(), &mut workspace, &machine.emulator)
+                .launch(&plan, &mut workspace, &machine.emulator)
                 .expect("runs");
             check_result(&machine.read_workspace(&workspace)).expect("good slots");
             for (layer, cache) in caches.iter().enumerate() {
@@ -346,6 +347,7 @@ fn a_bad_slot_of_one_layer_keeps_all_layers_from_being_written() {
         .launch(&checked.plan(), &mut workspace, &machine.emulator)
         .expect("runs");
     let fault = CheckError::Slot {
+        layer: Some(1),
         token: 2,
         value: end,
         num_slots: end,

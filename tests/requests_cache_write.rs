@@ -227,11 +227,12 @@ fn a_checked_cache_write_needs_room_for_the_record() {
     write.check = CheckMode::Device;
     let checked = write.request().check().expect("a good request");
     let plan = checked.plan();
-    assert_eq!(plan.workspace_bytes(), CHECK_BYTES);
-    let mut small = parts(Dtype::U8, &[CHECK_BYTES - 1]).view_mut();
+    // A table of its six tokens, twice as large and then a power of two, of words.
+    assert_eq!(plan.workspace_bytes(), CHECK_BYTES + 4 * 16);
+    let mut small = parts(Dtype::U8, &[CHECK_BYTES + 4 * 16 - 1]).view_mut();
     let refused = checked.launch(&plan, &mut small, &Untouched);
     assert_eq!(
         refused.expect_err("refused").to_string(),
-        "the workspace must hold 256 bytes, but it holds 255"
+        "the workspace must hold 320 bytes, but it holds 319"
     );
 }

@@ -146,7 +146,11 @@ fn tensors_that_do_not_fit_are_named() {
         ),
         (
             |u| u.out.dtype = Dtype::F8E4m3,
-            "`out` must be bf16, but its dtype is fp8_e4m3",
+            "`output_scale` must be given for an output of fp8_e4m3, but it is missing",
+        ),
+        (
+            |u| u.out.dtype = Dtype::F16,
+            "`out` must be bf16 or fp8_e4m3, but its dtype is f16",
         ),
         (
             |u| u.lse.shaped(&[8, 20]),
@@ -189,7 +193,7 @@ fn options_that_do_not_fit_are_named() {
         ),
         (
             &|o| o.output_scale = Some(one()),
-            "`out` must be fp8_e4m3, but its dtype is bf16",
+            "`output_scale` must be absent for an output of bf16, but it is given",
         ),
         (
             &|o| o.causal_flags = Some(parts(Dtype::I32, &[3]).view()),

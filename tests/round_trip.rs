@@ -123,7 +123,8 @@ impl Batch {
             },
             check: CheckMode::Device,
         };
-        let mut workspace = machine.workspace(0);
+        // Room for a check of a thousand slots.
+        let mut workspace = machine.workspace(1 << 14);
         match rope {
             None => {
                 let checked = write.check().expect("fits");

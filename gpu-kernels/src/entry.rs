@@ -139,6 +139,10 @@ pub enum Variant {
     CheckPaged,
     /// Checks a slot mapping.
     CheckSlots,
+    /// Checks what the rows of a gather refer to.
+    CheckGather,
+    /// Checks pairs of blocks.
+    CheckPairs,
     /// Reads memory as fast as it goes.
     ReadCeiling,
 }
@@ -576,6 +580,8 @@ entries! {
     compact_rename(CompactParams) = compact::rename, Variant::CompactRename, compact::THREADS, 1, false;
     check_paged(CheckPagedParams) = check::check_paged, Variant::CheckPaged, check::THREADS, 1, false;
     check_slots(CheckSlotsParams) = check::check_slots, Variant::CheckSlots, check::THREADS, 1, false;
+    check_gather(GatherParams) = gather::check_gather, Variant::CheckGather, gather::THREADS, 1, false;
+    check_pairs(CopyBlocksParams) = copy_blocks::check_pairs, Variant::CheckPairs, copy_blocks::THREADS, 1, false;
     read_ceiling(ReadCeilingParams) = read_ceiling::read_ceiling, Variant::ReadCeiling, read_ceiling::THREADS, 1, false;
 
     [sm_90a]

@@ -296,8 +296,15 @@ fn parse_times(text: &str) -> Result<Vec<Times>> {
         .filter_map(|record| {
             let other = of(&record.case, ROUTES[1])?;
             // A plan names its kernels in order; a check ahead of them is no part of the work.
-            let checks =
-                |entry: &Entry| matches!(entry.variant, Variant::CheckPaged | Variant::CheckSlots);
+            let checks = |entry: &Entry| {
+                matches!(
+                    entry.variant,
+                    Variant::CheckPaged
+                        | Variant::CheckSlots
+                        | Variant::CheckGather
+                        | Variant::CheckPairs
+                )
+            };
             let entry = record.plan.split([' ', ';']).find_map(|word| {
                 let mut named = ENTRIES.iter().filter(|entry| entry.name == word);
                 named.find(|entry| !checks(entry))

@@ -10,8 +10,11 @@
 //! ```
 //!
 //! Either cache may be pinned host memory: the GPU reaches it by its address.
+//!
+//! `check_pairs` has a thread for each pair, which looks at all the others: that no target is the target, or (if both
+//! caches are one) the source of another pair.
 
-use super::check::report;
+use super::check::{found_fault, report};
 use super::reshape_and_cache_flash::{load, store};
 use crate::gpu::Gpu;
 use crate::params::{CheckFault, CopyBlocksParams};
@@ -64,61 +67,132 @@ pub unsafe fn copy_blocks<G: Gpu>(gpu: G, params: &CopyBlocksParams) {
 /// Where this thread block's blocks are.
 #[inline(always)]
 unsafe fn blocks<G: Gpu>(gpu: G, params: &CopyBlocksParams) -> Option<[u64; 2]> {
-    let pair = gpu.cta_idx_y();
-    let cache = 8 * gpu.cta_idx_z() as u64;
-    let at = params.pairs + pair as u64 * params.stride_pairs as u64;
-    // SAFETY: two ids a pair, and an address a cache, if there is a table.
-    let (from, to, source, target) = unsafe {
+    // SAFETY: a pair of the grid and a cache of the grid; a valid check record, or none.
+    let (pair, [source, target], is_refused) = unsafe {
         (
-            gpu.ld_global_b64(at),
-            gpu.ld_global_b64(at + 8),
-            if params.source_table == 0 {
-                params.source
-            } else {
-                gpu.ld_global_b64(params.source_table + cache)
-            },
-            if params.target_table == 0 {
-                params.target
-            } else {
-                gpu.ld_global_b64(params.target_table + cache)
-            },
+            read_pair(gpu, params, gpu.cta_idx_y()),
+            caches(gpu, params, gpu.cta_idx_z()),
+            found_fault(gpu, params.check),
         )
     };
-    if (from as i64) < 0 || (to as i64) < 0 {
+    if is_refused {
         return None;
     }
-    let limits = [
-        params.num_blocks_source as u64,
-        params.num_blocks_target as u64,
-    ];
-    if from >= limits[0] || to >= limits[1] {
-        let side = (from < limits[0]) as u32;
-        let (found, limit) = if side == 0 {
-            (from, limits[0])
-        } else {
-            (to, limits[1])
-        };
-        if params.check != 0 && gpu.thread_idx() == 0 {
-            let kind = CheckFault::BLOCK_ID;
-            // SAFETY: a valid record.
-            unsafe {
-                report(
-                    gpu,
-                    params.check,
-                    kind,
-                    pair,
-                    side,
-                    found as i64,
-                    limit as i64,
-                );
-            }
-        }
+    let [from, to] = pair?;
+    if from >= params.num_blocks_source as u64 || to >= params.num_blocks_target as u64 {
         return None;
     }
     Some([
         source + from * params.stride_source as u64,
         target + to * params.stride_target as u64,
     ])
+}
+
+/// Source and target of a pair, unless one is negative.
+///
+/// # Safety
+/// There is such a pair.
+#[inline(always)]
+unsafe fn read_pair<G: Gpu>(gpu: G, params: &CopyBlocksParams, pair: u32) -> Option<[u64; 2]> {
+    let at = params.pairs + pair as u64 * params.stride_pairs as u64;
+    // SAFETY: two ids a pair.
+    let (from, to) = unsafe { (gpu.ld_global_b64(at), gpu.ld_global_b64(at + 8)) };
+    if (from as i64) < 0 || (to as i64) < 0 {
+        return None;
+    }
+    Some([from, to])
+}
+
+/// The addresses of source and target.
+///
+/// # Safety
+/// There is such a cache.
+#[inline(always)]
+unsafe fn caches<G: Gpu>(gpu: G, params: &CopyBlocksParams, cache: u32) -> [u64; 2] {
+    let at = 8 * cache as u64;
+    // SAFETY: an address a cache, if there is a table.
+    unsafe {
+        [
+            if params.source_table == 0 {
+                params.source
+            } else {
+                gpu.ld_global_b64(params.source_table + at)
+            },
+            if params.target_table == 0 {
+                params.target
+            } else {
+                gpu.ld_global_b64(params.target_table + at)
+            },
+        ]
+    }
+}
+
+/// Checks the blocks of a pair, and its target against all other pairs.
+///
+/// # Safety
+/// Launched with a thread for each pair, [`THREADS`] a thread block; `params` names tensors of the shapes it documents,
+/// and a record.
+#[inline(always)]
+pub unsafe fn check_pairs<G: Gpu>(gpu: G, params: &CopyBlocksParams) {
+    let pair = gpu.cta_idx_x() * THREADS + gpu.thread_idx();
+    if pair >= params.num_pairs {
+        return;
+    }
+    // SAFETY: the pair exists.
+    let Some([from, to]) = (unsafe { read_pair(gpu, params, pair) }) else {
+        return;
+    };
+    let (sources, targets) = (
+        params.num_blocks_source as u64,
+        params.num_blocks_target as u64,
+    );
+    if from >= sources || to >= targets {
+        let is_target = from < sources;
+        let fault = CheckFault {
+            kind: CheckFault::PAIR,
+            row: pair,
+            position: is_target as u32,
+            value: if is_target { to } else { from } as i64,
+            limit: if is_target { targets } else { sources } as i64,
+            ..CheckFault::NONE
+        };
+        // SAFETY: a valid record.
+        unsafe { report(gpu, params.check, fault) };
+        return;
+    }
+    let mut is_one_cache = false;
+    let mut cache = 0;
+    while cache < params.num_caches {
+        // SAFETY: the cache exists.
+        let [source, target] = unsafe { caches(gpu, params, cache) };
+        is_one_cache |= source == target;
+        cache += 1;
+    }
+    let mut other = 0;
+    while other < params.num_pairs {
+        // SAFETY: the pair exists.
+        if let Some([source, target]) = unsafe { read_pair(gpu, params, other) } {
+            let kind = if other > pair && target == to {
+                CheckFault::SAME_TARGET
+            } else if other != pair && is_one_cache && source == to {
+                CheckFault::TARGET_IS_SOURCE
+            } else {
+                0
+            };
+            if kind != 0 {
+                let fault = CheckFault {
+                    kind,
+                    row: pair,
+                    position: other,
+                    value: to as i64,
+                    ..CheckFault::NONE
+                };
+                // SAFETY: a valid record.
+                unsafe { report(gpu, params.check, fault) };
+            }
+        }
+        other += 1;
+    }
 }
 
 #[inline(always)]

@@ -12,6 +12,7 @@
 //! captured in a graph; and a row depends on its own index alone, so every order of rows gives the same bytes.
 
 use super::gather_rows::Row;
+pub use super::gather_rows::check_gather;
 use super::reshape_and_cache_flash::{load, store};
 use super::slots::Slot;
 use crate::dtype::{E4m3, Element};
@@ -46,7 +47,7 @@ pub fn grid(num_rows: u32, units: u32) -> Option<[u32; 3]> {
 #[inline(always)]
 pub unsafe fn copy<G: Gpu>(gpu: G, params: &GatherParams) {
     // SAFETY: as the caller promises.
-    let Some(row) = (unsafe { Row::find(gpu, params) }) else {
+    let Some(row) = (unsafe { Row::find::<G, false>(gpu, params) }) else {
         return;
     };
     // SAFETY: as the caller promises; the unit is the alignment.
@@ -101,7 +102,7 @@ pub unsafe fn scaled_ones<G: Gpu, In: Element, Out: Element>(gpu: G, params: &Ga
 unsafe fn row_and_scale<G: Gpu>(gpu: G, params: &GatherParams) -> Option<(Row, f32)> {
     // SAFETY: as the caller promises.
     unsafe {
-        let row = Row::find(gpu, params)?;
+        let row = Row::find::<G, false>(gpu, params)?;
         Some((row, f32::from_bits(gpu.ld_global_b32(params.scale))))
     }
 }
@@ -114,7 +115,7 @@ unsafe fn row_and_scale<G: Gpu>(gpu: G, params: &GatherParams) -> Option<(Row, f
 #[inline(always)]
 pub unsafe fn mla_fp8_ds<G: Gpu>(gpu: G, params: &GatherParams) {
     // SAFETY: as the caller promises.
-    let Some(row) = (unsafe { Row::find(gpu, params) }) else {
+    let Some(row) = (unsafe { Row::find::<G, false>(gpu, params) }) else {
         return;
     };
     let lane = gpu.lane();
@@ -158,7 +159,7 @@ pub unsafe fn mla_fp8_ds<G: Gpu>(gpu: G, params: &GatherParams) {
 pub unsafe fn mla_v4<G: Gpu>(gpu: G, params: &GatherParams) {
     const ROPE_UNIT: u32 = v4::VALUES / 8;
     // SAFETY: as the caller promises.
-    let Some(row) = (unsafe { Row::find(gpu, params) }) else {
+    let Some(row) = (unsafe { Row::find::<G, false>(gpu, params) }) else {
         return;
     };
     let lane = gpu.lane();

@@ -3,7 +3,7 @@
 use super::KernelParams;
 use crate::divider::Divider;
 
-/// Arguments of `copy_blocks`. Strides count bytes.
+/// Arguments of `copy_blocks` and `check_pairs`. Strides count bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CopyBlocksParams {
@@ -17,7 +17,7 @@ pub struct CopyBlocksParams {
     pub target: u64,
     /// `[num_pairs, 2]`, i64: block of the source, block of the target; negative ones are skipped.
     pub pairs: u64,
-    /// A [`super::CheckFault`] into which a bad block is reported; 0 if nobody wants to know.
+    /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
     pub check: u64,
     /// From a block of a source to the next.
     pub stride_source: i64,
@@ -33,9 +33,13 @@ pub struct CopyBlocksParams {
     pub unit: u32,
     /// Units of a block.
     pub units: u32,
+    /// Pairs.
+    pub num_pairs: u32,
+    /// Caches of a table; 1 if there is none.
+    pub num_caches: u32,
 }
 
-const _: () = assert!(size_of::<CopyBlocksParams>() == 9 * 8 + 4 * 4);
+const _: () = assert!(size_of::<CopyBlocksParams>() == 9 * 8 + 6 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for CopyBlocksParams {}
 

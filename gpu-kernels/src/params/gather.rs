@@ -3,7 +3,7 @@
 use super::KernelParams;
 use crate::divider::Divider;
 
-/// Arguments of `gather_*`. Strides count bytes.
+/// Arguments of `gather_*` and `check_gather`. Strides count bytes.
 ///
 /// Which token goes to row `r` of the output, by [`GatherParams::mode`]:
 /// - `RAGGED`: row `r` of sequence `s` with `row_starts[s] <= r < row_starts[s + 1]` is token
@@ -29,7 +29,7 @@ pub struct GatherParams {
     /// `RAGGED`: first token of each sequence, i32, `[num_seqs]`; 0 if all begin with token 0. `PADDED`:
     /// sequence lengths. `INDICES`: sequence of each `rows_per_seq` rows, i32; 0 if they are in order.
     pub seqs: u64,
-    /// A [`super::CheckFault`] into which a bad block or slot is reported; 0 if nobody wants to know.
+    /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
     pub check: u64,
     /// From a block of the cache to the next.
     pub stride_cache_block: i64,

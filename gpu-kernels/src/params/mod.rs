@@ -19,7 +19,7 @@ mod score;
 
 pub use blocks::{CompactParams, CopyBlocksParams};
 pub use cache::{CacheSide, PerTokenHeadParams, ReshapeAndCacheParams};
-pub use check::{CheckFault, CheckPagedParams, CheckSlotsParams};
+pub use check::{CheckFault, CheckPagedParams, CheckSlotsParams, ScaleList, TokenScaleList};
 pub use decode::DecodeParams;
 pub use decode_mla::DecodeMlaParams;
 pub use decode_mla_entry::{DecodeMlaEntryParams, EntryList};

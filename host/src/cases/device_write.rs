@@ -165,10 +165,18 @@ impl<'m> ExactWrite<'m> {
         seed: u64,
         amount: Amount,
     ) -> Result<Self> {
+        let mut device = DeviceCacheWrite::new(runtime, cache_write(case, seed, amount))?;
+        let plan = match device.tensors.rope.clone() {
+            Some(rope) => device.rotated(0, &rope, case)?.check()?.plan(),
+            None => {
+                let request = device.request(0, case.num_tokens, case.check)?;
+                request.check()?.plan()
+            }
+        };
         Ok(Self {
             case: case.clone(),
-            device: DeviceCacheWrite::new(runtime, cache_write(case, seed, amount))?,
-            workspace: workspace(runtime, crate::ops::CHECK_BYTES)?,
+            device,
+            workspace: workspace(runtime, plan.workspace_bytes())?,
         })
     }
 

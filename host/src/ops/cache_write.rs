@@ -3,7 +3,8 @@
 //! For each token `t` with `slot = slot_mapping[t] >= 0`:
 //! `key_cache[slot / block_size, slot % block_size] = key[t]`, values likewise. Negative slots are padding
 //! and write nothing; a cache has fewer than 2^31 slots. The number of tokens is `slot_mapping`'s length; `key` and
-//! `value` may be longer.
+//! `value` may be longer. No two tokens may have one slot: of what is in it then nothing is promised, not even that it
+//! is all of one token.
 //!
 //! What is stored depends on [`CacheScales`]: the values as they are; `fp8(x / scale)` with given scales; or
 //! 8 bits with a scale for each head of each token, which is stored too. The quotient is IEEE's, rounded to
@@ -11,9 +12,11 @@
 
 use std::fmt;
 
+use gpu_kernels::params::{CheckFault, ScaleList};
+
 use super::cache_side::Side;
 use super::checks::{count, named, slot_count};
-use super::device_check::{CHECK_BYTES, CheckMode, Slots};
+use super::device_check::{CheckMode, Slots, scale_list};
 use super::row_write::{RowWrite, Rows};
 use crate::error::{RequestError, Result};
 use crate::runtime::{Launch, Launcher};
@@ -39,7 +42,8 @@ pub struct CacheWriteRequest<'a> {
     pub block_size: usize,
     /// How values become what the cache stores.
     pub scales: CacheScales<'a>,
-    /// Whether slots are checked on the device first.
+    /// Whether slots (below the number of slots, no two alike) and given scales are checked on the device first. Takes
+    /// 8 to 16 bytes of workspace for each token.
     pub check: CheckMode,
 }
 
@@ -80,6 +84,7 @@ pub struct CheckedCacheWrite<'a> {
 pub struct CacheWritePlan {
     check: Option<Launch>,
     write: Launch,
+    workspace_bytes: usize,
 }
 
 impl<'a> CacheWriteRequest<'a> {
@@ -97,7 +102,10 @@ impl<'a> CacheWriteRequest<'a> {
         } = self.check_rows()?;
         Ok(CheckedCacheWrite {
             write: self.scales.write(rows, dtype, cache_dtype)?,
-            slots,
+            slots: Slots {
+                scales: self.scales.to_check(dtype, cache_dtype),
+                ..slots
+            },
             request: self,
         })
     }
@@ -236,6 +244,18 @@ impl CacheScales<'_> {
         Ok(())
     }
 
+    /// Those that are read and were not just made: FP8 input is copied.
+    pub(super) fn to_check(&self, source: Dtype, cache: Dtype) -> [ScaleList; 3] {
+        match self {
+            Self::Given { k_scale, v_scale } if source != cache => [
+                scale_list(CheckFault::K_SCALE, Some(k_scale)),
+                scale_list(CheckFault::V_SCALE, Some(v_scale)),
+                ScaleList::NONE,
+            ],
+            Self::None | Self::Given { .. } | Self::PerTokenHead { .. } => [ScaleList::NONE; 3],
+        }
+    }
+
     fn write(&self, rows: Rows, source: Dtype, cache: Dtype) -> Result<RowWrite> {
         match self {
             Self::Given { k_scale, v_scale } if source != cache => Rows {
@@ -258,10 +278,7 @@ impl CacheScales<'_> {
 impl CheckedCacheWrite<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CacheWritePlan {
-        CacheWritePlan {
-            check: self.slots.plan_check(self.request.check),
-            write: self.write.launch,
-        }
+        CacheWritePlan::new(&self.slots, self.request.check, self.write.launch)
     }
 
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.
@@ -288,14 +305,19 @@ impl CheckedCacheWrite<'_> {
 impl CacheWritePlan {
     /// Bytes of workspace that [`CheckedCacheWrite::launch`] needs: 0 unless slots are checked.
     pub fn workspace_bytes(&self) -> usize {
-        if self.check.is_some() { CHECK_BYTES } else { 0 }
+        self.workspace_bytes
     }
     /// The launches, in order: what to prepare before a graph is captured.
     pub fn launches(&self) -> impl Iterator<Item = &Launch> {
         self.check.iter().chain([&self.write])
     }
-    pub(super) fn new(check: Option<Launch>, write: Launch) -> Self {
-        Self { check, write }
+    pub(super) fn new(slots: &Slots, mode: CheckMode, write: Launch) -> Self {
+        let check = slots.plan_check(mode);
+        Self {
+            workspace_bytes: check.map_or(0, |_| slots.check_bytes()),
+            check,
+            write,
+        }
     }
     pub(super) fn check(&self) -> Option<&Launch> {
         self.check.as_ref()

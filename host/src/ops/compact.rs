@@ -48,9 +48,10 @@ pub struct CompactRequest<'a> {
 pub enum CompactReferences<'a> {
     /// Whole sequences.
     Tables {
-        /// `[num_seqs, max_num_blocks_per_seq]`, i32; entries past a sequence's tokens are not read.
+        /// `[num_seqs, max_num_blocks_per_seq]`, i32; entries past a sequence's tokens are not read. Those outside the
+        /// pool become −1.
         block_table: TensorView<'a>,
-        /// `[num_seqs]`, i32, contiguous.
+        /// `[num_seqs]`, i32, contiguous. A length that a row cannot name is cut to it; one below zero is zero.
         seq_lens: TensorView<'a>,
         /// As `block_table`, with the new ids; entries past a sequence's tokens stay as they are.
         renamed: TensorViewMut<'a>,
@@ -140,12 +141,13 @@ impl<'a> CompactRequest<'a> {
         let mut blocks = None;
         let mut gathers = Vec::new();
         for (pool, compact) in &self.caches {
-            let block_bytes = check_blocks(pool, compact.view())?;
+            let pool_named = named("caches (pool)", pool);
+            let block_bytes = check_blocks(pool_named, named("caches (compact)", compact.view()))?;
             let these = [pool.shape()[0], compact.view().shape()[0]];
             if *blocks.get_or_insert(these) != these {
                 let expected =
                     format!("{blocks:?} blocks, as the first pool and its compact cache");
-                return Err(named("source", pool).wrong_shape(expected));
+                return Err(pool_named.wrong_shape(expected));
             }
             let [num_blocks, num_rows] = these;
             let (stride_cache_block, stride_out_row) =
@@ -182,9 +184,8 @@ impl<'a> CompactRequest<'a> {
                 unit,
                 row_units: count("bytes of a block", row_units)?,
             };
-            let grid = gather::grid(params.num_rows, params.row_units).ok_or_else(|| {
-                named("source", pool).wrong_shape("blocks of less than 2^27 bytes".into())
-            })?;
+            let grid = gather::grid(params.num_rows, params.row_units)
+                .ok_or_else(|| pool_named.wrong_shape("blocks of less than 2^27 bytes".into()))?;
             let launch = launch(Variant::GatherCopy, grid, 0);
             gathers.push(BlockGather { launch, params });
         }

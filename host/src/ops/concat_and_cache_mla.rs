@@ -1,18 +1,19 @@
 //! `concat_and_cache_mla`: writing new tokens into an MLA cache.
 //!
 //! An entry of the cache is a token's latent (`kv_c`) and its RoPE key (`k_pe`) side by side, in one of the
-//! forms of [`MlaCacheForm`]. Negative slots are padding and write nothing. The number of tokens is
+//! forms of [`MlaCacheForm`]. Negative slots are padding and write nothing; of a slot that two tokens have nothing is
+//! promised. The number of tokens is
 //! `slot_mapping`'s length; `kv_c` and `k_pe` may be longer.
 
 use gpu_kernels::divider::Divider;
 use gpu_kernels::entry::Variant;
 use gpu_kernels::mla_entry::{fp8_ds, v4};
-use gpu_kernels::params::MlaEntryParams;
+use gpu_kernels::params::{CheckFault, MlaEntryParams, ScaleList};
 
 use super::cache_side::{Side, byte_stride};
 use super::cache_write::CacheWritePlan;
 use super::checks::{Named, count, named, slot_count};
-use super::device_check::{CheckMode, Slots};
+use super::device_check::{CheckMode, Slots, scale_list};
 use super::row_write::{RowWrite, Rows};
 use crate::error::{RequestError, Result};
 use crate::runtime::Launcher;
@@ -34,7 +35,8 @@ pub struct ConcatAndCacheMlaRequest<'a> {
     pub block_size: usize,
     /// What the cache stores.
     pub form: MlaCacheForm<'a>,
-    /// Whether slots are checked on the device first.
+    /// Whether slots and [`MlaCacheForm::Fp8`]'s scale are checked on the device first, as
+    /// [`super::CacheWriteRequest::check`].
     pub check: CheckMode,
 }
 
@@ -57,6 +59,16 @@ pub enum MlaCacheForm<'a> {
     /// DeepSeek V4's pages: 448 e4m3 values and 64 bf16 RoPE values a token, then 7 powers of two (UE8M0) and
     /// a zero for each token of the page. `page_bytes` is `584 * block_size` or more, a multiple of 16.
     V4,
+}
+
+impl<'a> MlaCacheForm<'a> {
+    /// The one that is given.
+    fn scale(&self) -> Option<&TensorView<'a>> {
+        match self {
+            Self::Fp8 { scale } => Some(scale),
+            Self::Plain | Self::Fp8Ds { .. } | Self::V4 => None,
+        }
+    }
 }
 
 /// How the scale of 128 latents is chosen in the 656-byte form. Readers take either.
@@ -104,7 +116,14 @@ impl<'a> ConcatAndCacheMlaRequest<'a> {
                 num_layers: 1,
                 num_tokens: count("num_tokens", num_tokens)?,
                 stride_layer: 0,
+                has_layers: false,
                 limit: i64::from(slot_count(num_blocks, self.block_size)?),
+                scales: [
+                    scale_list(CheckFault::ENTRY_SCALE, self.form.scale()),
+                    ScaleList::NONE,
+                    ScaleList::NONE,
+                ],
+                positions: None,
             },
             request: self,
         })
@@ -284,7 +303,7 @@ fn rows(view: Named<'_, '_>, form: &str, num_tokens: usize) -> Result<usize, Req
 impl CheckedConcatAndCacheMla<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CacheWritePlan {
-        CacheWritePlan::new(self.slots.plan_check(self.request.check), self.write.launch)
+        CacheWritePlan::new(&self.slots, self.request.check, self.write.launch)
     }
 
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.

@@ -1,9 +1,11 @@
 //! `concat_and_cache_mla` for many layers in one launch: bit for bit what a call per layer would write.
 
+use gpu_kernels::params::{CheckFault, ScaleList};
+
 use super::cache_side::{Side, byte_stride};
 use super::cache_write::CacheWritePlan;
 use super::checks::{count, named, slot_count};
-use super::device_check::{CheckMode, Slots};
+use super::device_check::{CheckMode, Slots, scale_list};
 use super::row_write::{RowWrite, Rows};
 use crate::error::{RequestError, Result};
 use crate::runtime::Launcher;
@@ -55,7 +57,8 @@ pub struct ConcatAndCacheMlaGroupedRequest<'a> {
     pub block_size: usize,
     /// `[num_layers]`, f32, if the caches are FP8.
     pub scales: Option<TensorView<'a>>,
-    /// Whether slots are checked on the device first.
+    /// Whether slots and scales are checked on the device first, as [`super::CacheWriteRequest::check`], of each layer
+    /// with slots of its own.
     pub check: CheckMode,
 }
 
@@ -151,7 +154,14 @@ impl<'a> ConcatAndCacheMlaGroupedRequest<'a> {
         };
         Ok(CheckedConcatAndCacheMlaGrouped {
             write,
-            slots: rows.slots(slot_count(num_blocks, block_size)?),
+            slots: Slots {
+                scales: [
+                    scale_list(CheckFault::LAYER_SCALES, self.scales.as_ref()),
+                    ScaleList::NONE,
+                    ScaleList::NONE,
+                ],
+                ..rows.slots(slot_count(num_blocks, block_size)?)
+            },
             request: self,
         })
     }
@@ -160,12 +170,11 @@ impl<'a> ConcatAndCacheMlaGroupedRequest<'a> {
 impl CheckedConcatAndCacheMlaGrouped<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CacheWritePlan {
-        let check = self.slots.plan_check(self.request.check);
-        CacheWritePlan::new(check, self.write.launch)
+        CacheWritePlan::new(&self.slots, self.request.check, self.write.launch)
     }
 
     /// Enqueues the plan's kernels: one for all layers, and one for the check. Allocates nothing and waits for
-    /// nothing. If any layer has a bad slot, no layer is written.
+    /// nothing. If the check finds a fault in any layer, no layer is written.
     ///
     /// # Errors
     /// As [`super::CheckedCacheWrite::launch`].

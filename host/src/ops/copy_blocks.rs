@@ -13,9 +13,9 @@ use gpu_kernels::kernels::copy_blocks;
 use gpu_kernels::params::{CopyBlocksParams, KernelParams};
 
 use super::cache_side::{alignment, byte_stride};
-use super::checks::{count, named};
+use super::checks::{Named, count, named};
 use super::concat_and_cache_mla_grouped::CacheTable;
-use super::device_check::{CHECK_BYTES, CheckMode, workspace_base};
+use super::device_check::{CHECK_BYTES, CheckMode, empty_record, plan_check};
 use crate::error::{RequestError, Result};
 use crate::plan::variants;
 use crate::runtime::{Launch, Launcher};
@@ -27,10 +27,11 @@ pub struct CopyBlocksRequest<'a> {
     /// From where to where.
     pub caches: BlockCaches<'a>,
     /// `[num_pairs, 2]`, i64: source block, target block. Pairs with a negative number, and blocks outside
-    /// the caches, are skipped. No target may be another pair's source or target.
+    /// the caches, are skipped. No target may be another pair's target, nor its source in the same cache: nothing is
+    /// promised of such a block.
     pub pairs: TensorView<'a>,
-    /// Whether blocks outside the caches are reported, in the workspace's check record; `seq` is then the
-    /// pair, and `position` 0 for its source, 1 for its target. The other pairs are copied all the same.
+    /// Whether pairs are checked on the device first: blocks outside the caches, targets that are other pairs' targets
+    /// or sources. Each pair is held against all others, which takes time with the square of their number.
     pub check: CheckMode,
 }
 
@@ -60,7 +61,8 @@ pub enum BlockCaches<'a> {
 /// A request whose tensors agree with each other.
 #[derive(Debug)]
 pub struct CheckedCopyBlocks<'a> {
-    request: CopyBlocksRequest<'a>,
+    _request: CopyBlocksRequest<'a>,
+    check: Option<Launch>,
     launch: Launch,
     params: CopyBlocksParams,
     is_empty: bool,
@@ -69,8 +71,8 @@ pub struct CheckedCopyBlocks<'a> {
 /// What was decided: prints as one line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyBlocksPlan {
+    check: Option<Launch>,
     launch: Launch,
-    check: CheckMode,
 }
 
 impl<'a> CopyBlocksRequest<'a> {
@@ -89,7 +91,7 @@ impl<'a> CopyBlocksRequest<'a> {
             BlockCaches::Between { source, target } => (source, target.view()),
             BlockCaches::Tables { source, target } => (&source.cache, &target.cache),
         };
-        let block_bytes = check_blocks(source, target)?;
+        let block_bytes = check_blocks(named("source", source), named("target", target))?;
         let (tables, num_caches) = match &self.caches {
             BlockCaches::Tables { source, target } => check_tables(source, target)?,
             _ => ([0; 2], 1),
@@ -107,8 +109,9 @@ impl<'a> CopyBlocksRequest<'a> {
             "bytes of a block",
             usize::try_from(units).unwrap_or(usize::MAX),
         )?;
-        let grid = copy_blocks::grid(units, count("num_pairs", num_pairs)?, num_caches)
-            .ok_or_else(|| RequestError::Value {
+        let num_pairs = count("num_pairs", num_pairs)?;
+        let grid =
+            copy_blocks::grid(units, num_pairs, num_caches).ok_or_else(|| RequestError::Value {
                 name: "num_pairs",
                 expected: "at most 65535, of at most 65535 caches".into(),
                 got: format!("{num_pairs} of {num_caches}"),
@@ -127,8 +130,12 @@ impl<'a> CopyBlocksRequest<'a> {
             num_blocks_target: count("num_blocks", target.shape()[0])?,
             unit,
             units,
+            num_pairs,
+            num_caches,
         };
+        let ctas = num_pairs.div_ceil(copy_blocks::THREADS).max(1);
         Ok(CheckedCopyBlocks {
+            check: plan_check(self.check, Variant::CheckPairs, [ctas, 1, 1]),
             launch: Launch {
                 kernel: variants::entry(Variant::CopyBlocks).id,
                 grid,
@@ -137,17 +144,17 @@ impl<'a> CopyBlocksRequest<'a> {
             },
             params,
             is_empty: num_pairs == 0 || num_caches == 0 || units == 0,
-            request: self,
+            _request: self,
         })
     }
 }
 
 /// Blocks that are alike on both sides: bytes of one.
 pub(super) fn check_blocks(
-    source_view: &TensorView<'_>,
-    target_view: &TensorView<'_>,
+    source: Named<'_, '_>,
+    target: Named<'_, '_>,
 ) -> Result<u64, RequestError> {
-    let (source, target) = (named("source", source_view), named("target", target_view));
+    let (source_view, target_view) = (source.view, target.view);
     let dtype = source_view.dtype();
     target.dtype(&[dtype])?;
     let shape = source_view.shape();
@@ -166,9 +173,10 @@ pub(super) fn check_blocks(
     };
     if inner(source_view) != inner(target_view) {
         return Err(RequestError::Stride {
-            tensor: "target",
+            tensor: target.name(),
             expected: format!(
-                "blocks ordered as the source's, {:?}",
+                "blocks ordered as those of `{}`, {:?}",
+                source.name(),
                 source_view.strides()
             ),
             got: target_view.strides().to_vec(),
@@ -196,12 +204,12 @@ impl CheckedCopyBlocks<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CopyBlocksPlan {
         CopyBlocksPlan {
+            check: self.check,
             launch: self.launch,
-            check: self.request.check,
         }
     }
 
-    /// Enqueues the one kernel. Allocates nothing and waits for nothing.
+    /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.
     ///
     /// # Errors
     /// [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the
@@ -212,15 +220,9 @@ impl CheckedCopyBlocks<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
-        let check = match plan.check {
-            CheckMode::Off => 0,
-            CheckMode::Device => {
-                let check = workspace_base(workspace, CHECK_BYTES)?;
-                // SAFETY: the record lies in the workspace, whose size was checked.
-                unsafe { launcher.zero(check, CHECK_BYTES)? };
-                check
-            }
-        };
+        let planned = plan.check.as_ref();
+        // SAFETY: the workspace is valid until the launch has finished, as its maker promised.
+        let check = unsafe { empty_record(planned, CHECK_BYTES, workspace, launcher)? };
         if self.is_empty {
             return Ok(());
         }
@@ -228,23 +230,23 @@ impl CheckedCopyBlocks<'_> {
             check,
             ..self.params
         };
-        // SAFETY: views, caches and workspace are valid until the launch has finished, as their makers
-        // promised; `check()` made shapes and strides agree.
-        unsafe { launcher.launch(&plan.launch, params.as_bytes()) }
+        for launch in plan.launches() {
+            // SAFETY: views, caches and workspace are valid until the launch has finished, as their makers
+            // promised; `check()` made shapes and strides agree.
+            unsafe { launcher.launch(launch, params.as_bytes())? };
+        }
+        Ok(())
     }
 }
 
 impl CopyBlocksPlan {
-    /// Bytes of workspace that [`CheckedCopyBlocks::launch`] needs: 0 unless bad blocks are reported.
+    /// Bytes of workspace that [`CheckedCopyBlocks::launch`] needs: 0 without a check.
     pub fn workspace_bytes(&self) -> usize {
-        match self.check {
-            CheckMode::Off => 0,
-            CheckMode::Device => CHECK_BYTES,
-        }
+        self.check.map_or(0, |_| CHECK_BYTES)
     }
     /// The launches, in order: what to prepare before a graph is captured.
     pub fn launches(&self) -> impl Iterator<Item = &Launch> {
-        std::iter::once(&self.launch)
+        self.check.iter().chain([&self.launch])
     }
 }
 

@@ -85,7 +85,8 @@ pub struct DecodeOptions<'a> {
     pub max_seq_len: Option<u32>,
     /// How the KV range is split over thread blocks.
     pub split_policy: SplitPolicy,
-    /// Whether `block_table`, `seq_lens` and scales are checked on the device first.
+    /// Whether `block_table`, `seq_lens` and scales are checked on the device first. Where each token has scales of its
+    /// own, those of all tokens that a query sees are read once more for it.
     pub check: CheckMode,
 }
 
@@ -143,12 +144,27 @@ impl<'a> DecodeOptions<'a> {
     }
 }
 
+/// Where sequences' query tokens begin, and what the host said about it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Starts<'a> {
+    /// `[num_seqs + 1]`, i32, contiguous.
+    pub(super) table: TensorView<'a>,
+    /// Query tokens, all sequences.
+    pub(super) num_tokens: u32,
+    /// Of a sequence, the most.
+    pub(super) max_query_len: u32,
+    /// The first so many sequences have the token of their number.
+    pub(super) num_decodes: u32,
+}
+
 /// A request whose tensors agree with each other and with a compiled kernel.
 #[derive(Debug)]
 pub struct CheckedDecode<'a> {
     pub(super) request: DecodeRequest<'a>,
     /// `[num_seqs + 1]`, i32, contiguous: each sequence's row of query, output and lse, if it is not its number.
     pub(super) query_start_loc: Option<TensorView<'a>>,
+    /// What a check looks at to know that the rows are those, if there is anything.
+    pub(super) starts: Option<Starts<'a>>,
     /// Rows of query, output and lse.
     pub(super) num_tokens: u32,
     /// Of the output.
@@ -322,6 +338,7 @@ impl<'a> DecodeRequest<'a> {
         };
         Ok(CheckedDecode {
             query_start_loc,
+            starts: None,
             num_tokens: count("num_tokens", num_rows)?,
             dtype,
             query_dtype: match query_dtype {

@@ -6,11 +6,12 @@ use gpu_kernels::dtype::HalfDtype;
 use gpu_kernels::entry::Variant;
 use gpu_kernels::kernels::merge_splits;
 use gpu_kernels::lse::Lse;
-use gpu_kernels::params::{CheckPagedParams, DecodeParams, KernelParams, MergeParams};
+use gpu_kernels::params::{CheckPagedParams, DecodeParams, KernelParams, MergeParams, ScaleList};
 use gpu_kernels::tile::{QueryDtype, Shape, TILE_GROUP};
 
 use super::decode::{CheckedDecode, KvScales};
-use super::device_check::{CHECK_BYTES, CheckMode, workspace_base};
+use super::device_check::{CHECK_BYTES, CheckMode, empty_record, plan_check, workspace_base};
+use super::paged::{check_parts, scales_to_check};
 use crate::error::{Error, Result};
 use crate::plan::{DeviceInfo, SplitShape, Splits, variants, warp_tile_nanoseconds};
 use crate::runtime::{Launch, Launcher};
@@ -86,6 +87,7 @@ impl CheckedDecode<'_> {
             num_query_heads: self.num_query_heads,
             head_size_v: self.head_size_v,
             dtype: self.dtype,
+            check_parts: self.check_parts(),
         };
         let check = self.request.options.check;
         let plan = DecodePlan::around(stage1, splits, rows, check);
@@ -94,6 +96,11 @@ impl CheckedDecode<'_> {
             stages: ring_tiles,
             ..plan
         })
+    }
+
+    /// Thread blocks that check a sequence.
+    fn check_parts(&self) -> u32 {
+        check_parts(self.max_seq_len, self.block_size, self.token_scales)
     }
 
     /// The most keys that a query sees, with those that share the first one's group in the cache.
@@ -130,12 +137,15 @@ impl CheckedDecode<'_> {
         launcher: &dyn Launcher,
     ) -> Result<()> {
         if self.num_seqs == 0 {
-            return Ok(());
+            return plan.launch_nothing(workspace, launcher);
         }
         let base = workspace_base(workspace, plan.workspace_bytes)?;
         let check = if plan.check.is_some() { base } else { 0 };
         let request = &self.request;
         let decode = self.decode_params(plan, base, check);
+        let ([q_scale, k_scale, v_scale], token_scales) =
+            scales_to_check(request.scales.as_ref(), self.token_scales);
+        let starts = self.starts.as_ref();
         let checks = CheckPagedParams {
             block_table: request.block_table.address(),
             seq_lens: request.seq_lens.address(),
@@ -147,16 +157,15 @@ impl CheckedDecode<'_> {
             block_size: self.block_size,
             max_seq_len: self.max_seq_len,
             num_kv_heads: self.num_kv_heads,
-            q_scale: decode.q_scale,
-            // Scales of single tokens are too many to look at before each step.
-            k_scale: if self.token_scales { 0 } else { decode.k_scale },
-            v_scale: if self.token_scales { 0 } else { decode.v_scale },
-            stride_k_scale: decode.stride_k_scale,
-            stride_v_scale: decode.stride_v_scale,
-            query_start_loc: decode.query_start_loc,
-            num_tokens: self.num_tokens,
-            // Only sequences with one query token at most come with such a table.
-            max_query_len: 1,
+            scales: [q_scale, k_scale, v_scale, ScaleList::NONE],
+            token_scales,
+            query_start_loc: starts.map_or(0, |starts| starts.table.address()),
+            num_tokens: starts.map_or(self.num_tokens, |starts| starts.num_tokens),
+            max_query_len: starts.map_or(1, |starts| starts.max_query_len),
+            query_len: 1,
+            num_decodes: starts.map_or(0, |starts| starts.num_decodes),
+            sliding_window: decode.score.sliding_window,
+            num_parts: self.check_parts(),
         };
         let merge = self.merge_params(plan, &decode);
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised;
@@ -267,18 +276,16 @@ pub(super) struct Rows {
     pub(super) num_query_heads: u32,
     pub(super) head_size_v: u32,
     pub(super) dtype: HalfDtype,
+    /// Thread blocks that check a sequence.
+    pub(super) check_parts: u32,
 }
 
 impl DecodePlan {
     /// Adds to stage 1 what comes before and after it, and lays out the workspace: the check record, the splits'
     /// lse, their outputs.
     pub(super) fn around(stage1: Launch, splits: Splits, rows: Rows, check: CheckMode) -> Self {
-        let check = (check == CheckMode::Device).then(|| Launch {
-            kernel: variants::entry(Variant::CheckPaged).id,
-            grid: [rows.num_seqs, 1, 1],
-            shared_bytes: 0,
-            overlaps_previous: false,
-        });
+        let grid = [rows.num_seqs, rows.check_parts, 1];
+        let check = plan_check(check, Variant::CheckPaged, grid);
         let merge = (splits.num_kv_splits > 1).then(|| Launch {
             kernel: variants::entry(Variant::MergeSplits { dtype: rows.dtype }).id,
             grid: [
@@ -311,6 +318,17 @@ impl DecodePlan {
             partial_out_offset,
             workspace_bytes: partial_out_offset + parts * rows.head_size_v as usize * 4,
         }
+    }
+
+    /// Nothing to do, and nothing found.
+    pub(super) fn launch_nothing(
+        &self,
+        workspace: &TensorViewMut<'_>,
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        // SAFETY: the workspace is valid until the launch has finished, as its maker promised.
+        unsafe { empty_record(self.check.as_ref(), CHECK_BYTES, workspace, launcher)? };
+        Ok(())
     }
 
     /// Enqueues the kernels of a plan; `check`, `stage1` and `merge` are their parameters.

@@ -299,6 +299,7 @@ impl CheckedDecodeMla<'_> {
             num_query_heads: self.num_query_heads,
             head_size_v: self.head_size_v,
             dtype: self.dtype,
+            check_parts: 1,
         };
         let mut plan = DecodePlan::around(stage1, splits, rows, self.request.options.check);
         plan.stages = stages;
@@ -318,7 +319,7 @@ impl CheckedDecodeMla<'_> {
         launcher: &dyn Launcher,
     ) -> Result<()> {
         if self.num_seqs == 0 {
-            return Ok(());
+            return plan.launch_nothing(workspace, launcher);
         }
         let base = workspace_base(workspace, plan.workspace_bytes)?;
         let stage1 = self.stage1_params(plan, base);

@@ -117,6 +117,7 @@ impl CheckedDecodeMlaEntry<'_> {
             num_query_heads: self.num_query_heads,
             head_size_v: HEAD_SIZE_V,
             dtype: HalfDtype::Bf16,
+            check_parts: 1,
         };
         let mut plan = DecodePlan::around(stage1, splits, rows, options.check);
         plan.stages = stages;
@@ -136,7 +137,7 @@ impl CheckedDecodeMlaEntry<'_> {
         launcher: &dyn Launcher,
     ) -> Result<()> {
         if self.num_seqs == 0 {
-            return Ok(());
+            return plan.launch_nothing(workspace, launcher);
         }
         let base = workspace_base(workspace, plan.workspace_bytes)?;
         let stage1 = self.stage1_params(plan, base);

@@ -1,6 +1,6 @@
-//! Checking indices where they live: a small kernel ahead of the real one.
+//! Checking where they live what a kernel trusts: a small kernel ahead of the real one.
 //!
-//! Block tables, lengths and slots are in device memory, so the host cannot look at them without waiting.
+//! Block tables, lengths, slots and scales are in device memory, so the host cannot look at them without waiting.
 //! With [`CheckMode::Device`] a kernel looks first and writes what it found into the first
 //! [`CHECK_BYTES`] bytes of the workspace; the kernels behind it read that record and write nothing if it
 //! holds a fault. Nothing waits: whoever wants to know reads the record when it suits them and hands it to
@@ -8,26 +8,41 @@
 
 use gpu_kernels::entry::Variant;
 use gpu_kernels::kernels::check;
-use gpu_kernels::params::{CheckFault, CheckSlotsParams, KernelParams};
+use gpu_kernels::params::{CheckFault, CheckSlotsParams, KernelParams, ScaleList, TokenScaleList};
 
+use super::cache_side::byte_stride;
 use super::checks::named;
 use crate::error::{CheckError, RequestError, Result};
 use crate::plan::variants;
 use crate::runtime::{Launch, Launcher};
-use crate::tensor::{Dtype, TensorViewMut};
+use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
 /// Bytes at the start of the workspace that hold the check's record, when checks are on.
 pub const CHECK_BYTES: usize = 256;
 
-/// Whether indices in device memory are checked before they are used.
+/// Whether what lies in device memory is checked before it is used.
+///
+/// A check looks at exactly what the operation reads: indices, lengths, starts and scales, as each request says. Not at
+/// block-table entries left of a sliding window, nor at sequences without query tokens; nor at the values of caches, of
+/// which the scales inside FP8 entries of MLA caches are a part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CheckMode {
-    /// Trust them: a wrong index reads or writes the wrong memory.
+    /// Trust it: a wrong index reads or writes the wrong memory.
     #[default]
     Off,
-    /// Check them on the device, ahead of the operation.
+    /// Check it on the device, ahead of the operation. If there is a fault nothing is written.
     Device,
 }
+
+/// Names of scales, as [`CheckFault::tensor`] numbers them.
+const SCALES: [&str; 6] = [
+    "q_scale",
+    "k_scale",
+    "v_scale",
+    "output_scale",
+    "scale",
+    "scales",
+];
 
 /// Reads a check record: the first [`CHECK_BYTES`] bytes of the workspace, copied to the host.
 ///
@@ -39,47 +54,110 @@ pub enum CheckMode {
 pub fn check_result(record: &[u8]) -> Result<(), CheckError> {
     let word = |at: usize| u32::from_le_bytes(record[at..at + 4].try_into().expect("four bytes"));
     let long = |at: usize| i64::from_le_bytes(record[at..at + 8].try_into().expect("eight bytes"));
-    let (row, position, value, limit) = (word(4), word(8), long(16), long(24));
-    match word(0) {
-        CheckFault::SEQ_LEN => Err(CheckError::SeqLen {
+    let (row, position, tensor, value, limit) = (word(4), word(8), word(12), long(16), long(24));
+    let end = position.cast_signed().into();
+    let float = || f32::from_bits(u32::try_from(value).unwrap_or(0));
+    let name = || SCALES.get(tensor as usize).copied().unwrap_or("scale");
+    // One more than the layer.
+    let layer = |number: i64| u32::try_from(number).ok().and_then(|n| n.checked_sub(1));
+    Err(match word(0) {
+        0 => return Ok(()),
+        CheckFault::SEQ_LEN => CheckError::SeqLen {
             seq: row,
             value,
             limit,
-        }),
-        CheckFault::BLOCK_ID => Err(CheckError::BlockId {
+        },
+        CheckFault::BLOCK_ID => CheckError::BlockId {
             seq: row,
             position,
             value,
             num_blocks: limit,
-        }),
-        CheckFault::SCALE => Err(CheckError::Scale {
-            name: ["q_scale", "k_scale", "v_scale"][(row as usize).min(2)],
-            head: position,
-            value: f32::from_bits(u32::try_from(value).unwrap_or(0)),
-        }),
-        CheckFault::INDEX => Err(CheckError::Index {
-            row,
-            value,
-            num_slots: limit,
-        }),
-        CheckFault::QUERY_START => Err(CheckError::QueryStart {
+        },
+        CheckFault::QUERY_START => CheckError::QueryStart {
             seq: row,
             start: value,
-            end: position.cast_signed().into(),
+            end,
             num_tokens: limit,
-        }),
-        CheckFault::QUERY_LEN => Err(CheckError::QueryLen {
+        },
+        CheckFault::QUERY_LEN => CheckError::QueryLen {
             seq: row,
             value,
             limit,
-        }),
-        CheckFault::SLOT => Err(CheckError::Slot {
+        },
+        CheckFault::NUM_DECODES => CheckError::NumDecodes {
+            seq: row,
+            start: value,
+            end,
+            num_decodes: limit,
+        },
+        CheckFault::SLOT => CheckError::Slot {
+            layer: layer(position.into()),
             token: row,
             value,
             num_slots: limit,
-        }),
-        _ => Ok(()),
-    }
+        },
+        CheckFault::SAME_SLOT => CheckError::SameSlot {
+            layer: layer(limit),
+            tokens: [row, position],
+            slot: value,
+        },
+        CheckFault::POSITION => CheckError::Position {
+            token: row,
+            value,
+            num_positions: limit,
+        },
+        CheckFault::INDEX => CheckError::Index {
+            row,
+            value,
+            num_slots: limit,
+        },
+        CheckFault::ROW_START => CheckError::RowStart {
+            seq: row,
+            start: value,
+            end,
+            num_rows: limit,
+        },
+        CheckFault::FIRST_TOKEN => CheckError::FirstToken { seq: row, value },
+        CheckFault::SEQ => CheckError::Seq {
+            token: row,
+            value,
+            num_seqs: limit,
+        },
+        CheckFault::TOKEN => CheckError::Token {
+            row,
+            seq: position,
+            value,
+            limit,
+        },
+        CheckFault::PAIR => CheckError::Pair {
+            pair: row,
+            side: position,
+            value,
+            num_blocks: limit,
+        },
+        CheckFault::SAME_TARGET => CheckError::SameTarget {
+            pairs: [row, position],
+            block: value,
+        },
+        CheckFault::TARGET_IS_SOURCE => CheckError::TargetIsSource {
+            pair: row,
+            other: position,
+            block: value,
+        },
+        CheckFault::SCALE => CheckError::Scale {
+            name: name(),
+            index: row,
+            value: float(),
+        },
+        CheckFault::TOKEN_SCALE => CheckError::TokenScale {
+            name: name(),
+            block: row,
+            slot: position,
+            head: limit,
+            value: float(),
+        },
+        kind => CheckError::NoRecord { kind },
+    })
 }
 
 /// The workspace's address, if it is bytes, aligned and large enough.
@@ -98,7 +176,61 @@ pub(super) fn workspace_base(
     Ok(workspace.view().address())
 }
 
-/// A slot mapping to look at.
+/// The launch of a check that needs no memory of its own, if there is to be one.
+pub(super) fn plan_check(mode: CheckMode, variant: Variant, grid: [u32; 3]) -> Option<Launch> {
+    match mode {
+        CheckMode::Off => None,
+        CheckMode::Device => Some(Launch {
+            kernel: variants::entry(variant).id,
+            grid,
+            shared_bytes: 0,
+            overlaps_previous: false,
+        }),
+    }
+}
+
+/// An empty record at the start of the workspace, if there is to be a check, with zeros up to `bytes` behind it: its
+/// address, or 0.
+///
+/// # Safety
+/// As [`Launcher::zero`], for what the workspace holds.
+pub(super) unsafe fn empty_record(
+    check: Option<&Launch>,
+    bytes: usize,
+    workspace: &TensorViewMut<'_>,
+    launcher: &dyn Launcher,
+) -> Result<u64> {
+    if check.is_none() {
+        return Ok(0);
+    }
+    let record = workspace_base(workspace, bytes)?;
+    // SAFETY: the bytes lie in the workspace, whose size was checked.
+    unsafe { launcher.zero(record, bytes)? };
+    Ok(record)
+}
+
+/// Scales to look at: `[count]`, f32.
+pub(super) fn scale_list(tensor: u32, scales: Option<&TensorView<'_>>) -> ScaleList {
+    scales.map_or(ScaleList::NONE, |scales| ScaleList {
+        address: scales.address(),
+        stride: byte_stride(scales, 0),
+        count: u32::try_from(scales.shape()[0]).expect("as many as heads or layers"),
+        tensor,
+    })
+}
+
+/// The same of `[num_blocks, block_size, num_kv_heads]`.
+pub(super) fn token_scale_list(scales: &TensorView<'_>) -> TokenScaleList {
+    let [stride_block, stride_slot, stride_head] = [0, 1, 2].map(|dim| byte_stride(scales, dim));
+    TokenScaleList {
+        address: scales.address(),
+        stride_block,
+        stride_slot,
+        stride_head,
+    }
+}
+
+/// A slot mapping to look at, and what else a write of new tokens reads.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slots {
     /// `[num_layers, num_tokens]`.
@@ -107,51 +239,88 @@ pub(super) struct Slots {
     pub(super) num_tokens: u32,
     /// In bytes.
     pub(super) stride_layer: i64,
+    pub(super) has_layers: bool,
     /// `num_blocks * block_size`: slots stay below it.
     pub(super) limit: i64,
+    /// What is written is divided by these.
+    pub(super) scales: [ScaleList; 3],
+    pub(super) positions: Option<Positions>,
+}
+
+/// Rows of a table of angles, one for each token.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Positions {
+    /// `[num_tokens]`, i64.
+    pub(super) address: u64,
+    /// Rows of the table.
+    pub(super) num_positions: u32,
+    /// Whether tokens with a negative slot are rotated, too.
+    pub(super) of_all: bool,
 }
 
 impl Slots {
+    /// Layers whose slots differ.
+    fn num_rows(&self) -> u32 {
+        if self.stride_layer == 0 {
+            self.num_layers.min(1)
+        } else {
+            self.num_layers
+        }
+    }
+
+    /// Places of a layer's table of tokens that were seen: a power of two, twice as many as tokens or more.
+    fn places(&self) -> u64 {
+        (2 * u64::from(self.num_tokens)).next_power_of_two().max(2)
+    }
+
+    /// Bytes of workspace that the check needs.
+    pub(super) fn check_bytes(&self) -> usize {
+        let seen = 4 * self.places() * u64::from(self.num_rows());
+        usize::try_from(seen).map_or(usize::MAX, |seen| seen.saturating_add(CHECK_BYTES))
+    }
+
     /// The launch that looks at them, if slots are to be checked.
     pub(super) fn plan_check(&self, mode: CheckMode) -> Option<Launch> {
         let ctas = self.num_tokens.div_ceil(check::THREADS).clamp(1, 1024);
-        (mode == CheckMode::Device).then(|| Launch {
-            kernel: variants::entry(Variant::CheckSlots).id,
-            grid: [ctas, self.num_layers.max(1), 1],
-            shared_bytes: 0,
-            overlaps_previous: false,
-        })
+        let grid = [ctas, self.num_rows().max(1), 1];
+        plan_check(mode, Variant::CheckSlots, grid)
     }
 
     /// Enqueues the check that was planned, if any, and returns the address of its record, or 0.
     ///
     /// # Safety
-    /// The slots are valid until the launch has finished.
+    /// Slots, positions and scales are valid until the launch has finished.
     pub(super) unsafe fn launch_check(
         &self,
         launch: Option<&Launch>,
         workspace: &TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<u64> {
+        // SAFETY: the workspace's own bytes.
+        let check = unsafe { empty_record(launch, self.check_bytes(), workspace, launcher)? };
         let Some(launch) = launch else {
-            return Ok(0);
+            return Ok(check);
         };
-        let check = workspace_base(workspace, CHECK_BYTES)?;
         if self.num_tokens == 0 || self.num_layers == 0 {
             return Ok(check);
         }
+        let positions = self.positions;
         let params = CheckSlotsParams {
             slot_mapping: self.address,
             check,
+            seen: check + CHECK_BYTES as u64,
+            positions: positions.map_or(0, |positions| positions.address),
             num_slots: self.limit,
+            num_positions: positions.map_or(0, |positions| positions.num_positions.into()),
             stride_layer: self.stride_layer,
+            scales: self.scales,
             num_tokens: self.num_tokens,
-            reserved: 0,
+            seen_mask: u32::try_from(self.places() - 1).expect("fewer than 2^31 tokens"),
+            has_layers: u32::from(self.has_layers),
+            all_positions: u32::from(positions.is_some_and(|positions| positions.of_all)),
         };
-        // SAFETY: the record lies in the workspace, whose size was checked.
-        unsafe { launcher.zero(check, CHECK_BYTES)? };
         // SAFETY: slots and workspace are valid until the launch has finished, as the caller and the makers
-        // of the view promise.
+        // of the view promise; the table of tokens lies in the workspace, whose size was checked.
         unsafe { launcher.launch(launch, params.as_bytes())? };
         Ok(check)
     }

@@ -4,10 +4,10 @@
 //! come out, whatever the indices say, so a gather can be captured in a graph. Which token goes to which row,
 //! [`GatherRows`] says; how it is stored, [`GatherForm`].
 //!
-//! Tokens past the end of a block-table row, blocks and slots outside the cache, and negative indices are
-//! skipped: their rows stay as they are, or become zeros if `zero_missing` says so. With
-//! [`CheckMode::Device`] the first bad block or slot is reported in the workspace's check record, which is
-//! read as for the other operations; unlike there, the other rows are gathered all the same.
+//! Negative indices are skipped, and so are tokens past the end of a block-table row, blocks and slots outside the cache,
+//! and sequences that the block table does not have: their rows stay as they are, or become zeros if `zero_missing` says
+//! so. With [`CheckMode::Device`] all of these but negative indices are faults, as are row starts that decrease and a
+//! scale that is not positive and finite, and nothing is gathered then. A 656-byte entry's own scales are not looked at.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ use gpu_kernels::params::GatherParams;
 use super::cache_side::byte_stride;
 use super::checks::{Named, count, named};
 use super::concat_and_cache_mla::check_entries;
-use super::device_check::CheckMode;
+use super::device_check::{CheckMode, plan_check};
 use super::row_write::element;
 use crate::error::{RequestError, Result};
 use crate::plan::variants;
@@ -43,7 +43,7 @@ pub struct GatherRequest<'a> {
     pub rows: GatherRows<'a>,
     /// Whether rows without a token become zeros; else they stay as they are.
     pub zero_missing: bool,
-    /// Whether bad blocks and slots are reported.
+    /// Whether what rows refer to, and the scale, are checked on the device first.
     pub check: CheckMode,
 }
 
@@ -104,7 +104,8 @@ pub enum GatherRows<'a> {
 /// A request whose tensors agree with each other.
 #[derive(Debug)]
 pub struct CheckedGather<'a> {
-    pub(super) request: GatherRequest<'a>,
+    _request: GatherRequest<'a>,
+    pub(super) check: Option<Launch>,
     pub(super) launch: Launch,
     pub(super) params: GatherParams,
 }
@@ -129,9 +130,14 @@ impl<'a> GatherRequest<'a> {
             GatherForm::Raw | GatherForm::Fp8 { .. } => params.row_units,
             GatherForm::Fp8Ds | GatherForm::V4 => 1,
         };
-        let grid = gather::grid(params.num_rows, units)
-            .ok_or_else(|| bad_value("num_rows", "small enough for one launch", params.num_rows))?;
+        let grid = |units| {
+            gather::grid(params.num_rows, units).ok_or_else(|| {
+                bad_value("num_rows", "small enough for one launch", params.num_rows)
+            })
+        };
+        let (check, grid) = (grid(1)?, grid(units)?);
         Ok(CheckedGather {
+            check: plan_check(self.check, Variant::CheckGather, check),
             launch: Launch {
                 kernel: variants::entry(variant).id,
                 grid,
@@ -139,7 +145,7 @@ impl<'a> GatherRequest<'a> {
                 overlaps_previous: true,
             },
             params,
-            request: self,
+            _request: self,
         })
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use gpu_kernels::params::{GatherParams, KernelParams};
 
-use super::device_check::{CHECK_BYTES, CheckMode, workspace_base};
+use super::device_check::{CHECK_BYTES, empty_record};
 use super::gather::CheckedGather;
 use crate::error::Result;
 use crate::runtime::{Launch, Launcher};
@@ -13,20 +13,20 @@ use crate::tensor::TensorViewMut;
 /// What was decided: prints as one line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GatherPlan {
+    check: Option<Launch>,
     launch: Launch,
-    check: CheckMode,
 }
 
 impl CheckedGather<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> GatherPlan {
         GatherPlan {
+            check: self.check,
             launch: self.launch,
-            check: self.request.check,
         }
     }
 
-    /// Enqueues the one kernel. Allocates nothing and waits for nothing.
+    /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.
     ///
     /// # Errors
     /// [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the
@@ -37,15 +37,9 @@ impl CheckedGather<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
-        let check = match plan.check {
-            CheckMode::Off => 0,
-            CheckMode::Device => {
-                let check = workspace_base(workspace, CHECK_BYTES)?;
-                // SAFETY: the record lies in the workspace, whose size was checked.
-                unsafe { launcher.zero(check, CHECK_BYTES)? };
-                check
-            }
-        };
+        let planned = plan.check.as_ref();
+        // SAFETY: the workspace is valid until the launch has finished, as its maker promised.
+        let check = unsafe { empty_record(planned, CHECK_BYTES, workspace, launcher)? };
         if self.params.num_rows == 0 {
             return Ok(());
         }
@@ -53,23 +47,23 @@ impl CheckedGather<'_> {
             check,
             ..self.params
         };
-        // SAFETY: views and workspace are valid until the launch has finished, as their makers promised;
-        // `check()` made shapes and strides agree.
-        unsafe { launcher.launch(&plan.launch, params.as_bytes()) }
+        for launch in plan.launches() {
+            // SAFETY: views and workspace are valid until the launch has finished, as their makers promised;
+            // `check()` made shapes and strides agree.
+            unsafe { launcher.launch(launch, params.as_bytes())? };
+        }
+        Ok(())
     }
 }
 
 impl GatherPlan {
-    /// Bytes of workspace that [`CheckedGather::launch`] needs: 0 unless bad blocks are reported.
+    /// Bytes of workspace that [`CheckedGather::launch`] needs: 0 without a check.
     pub fn workspace_bytes(&self) -> usize {
-        match self.check {
-            CheckMode::Off => 0,
-            CheckMode::Device => CHECK_BYTES,
-        }
+        self.check.map_or(0, |_| CHECK_BYTES)
     }
     /// The launches, in order: what to prepare before a graph is captured.
     pub fn launches(&self) -> impl Iterator<Item = &Launch> {
-        std::iter::once(&self.launch)
+        self.check.iter().chain([&self.launch])
     }
 }
 

@@ -1,10 +1,18 @@
 //! What the decodes over latent caches, of rows and of entries, launch beside their own kernels.
 
 use gpu_kernels::latent::Cut;
-use gpu_kernels::params::{CheckPagedParams, DecodeMlaParams, MergeParams};
+use gpu_kernels::params::{
+    CheckFault, CheckPagedParams, DecodeMlaParams, MergeParams, ScaleList, TokenScaleList,
+};
 
-/// The check of block table, lengths and scales; one latent head takes the place of the KV heads.
+/// The check of block table, lengths and scales.
 pub(super) fn checks(rows: &DecodeMlaParams, num_seqs: u32, num_blocks: i64) -> CheckPagedParams {
+    let scale = |tensor, address| ScaleList {
+        address,
+        count: u32::from(address != 0),
+        tensor,
+        ..ScaleList::NONE
+    };
     CheckPagedParams {
         block_table: rows.block_table,
         seq_lens: rows.seq_lens,
@@ -12,18 +20,24 @@ pub(super) fn checks(rows: &DecodeMlaParams, num_seqs: u32, num_blocks: i64) -> 
         stride_block_table: rows.stride_block_table,
         num_blocks,
         stride_seq_lens: rows.stride_seq_lens,
+        query_start_loc: 0,
+        scales: [
+            scale(CheckFault::Q_SCALE, rows.q_scale),
+            scale(CheckFault::K_SCALE, rows.k_scale),
+            ScaleList::NONE,
+            ScaleList::NONE,
+        ],
+        token_scales: [TokenScaleList::NONE; 2],
         num_seqs,
         block_size: rows.block_size,
         max_seq_len: rows.max_seq_len,
         num_kv_heads: 1,
-        q_scale: rows.q_scale,
-        k_scale: rows.k_scale,
-        v_scale: 0,
-        stride_k_scale: 0,
-        stride_v_scale: 0,
-        query_start_loc: 0,
         num_tokens: 0,
-        max_query_len: 0,
+        max_query_len: rows.query_len,
+        query_len: rows.query_len,
+        num_decodes: 0,
+        sliding_window: 0,
+        num_parts: 1,
     }
 }
 

@@ -1,9 +1,12 @@
 //! What an attention request over a paged cache has to get right about the cache.
 
+use gpu_kernels::kernels::check;
 use gpu_kernels::kv::CacheDtype;
+use gpu_kernels::params::{CheckFault, ScaleList, TokenScaleList};
 
 use super::checks::{Named, count, named, slot_stride_fits};
 use super::decode::KvScales;
+use super::device_check::{scale_list, token_scale_list};
 use crate::error::{RequestError, Result};
 use crate::tensor::{Dtype, TensorView};
 
@@ -116,6 +119,43 @@ pub(super) fn max_seq_len(
         }
         Some(bound) => Ok(bound),
         None => Ok(count("max_num_blocks_per_seq * block_size", nameable)?),
+    }
+}
+
+/// Thread blocks that share out the check of a sequence: several where every token has scales to look at.
+pub(super) fn check_parts(max_seq_len: u32, block_size: u32, token_scales: bool) -> u32 {
+    const MOST: u32 = 64;
+    if !token_scales {
+        return 1;
+    }
+    let blocks = max_seq_len.div_ceil(block_size.max(1));
+    blocks.div_ceil(check::THREADS).clamp(1, MOST)
+}
+
+/// What a check looks at of scales: those that all tokens share, of queries, keys and values, and those of tokens.
+pub(super) fn scales_to_check(
+    scales: Option<&KvScales<'_>>,
+    token_scales: bool,
+) -> ([ScaleList; 3], [TokenScaleList; 2]) {
+    let Some(scales) = scales else {
+        return ([ScaleList::NONE; 3], [TokenScaleList::NONE; 2]);
+    };
+    let (k_scale, v_scale) = (&scales.k_scale, &scales.v_scale);
+    let queries = scale_list(CheckFault::Q_SCALE, scales.q_scale.as_ref());
+    if token_scales {
+        (
+            [queries, ScaleList::NONE, ScaleList::NONE],
+            [k_scale, v_scale].map(token_scale_list),
+        )
+    } else {
+        (
+            [
+                queries,
+                scale_list(CheckFault::K_SCALE, Some(k_scale)),
+                scale_list(CheckFault::V_SCALE, Some(v_scale)),
+            ],
+            [TokenScaleList::NONE; 2],
+        )
     }
 }
 

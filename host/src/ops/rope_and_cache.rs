@@ -11,12 +11,12 @@
 use gpu_kernels::divider::Divider;
 use gpu_kernels::entry::Variant;
 use gpu_kernels::kernels::reshape_and_cache_flash;
-use gpu_kernels::params::RopeAndCacheParams;
+use gpu_kernels::params::{CheckFault, RopeAndCacheParams};
 
 use super::cache_side::{Side, byte_stride};
 use super::cache_write::{CacheScales, CacheWritePlan, CacheWriteRequest, CheckedRows};
 use super::checks::{count, named};
-use super::device_check::Slots;
+use super::device_check::{Positions, Slots, scale_list};
 use super::row_write::{RowWrite, eights, element};
 use crate::error::{Error, RequestError, Result};
 use crate::runtime::Launcher;
@@ -36,7 +36,8 @@ pub struct RopeAndCacheRequest<'a> {
 /// Which angles, and which values turn together.
 #[derive(Clone, Copy, Debug)]
 pub struct RopeTable<'a> {
-    /// `[num_tokens or more]`, i64: each token's row of the table.
+    /// `[num_tokens or more]`, i64: each token's row of the table. Positions that it does not have turn nothing; a
+    /// check ([`CacheWriteRequest::check`]) refuses them, and those of tokens with a negative slot if there are queries.
     pub positions: TensorView<'a>,
     /// `[num_positions, rotary_dim]`, f32 or the keys' dtype: cosines of `rotary_dim / 2` pairs, then their
     /// sines. With a `rotary_dim` below the head size, the values from there on stay as they are.
@@ -156,6 +157,18 @@ impl<'a> RopeAndCacheRequest<'a> {
             table_is_f32: u32::from(table_dtype == Dtype::F32),
             lanes_log2: spread.lanes_log2,
         };
+        let [k_scale, v_scale, _] = self.write.scales.to_check(dtype, cache_dtype);
+        let q_scale = self.query.as_ref().and_then(|query| query.q_scale.as_ref());
+        let slots = Slots {
+            scales: [scale_list(CheckFault::Q_SCALE, q_scale), k_scale, v_scale],
+            // Without pairs nothing is read of the table.
+            positions: (rotary_dim > 0).then_some(Positions {
+                address: params.positions,
+                num_positions: params.num_positions,
+                of_all: self.query.is_some(),
+            }),
+            ..slots
+        };
         let variant = Variant::RopeAndCache {
             source: element(dtype),
             cache: element(cache_dtype),
@@ -246,10 +259,7 @@ impl<'a> RopeAndCacheRequest<'a> {
 impl CheckedRopeAndCache<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CacheWritePlan {
-        CacheWritePlan::new(
-            self.slots.plan_check(self.request.write.check),
-            self.write.launch,
-        )
+        CacheWritePlan::new(&self.slots, self.request.write.check, self.write.launch)
     }
 
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.

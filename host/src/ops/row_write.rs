@@ -8,7 +8,7 @@ use gpu_kernels::kernels::reshape_and_cache_flash::{self, Spread};
 use gpu_kernels::kernels::{concat_and_cache_mla, reshape_and_cache_per_token_head};
 use gpu_kernels::params::{
     CacheSide, KernelParams, MlaEntryParams, PerTokenHeadParams, ReshapeAndCacheParams,
-    RopeAndCacheParams,
+    RopeAndCacheParams, ScaleList,
 };
 
 use super::cache_side::Side;
@@ -103,7 +103,10 @@ impl Rows {
             num_layers: self.num_layers,
             num_tokens: self.num_tokens,
             stride_layer: self.stride_slot_mapping_layer,
+            has_layers: self.cache_table != 0,
             limit: i64::from(num_slots),
+            scales: [ScaleList::NONE; 3],
+            positions: None,
         }
     }
 

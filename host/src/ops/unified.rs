@@ -20,7 +20,7 @@ use gpu_kernels::entry::Entry;
 use gpu_kernels::tile::QueryDtype;
 
 use super::checks::{count, grid_count, named, scale};
-use super::decode::{CheckedDecode, DecodeOptions, DecodeRequest, KvScales};
+use super::decode::{CheckedDecode, DecodeOptions, DecodeRequest, KvScales, Starts};
 use super::device_check::CheckMode;
 use super::paged::{self, PagedCache, floats};
 use super::score::{AlibiSlopes, ScoreOptions};
@@ -99,9 +99,10 @@ pub struct UnifiedOptions<'a> {
     /// sequence takes a decode kernel: the bits of a query token's output then depend on nothing but the token,
     /// the keys before it and the options, not on the batch, nor on how a prefill was cut into chunks.
     pub split_policy: SplitPolicy,
-    /// Whether `query_start_loc` (in order, within `num_tokens`, no more than `max_query_len` apart), `block_table`,
-    /// `seq_lens` and scales are checked on the device first. A checked step takes one
-    /// kernel for all sequences, a decode kernel if each has at most one query token.
+    /// Whether `query_start_loc` (in order, within `num_tokens`, no more than `max_query_len` apart, `num_decodes` as
+    /// it says), `block_table`, `seq_lens` and scales are checked on the device first, of sequences with query tokens
+    /// as far as these see. Where each cached token has scales of its own, those that are read are read once more for it.
+    /// A checked step takes one kernel for all sequences, a decode kernel if each has at most one query token.
     pub check: CheckMode,
 }
 
@@ -132,6 +133,7 @@ pub struct CheckedUnified<'a> {
     /// The sequences that take the decode kernels.
     pub(super) decodes: Option<CheckedDecode<'a>>,
     pub(super) num_decodes: u32,
+    pub(super) starts: Starts<'a>,
     pub(super) query_dtype: QueryDtype,
     pub(super) out_dtype: QueryDtype,
     pub(super) cache: PagedCache,
@@ -203,7 +205,14 @@ impl<'a> UnifiedRequest<'a> {
             count("head_size_v", cache.head_size_v)?,
         );
         let prefill = variants::prefill_entry(cache.format, head_size, head_size_v)?;
-        let decodes = match self.decodes(num_seqs, num_tokens) {
+        let num_tokens_counted = count("num_tokens", num_tokens)?;
+        let starts = Starts {
+            table: self.query_start_loc,
+            num_tokens: num_tokens_counted,
+            max_query_len: self.options.max_query_len.unwrap_or(num_tokens_counted),
+            num_decodes: self.options.num_decodes,
+        };
+        let mut decodes = match self.decodes(num_seqs, num_tokens) {
             Decodes::None => None,
             Decodes::First(count) => Some(self.decode_request(count, count)?.check()?),
             Decodes::All => Some(
@@ -211,13 +220,17 @@ impl<'a> UnifiedRequest<'a> {
                     .check_rows(Some(self.query_start_loc))?,
             ),
         };
+        if let Some(decodes) = &mut decodes {
+            decodes.starts = Some(starts);
+        }
         let in_chunks = query.in_chunks() && named("out", self.out.view()).in_chunks();
         Ok(CheckedUnified {
             num_decodes: decodes.as_ref().map_or(0, |decodes| decodes.num_seqs),
             decodes,
             query_dtype: kernel_dtype(query_dtype),
             out_dtype,
-            num_tokens: count("num_tokens", num_tokens)?,
+            starts,
+            num_tokens: num_tokens_counted,
             num_seqs: count("num_seqs", num_seqs)?,
             num_query_heads: count("num_query_heads", num_query_heads)?,
             num_kv_heads: count("num_kv_heads", num_kv_heads)?,
@@ -238,11 +251,25 @@ impl<'a> UnifiedRequest<'a> {
             unreachable!("the query's rank was checked");
         };
         let out = named("out", self.out.view());
-        let out_dtype = match (query_dtype, self.options.output_scale) {
-            (_, Some(_)) => out.dtype(&[Dtype::F8E4m3])?,
-            (Dtype::F8E4m3, None) => out.dtype(&[Dtype::Bf16, Dtype::F16])?,
-            (_, None) => out.dtype(&[query_dtype])?,
+        let has_scale = self.options.output_scale.is_some();
+        let out_dtype = match (out.view.dtype(), query_dtype) {
+            (Dtype::F8E4m3, _) => Dtype::F8E4m3,
+            (_, Dtype::F8E4m3) => out.dtype(&[Dtype::Bf16, Dtype::F16, Dtype::F8E4m3])?,
+            _ => out.dtype(&[query_dtype, Dtype::F8E4m3])?,
         };
+        let needs_scale = out_dtype == Dtype::F8E4m3;
+        if has_scale != needs_scale {
+            let (expected, got) = match needs_scale {
+                true => ("given for an output of fp8_e4m3".to_owned(), "missing"),
+                false => (format!("absent for an output of {out_dtype}"), "given"),
+            };
+            return Err(RequestError::Value {
+                name: "output_scale",
+                expected,
+                got: got.into(),
+            }
+            .into());
+        }
         out.shape(
             "[num_tokens, num_query_heads, head_size_v]",
             &[*num_tokens, *num_query_heads, head_size_v],

@@ -6,13 +6,16 @@ use gpu_kernels::divider::Divider;
 use gpu_kernels::entry::{Entry, Variant};
 use gpu_kernels::kv::CacheDtype;
 use gpu_kernels::lse::Lse;
-use gpu_kernels::params::{CheckPagedParams, KernelParams, PrefillParams};
+use gpu_kernels::params::{CheckFault, CheckPagedParams, KernelParams, PrefillParams};
 use gpu_kernels::tile::QueryDtype;
 use gpu_kernels::tile::rows::{Products, RowShape};
 
 use super::decode::KvScales;
 use super::decode_launch::DecodePlan;
-use super::device_check::{CHECK_BYTES, CheckMode, workspace_base};
+use super::device_check::{
+    CHECK_BYTES, CheckMode, empty_record, plan_check, scale_list, workspace_base,
+};
+use super::paged::{check_parts, scales_to_check};
 use super::unified::CheckedUnified;
 use crate::error::{Error, Result};
 use crate::plan::{DeviceInfo, RowSplitShape, Splits, variants};
@@ -59,12 +62,13 @@ impl CheckedUnified<'_> {
         // Without other sequences, the decodes' plan has it.
         let has_rows = self.num_seqs > self.num_decodes;
         let checks = has_rows && self.request.options.check == CheckMode::Device;
-        let check = checks.then(|| Launch {
-            kernel: variants::entry(Variant::CheckPaged).id,
-            grid: [self.num_seqs, 1, 1],
-            shared_bytes: 0,
-            overlaps_previous: false,
-        });
+        let mode = if checks {
+            CheckMode::Device
+        } else {
+            CheckMode::Off
+        };
+        let grid = [self.num_seqs, self.check_parts(), 1];
+        let check = plan_check(mode, Variant::CheckPaged, grid);
         let ctas = self.tiles(shape.rows()) * self.num_kv_heads;
         let rows = self.num_tokens as usize * self.num_query_heads as usize;
         let splits = Splits::choose_rows(
@@ -140,6 +144,10 @@ impl CheckedUnified<'_> {
         launcher: &dyn Launcher,
     ) -> Result<()> {
         if self.num_seqs == 0 || self.num_tokens == 0 {
+            let decodes = plan.decodes.as_ref().and_then(|plan| plan.check.as_ref());
+            let check = plan.check.as_ref().or(decodes);
+            // SAFETY: the workspace is valid until the launch has finished, as its maker promised.
+            unsafe { empty_record(check, CHECK_BYTES, workspace, launcher)? };
             return Ok(());
         }
         if let (Some(decodes), Some(plan)) = (&self.decodes, &plan.decodes) {
@@ -220,8 +228,16 @@ impl CheckedUnified<'_> {
         self.num_tokens * num_queries_per_kv / rows + self.num_seqs - self.num_decodes
     }
 
+    /// Thread blocks that check a sequence.
+    fn check_parts(&self) -> u32 {
+        check_parts(self.max_seq_len, self.block_size, self.cache.token_scales())
+    }
+
     fn check_params(&self, prefill: &PrefillParams) -> CheckPagedParams {
-        let token_scales = self.cache.token_scales();
+        let options = &self.request.options;
+        let ([q_scale, k_scale, v_scale], token_scales) =
+            scales_to_check(self.request.scales.as_ref(), self.cache.token_scales());
+        let output_scale = scale_list(CheckFault::OUTPUT_SCALE, options.output_scale.as_ref());
         CheckPagedParams {
             block_table: prefill.block_table,
             seq_lens: prefill.seq_lens,
@@ -233,15 +249,15 @@ impl CheckedUnified<'_> {
             block_size: self.block_size,
             max_seq_len: self.max_seq_len,
             num_kv_heads: self.num_kv_heads,
-            q_scale: prefill.q_scale,
-            // Scales of single tokens are too many to look at before each step.
-            k_scale: if token_scales { 0 } else { prefill.k_scale },
-            v_scale: if token_scales { 0 } else { prefill.v_scale },
-            stride_k_scale: prefill.stride_k_scale,
-            stride_v_scale: prefill.stride_v_scale,
+            scales: [q_scale, k_scale, v_scale, output_scale],
+            token_scales,
             query_start_loc: prefill.query_start_loc,
             num_tokens: self.num_tokens,
-            max_query_len: self.request.options.max_query_len.unwrap_or(u32::MAX),
+            max_query_len: self.starts.max_query_len,
+            query_len: 0,
+            num_decodes: self.starts.num_decodes,
+            sliding_window: prefill.score.sliding_window,
+            num_parts: self.check_parts(),
         }
     }
 
