@@ -34,7 +34,9 @@ pub(super) unsafe fn mend_rows<
     let sources = Sources::new(params, parked.work.seq, parked.work.kv_head);
     let part = (parked.num_splits > 1).then(|| gpu.cta_idx_y());
     let loaded = parked.keys(gpu, params, tile_work.shape);
-    for in_warp in 0..row_tiles as u32 * 16 {
+    // Not unrolled: it is seldom taken.
+    let num_rows = gpu.opaque(row_tiles as u32 * 16);
+    for in_warp in 0..num_rows {
         let is_own = gpu.lane() / 4 == in_warp % 8 && broken >> (in_warp / 8) & 1 != 0;
         let index = view.rows.first + in_warp;
         let position = view.visible.position(view.rows.token(index));
