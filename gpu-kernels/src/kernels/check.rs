@@ -88,14 +88,9 @@ pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
             unsafe { report(gpu, params.check, fault) };
         } else {
             let start = position * params.block_size;
-            // In the block, not below 0 and not above the block's size.
             let tokens = [
-                if first > start { first - start } else { 0 },
-                if seq_len - start < params.block_size {
-                    seq_len - start
-                } else {
-                    params.block_size
-                },
+                first.max(start) - start,
+                (seq_len - start).min(params.block_size),
             ];
             unroll!([2] i in 0..2 {
                 // SAFETY: a block of the cache; a valid record.
