@@ -153,7 +153,7 @@ impl<'a> CacheWriteRequest<'a> {
         value.aligned(dtype.size())?;
 
         let key_cache = named("key_cache", self.key_cache.view());
-        let cache_dtype = key_cache.dtype(&self.scales.cache_dtypes(dtype)?)?;
+        let cache_dtype = key_cache.dtype(self.scales.cache_dtypes(&dtype)?)?;
         let form = "[num_blocks, block_size, num_kv_heads, head_size]";
         let [num_blocks, ..] = key_cache.rank::<4>(form)?;
         let block_size = self.block_size;
@@ -228,16 +228,16 @@ impl<'a> CacheScales<'a> {
     }
 
     /// What the caches may be.
-    fn cache_dtypes(&self, dtype: Dtype) -> Result<[Dtype; 2], RequestError> {
+    fn cache_dtypes<'d>(&self, dtype: &'d Dtype) -> Result<&'d [Dtype], RequestError> {
         let is_fp8 = matches!(dtype, Dtype::F8E4m3 | Dtype::F8E5m2);
         match self {
-            Self::Given { .. } if !is_fp8 => Ok([Dtype::F8E4m3, Dtype::F8E5m2]),
-            Self::None | Self::Given { .. } => Ok([dtype; 2]),
-            Self::PerTokenHead { .. } if !is_fp8 => Ok([Dtype::F8E4m3, Dtype::I8]),
+            Self::Given { .. } if !is_fp8 => Ok(&[Dtype::F8E4m3, Dtype::F8E5m2]),
+            Self::None | Self::Given { .. } => Ok(std::slice::from_ref(dtype)),
+            Self::PerTokenHead { .. } if !is_fp8 => Ok(&[Dtype::F8E4m3, Dtype::I8]),
             Self::PerTokenHead { .. } => Err(RequestError::Dtype {
                 tensor: "key",
                 expected: "bf16 or f16 or f32, to have a scale per token and head".into(),
-                got: dtype,
+                got: *dtype,
             }),
         }
     }
