@@ -108,6 +108,22 @@ pub enum RequestError {
         /// What it is.
         got: String,
     },
+    /// The plan was made for another request than the one that is launched: see what the plan's type says that it fits.
+    #[error("the plan was made for {what} {expected}, but the request has {got}")]
+    Plan {
+        /// The first property that does not fit.
+        what: &'static str,
+        /// What the plan was made for.
+        expected: String,
+        /// What the request has.
+        got: String,
+    },
+    /// Memory of one machine in a launch on another.
+    #[error("`{tensor}` is memory of another machine than the one that launches")]
+    Machine {
+        /// Which tensor.
+        tensor: &'static str,
+    },
     /// The workspace is smaller than the plan needs.
     #[error("the workspace must hold {needed} bytes, but it holds {got}")]
     Workspace {

@@ -7,6 +7,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use crate::error::RequestError;
+use crate::runtime::MachineId;
 
 /// Most dimensions a view has.
 pub const MAX_RANK: usize = 5;
@@ -84,6 +85,8 @@ impl fmt::Display for Dtype {
 #[derive(Clone, Copy)]
 pub struct TensorView<'a> {
     address: u64,
+    /// Whose memory it is, if a [`crate::runtime::Buffer`] says so.
+    machine: Option<MachineId>,
     dtype: Dtype,
     rank: usize,
     shape: [usize; MAX_RANK],
@@ -103,7 +106,7 @@ impl<'a> TensorView<'a> {
     /// # Safety
     /// Every element that the shape and strides name lies in memory of the device that will run the
     /// launches, is initialised where the operation's documentation says it is read, and stays allocated
-    /// and unwritten by others until those launches have finished.
+    /// and unwritten by others until those launches have finished: replays too, if they are captured into a graph.
     pub unsafe fn from_raw(
         address: u64,
         dtype: Dtype,
@@ -122,6 +125,7 @@ impl<'a> TensorView<'a> {
         }
         let mut view = Self {
             address,
+            machine: None,
             dtype,
             rank: shape.len(),
             shape: [1; MAX_RANK],
@@ -153,6 +157,10 @@ impl<'a> TensorView<'a> {
     pub fn address(&self) -> u64 {
         self.address
     }
+    /// The machine whose memory it is; none for a view that was made from an address.
+    pub fn machine(&self) -> Option<MachineId> {
+        self.machine
+    }
     /// Element type.
     pub fn dtype(&self) -> Dtype {
         self.dtype
@@ -165,6 +173,27 @@ impl<'a> TensorView<'a> {
     pub fn strides(&self) -> &[i64] {
         &self.strides[..self.rank]
     }
+
+    /// The same, known to be memory of a machine.
+    pub(crate) fn of_machine(mut self, machine: MachineId) -> Self {
+        self.machine = Some(machine);
+        self
+    }
+
+    /// Whether dtype, shape and strides are the same.
+    pub(crate) fn is_like(&self, other: &TensorView<'_>) -> bool {
+        // Dimensions that a view does not have are alike in all.
+        (self.dtype, self.rank) == (other.dtype, other.rank)
+            && self.shape == other.shape
+            && self.strides == other.strides
+    }
+
+    /// Its first `count` rows along the first dimension, or none if there are fewer.
+    pub(crate) fn first(mut self, count: usize) -> Option<Self> {
+        let rows = self.shape.first_mut().filter(|rows| count <= **rows)?;
+        *rows = count;
+        Some(self)
+    }
 }
 
 impl<'a> TensorViewMut<'a> {
@@ -174,7 +203,7 @@ impl<'a> TensorViewMut<'a> {
     /// As [`TensorView::from_raw`].
     ///
     /// # Safety
-    /// As [`TensorView::from_raw`], and nobody else reads or writes the elements until the launches have
+    /// As [`TensorView::from_raw`], and nobody else reads or writes the elements until the launches (and replays) have
     /// finished; distinct indices name distinct elements.
     pub unsafe fn from_raw(
         address: u64,
@@ -206,6 +235,19 @@ impl<'a> TensorViewMut<'a> {
     /// Shape, strides and address, to look at.
     pub fn view(&self) -> &TensorView<'a> {
         &self.0
+    }
+
+    /// As [`TensorView::of_machine`].
+    pub(crate) fn of_machine(self, machine: MachineId) -> Self {
+        Self(self.0.of_machine(machine), PhantomData)
+    }
+
+    /// As [`TensorView::first`].
+    ///
+    /// # Safety
+    /// Whoever writes these rows, and whoever writes the whole, do it one after the other.
+    pub(crate) unsafe fn first(&self, count: usize) -> Option<Self> {
+        Some(Self(self.0.first(count)?, PhantomData))
     }
 }
 

@@ -1,9 +1,12 @@
 //! Views with made-up addresses, to be changed and refused; and a launcher that nothing may reach.
 
-use ferroattn::Result;
+use std::cell::RefCell;
+
+use ferroattn::error::RequestError;
 use ferroattn::plan::DeviceInfo;
-use ferroattn::runtime::{Launch, Launcher};
+use ferroattn::runtime::{Launch, Launcher, MachineId};
 use ferroattn::tensor::{Dtype, TensorView, TensorViewMut, contiguous_strides};
+use ferroattn::{Error, Result};
 
 /// A change to a good request, and the message that it is refused with.
 pub type Refusal<T> = (fn(&mut T), &'static str);
@@ -51,6 +54,26 @@ impl Parts {
     }
 }
 
+/// Runs nothing, and writes launches down with their parameters.
+#[derive(Default)]
+struct Recorder(RefCell<Vec<(Launch, Vec<u8>)>>);
+
+impl Launcher for Recorder {
+    unsafe fn launch(&self, launch: &Launch, params: &[u8]) -> Result<()> {
+        self.0.borrow_mut().push((*launch, params.to_vec()));
+        Ok(())
+    }
+    unsafe fn zero(&self, _address: u64, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+    fn device(&self) -> DeviceInfo {
+        DeviceInfo::H200
+    }
+    fn machine(&self) -> MachineId {
+        MachineId::unique()
+    }
+}
+
 /// A launcher that nothing may reach.
 pub struct Untouched;
 
@@ -63,5 +86,29 @@ impl Launcher for Untouched {
     }
     fn device(&self) -> DeviceInfo {
         DeviceInfo::H200
+    }
+    fn machine(&self) -> MachineId {
+        MachineId::unique()
+    }
+}
+
+/// What a launch puts on the machine.
+pub fn launched(
+    launch: impl FnOnce(&mut TensorViewMut<'_>, &dyn Launcher) -> Result<()>,
+) -> Vec<(Launch, Vec<u8>)> {
+    let recorder = Recorder::default();
+    let mut workspace = parts(Dtype::U8, &[1 << 40]).view_mut();
+    launch(&mut workspace, &recorder).expect("the plan fits");
+    recorder.0.into_inner()
+}
+
+/// The message with which a launch refuses its plan, having put nothing on the machine.
+pub fn refused_plan(
+    launch: impl FnOnce(&mut TensorViewMut<'_>, &dyn Launcher) -> Result<()>,
+) -> String {
+    let mut workspace = parts(Dtype::U8, &[1 << 40]).view_mut();
+    match launch(&mut workspace, &Untouched) {
+        Err(Error::Request(error @ RequestError::Plan { .. })) => error.to_string(),
+        other => panic!("expected a refused plan, got {other:?}"),
     }
 }

@@ -2,9 +2,24 @@
 //! `FAKE="cuInit=100 version=11000"`. Compiled and loaded by tests/driver.rs.
 #![allow(non_snake_case, clippy::missing_safety_doc, unsafe_op_in_unsafe_fn)]
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::sync::{Mutex, MutexGuard};
 
 type Handle = *mut c_void;
+
+/// How often each function was called.
+fn calls() -> MutexGuard<'static, BTreeMap<&'static str, usize>> {
+    static CALLS: Mutex<BTreeMap<&'static str, usize>> = Mutex::new(BTreeMap::new());
+    CALLS.lock().unwrap()
+}
+
+/// How often `function` was called.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fake_calls(function: *const c_char) -> usize {
+    let function = CStr::from_ptr(function).to_str().unwrap();
+    calls().get(function).copied().unwrap_or(0)
+}
 
 /// What FAKE says of `name`, or `default`.
 fn fake(name: &str, default: usize) -> usize {
@@ -22,6 +37,7 @@ macro_rules! functions {
     ($($name:ident($($arg:ident: $type:ty),*) $body:block)*) => {$(
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($arg: $type),*) -> c_uint {
+            *calls().entry(stringify!($name)).or_default() += 1;
             $body
             code(stringify!($name))
         }
@@ -75,5 +91,15 @@ functions! {
         *address = host as u64 + fake("moved", 0) as u64;
     }
     cuMemFreeHost(_host: *mut c_void) {}
-    cuMemAlloc_v2(address: *mut u64, _bytes: usize) { *address = 0x5000; }
+    cuMemAlloc_v2(address: *mut u64, bytes: usize) {
+        if bytes == 0 { return 1; }
+        *address = 0x5000 + 0x100 * calls()["cuMemAlloc_v2"] as u64;
+    }
+    cuMemFree_v2(_address: u64) {}
+    cuStreamBeginCapture_v2(_stream: Handle, _mode: c_uint) {}
+    cuStreamEndCapture(_stream: Handle, graph: *mut Handle) { *graph = 0x50 as Handle; }
+    cuGraphInstantiateWithFlags(executable: *mut Handle, _graph: Handle, _flags: u64) { *executable = 0x60 as Handle; }
+    cuGraphLaunch(_executable: Handle, _stream: Handle) {}
+    cuGraphExecDestroy(_executable: Handle) {}
+    cuGraphDestroy(_graph: Handle) {}
 }

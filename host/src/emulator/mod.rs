@@ -60,7 +60,7 @@ use gpu_kernels::gpu::WARP;
 
 use crate::error::{Error, RequestError, Result};
 use crate::plan::DeviceInfo;
-use crate::runtime::{DeviceMemory, Launch, Launcher, Runtime};
+use crate::runtime::{DeviceMemory, Launch, Launcher, MachineId, Runtime};
 
 use cta::{LaunchSpec, Worker};
 use fault::Finding;
@@ -69,6 +69,7 @@ use race::RUNS;
 
 /// A machine without a GPU. Launches are done when they return; threads that share one take turns.
 pub struct Emulator {
+    id: MachineId,
     seed: u64,
     device: DeviceInfo,
     state: Mutex<State>,
@@ -91,6 +92,7 @@ impl Emulator {
     /// A machine that runs lanes and warps in an order drawn from `seed`: what works in one order only, shows.
     pub fn with_seed(seed: u64) -> Self {
         Self {
+            id: MachineId::unique(),
             seed,
             device: DeviceInfo::EMULATED,
             state: Mutex::default(),
@@ -247,9 +249,17 @@ impl Launcher for Emulator {
     fn device(&self) -> DeviceInfo {
         self.device
     }
+
+    fn machine(&self) -> MachineId {
+        self.id
+    }
 }
 
-impl DeviceMemory for Emulator {
+// SAFETY: no address is given out twice, and each allocation has room for its bytes until it is freed.
+unsafe impl DeviceMemory for Emulator {
+    fn owner(&self) -> MachineId {
+        self.id
+    }
     /// Contents appear with the first write; an allocation of many gigabytes costs what is written of it.
     fn allocate(&self, name: &'static str, bytes: usize) -> Result<u64> {
         let address = self.lock().memory.allocate(name, bytes as u64);

@@ -17,7 +17,9 @@ use gpu_kernels::params::{CheckFault, ScaleList};
 use super::cache_side::Side;
 use super::checks::{count, named, slot_count};
 use super::device_check::{CheckMode, Slots, scale_list};
+use super::made_for::{Fact, MadeFor};
 use super::row_write::{RowWrite, Rows};
+use super::tensors::{Given, alike, given, on_machine, same};
 use crate::error::{RequestError, Result};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
@@ -80,8 +82,13 @@ pub struct CheckedCacheWrite<'a> {
 }
 
 /// What was decided: prints as one line.
+///
+/// It fits every request that takes the same kernel (which depends on dtypes, on the form of an entry or of scales, and
+/// on whether rows of a multiple of 8 values are aligned) with the same `check`, and has at most as many tokens, and
+/// layers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CacheWritePlan {
+    made_for: MadeFor<5>,
     check: Option<Launch>,
     write: Launch,
     workspace_bytes: usize,
@@ -146,7 +153,7 @@ impl<'a> CacheWriteRequest<'a> {
         value.aligned(dtype.size())?;
 
         let key_cache = named("key_cache", self.key_cache.view());
-        let cache_dtype = key_cache.dtype(&self.scales.cache_dtypes(dtype)?)?;
+        let cache_dtype = key_cache.dtype(self.scales.cache_dtypes(&dtype)?)?;
         let form = "[num_blocks, block_size, num_kv_heads, head_size]";
         let [num_blocks, ..] = key_cache.rank::<4>(form)?;
         let block_size = self.block_size;
@@ -201,18 +208,36 @@ pub(super) struct CheckedRows {
     pub(super) slots: Slots,
 }
 
-impl CacheScales<'_> {
+impl<'a> CacheScales<'a> {
+    /// Which of them it is.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::None => "None",
+            Self::Given { .. } => "Given",
+            Self::PerTokenHead { .. } => "PerTokenHead",
+        }
+    }
+
+    /// Of keys and of values.
+    fn views(&self) -> [Option<&TensorView<'a>>; 2] {
+        match self {
+            Self::None => [None; 2],
+            Self::Given { k_scale, v_scale } => [Some(k_scale), Some(v_scale)],
+            Self::PerTokenHead { k_scale, v_scale } => [Some(k_scale.view()), Some(v_scale.view())],
+        }
+    }
+
     /// What the caches may be.
-    fn cache_dtypes(&self, dtype: Dtype) -> Result<Vec<Dtype>, RequestError> {
+    fn cache_dtypes<'d>(&self, dtype: &'d Dtype) -> Result<&'d [Dtype], RequestError> {
         let is_fp8 = matches!(dtype, Dtype::F8E4m3 | Dtype::F8E5m2);
         match self {
-            Self::Given { .. } if !is_fp8 => Ok(vec![Dtype::F8E4m3, Dtype::F8E5m2]),
-            Self::None | Self::Given { .. } => Ok(vec![dtype]),
-            Self::PerTokenHead { .. } if !is_fp8 => Ok(vec![Dtype::F8E4m3, Dtype::I8]),
+            Self::Given { .. } if !is_fp8 => Ok(&[Dtype::F8E4m3, Dtype::F8E5m2]),
+            Self::None | Self::Given { .. } => Ok(std::slice::from_ref(dtype)),
+            Self::PerTokenHead { .. } if !is_fp8 => Ok(&[Dtype::F8E4m3, Dtype::I8]),
             Self::PerTokenHead { .. } => Err(RequestError::Dtype {
                 tensor: "key",
                 expected: "bf16 or f16 or f32, to have a scale per token and head".into(),
-                got: dtype,
+                got: *dtype,
             }),
         }
     }
@@ -275,15 +300,70 @@ impl CacheScales<'_> {
     }
 }
 
+impl<'a> CacheWriteRequest<'a> {
+    pub(super) fn tensors(&self) -> [Given<'_, 'a>; 7] {
+        let [k_scale, v_scale] = self.scales.views();
+        [
+            Some(named("key", &self.key)),
+            Some(named("value", &self.value)),
+            Some(named("key_cache", self.key_cache.view())),
+            Some(named("value_cache", self.value_cache.view())),
+            Some(named("slot_mapping", &self.slot_mapping)),
+            given("k_scale", k_scale),
+            given("v_scale", v_scale),
+        ]
+    }
+}
+
 impl CheckedCacheWrite<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CacheWritePlan {
         CacheWritePlan::new(&self.slots, self.request.check, self.write.launch)
     }
 
+    /// The same for other tensors, of the next layer for instance: looks at no more than whether they are given where
+    /// these are, have the same dtypes, shapes and strides, and are aligned as well (up to 16 bytes).
+    ///
+    /// # Errors
+    /// [`RequestError`] naming the first tensor that differs, or `block_size`, `scales` or `check`.
+    pub fn rebind<'b>(&self, request: CacheWriteRequest<'b>) -> Result<CheckedCacheWrite<'b>> {
+        alike(&self.request.tensors(), &request.tensors())?;
+        same("block_size", self.request.block_size, request.block_size)?;
+        same("scales", self.request.scales.kind(), request.scales.kind())?;
+        same("check", self.request.check, request.check)?;
+        let [k_scale, v_scale] = request.scales.views();
+        let places = |source: &TensorView<'b>,
+                      target: &TensorViewMut<'b>,
+                      scale: Option<&TensorView<'b>>| {
+            let scale = scale.map_or(0, TensorView::address);
+            [source.address(), target.view().address(), scale]
+        };
+        let slot_mapping = request.slot_mapping.address();
+        let cache_dtype = request.key_cache.view().dtype();
+        Ok(CheckedCacheWrite {
+            write: self.write.at(
+                [
+                    places(&request.key, &request.key_cache, k_scale),
+                    places(&request.value, &request.value_cache, v_scale),
+                ],
+                slot_mapping,
+            ),
+            slots: Slots {
+                address: slot_mapping,
+                scales: request
+                    .scales
+                    .to_check(self.request.key.dtype(), cache_dtype),
+                ..self.slots
+            },
+            request,
+        })
+    }
+
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.
     ///
     /// # Errors
+    /// [`crate::error::RequestError::Plan`] if the plan was made for something that this is not (see [`CacheWritePlan`]);
+    /// [`crate::error::RequestError::Machine`] for memory of another machine;
     /// [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the
     /// plan's [`CacheWritePlan::workspace_bytes`]; whatever the launcher reports.
     pub fn launch(
@@ -292,6 +372,8 @@ impl CheckedCacheWrite<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
+        let plan = plan.refit(self.plan())?;
+        on_machine(launcher, &self.request.tensors(), workspace)?;
         // SAFETY: the view of the slots is valid until the launch has finished, as its maker promised.
         let check = unsafe { self.slots.launch_check(plan.check(), workspace, launcher)? };
         if self.slots.num_tokens == 0 {
@@ -314,10 +396,31 @@ impl CacheWritePlan {
     pub(super) fn new(slots: &Slots, mode: CheckMode, write: Launch) -> Self {
         let check = slots.plan_check(mode);
         Self {
+            made_for: MadeFor {
+                names: &[
+                    "kernel",
+                    "check",
+                    "num_layers",
+                    "layers of slots",
+                    "num_tokens",
+                ],
+                facts: [
+                    Fact::Kernel(write.kernel),
+                    Fact::Check(mode),
+                    Fact::AtMost(slots.num_layers),
+                    Fact::AtMost(slots.num_rows()),
+                    Fact::AtMost(slots.num_tokens),
+                ],
+            },
             workspace_bytes: check.map_or(0, |_| slots.check_bytes()),
             check,
             write,
         }
+    }
+    /// A request's own plan, if this one fits it.
+    pub(super) fn refit(&self, own: Self) -> Result<Self, RequestError> {
+        self.made_for.fits(&own.made_for)?;
+        Ok(own)
     }
     pub(super) fn check(&self) -> Option<&Launch> {
         self.check.as_ref()

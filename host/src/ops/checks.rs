@@ -2,7 +2,7 @@
 
 use crate::error::RequestError;
 use crate::plan::MOST_CTAS_YZ;
-use crate::tensor::{Dtype, TensorView, contiguous_strides};
+use crate::tensor::{Dtype, MAX_RANK, TensorView, contiguous_strides};
 
 /// A tensor under its name in the request.
 #[derive(Clone, Copy)]
@@ -100,18 +100,22 @@ impl Named<'_, '_> {
     /// negative.
     pub(super) fn contiguous_from(self, first: usize) -> Result<(), RequestError> {
         let (shape, strides) = (self.view.shape(), self.view.strides());
-        let side_by_side = contiguous_strides(shape);
+        let mut side_by_side = 1i64;
         let fits = |dim: usize| {
+            let stride = side_by_side;
+            let extent = i64::try_from(shape[dim]).unwrap_or(i64::MAX);
+            side_by_side = side_by_side.saturating_mul(extent);
             shape[dim] <= 1
                 || if dim < first {
                     strides[dim] >= 0
                 } else {
-                    strides[dim] == side_by_side[dim]
+                    strides[dim] == stride
                 }
         };
-        if (0..shape.len()).all(fits) {
+        if (0..shape.len()).rev().all(fits) {
             return Ok(());
         }
+        let side_by_side = contiguous_strides(shape);
         Err(RequestError::Stride {
             tensor: self.name,
             expected: format!("strides {side_by_side:?} from dimension {first} on"),
@@ -123,17 +127,21 @@ impl Named<'_, '_> {
     /// not negative.
     pub(super) fn dense_from(self, first: usize) -> Result<(), RequestError> {
         let (shape, strides) = (self.view.shape(), self.view.strides());
-        let mut inner: Vec<(i64, usize)> =
-            strides.iter().copied().zip(shape.iter().copied()).collect();
-        let outer: Vec<_> = inner.drain(..first).collect();
-        inner.retain(|&(_, len)| len > 1);
+        let mut dims = [(0i64, 1usize); MAX_RANK];
+        for (dim, (&stride, &len)) in strides.iter().zip(shape).enumerate() {
+            dims[dim] = (stride, len);
+        }
+        let (outer, inner) = dims.split_at_mut(first);
         inner.sort_unstable();
         let mut filled = 1usize;
-        let is_dense = inner.iter().all(|&(stride, len)| {
-            let continues = usize::try_from(stride) == Ok(filled);
-            filled = filled.saturating_mul(len);
-            continues
-        });
+        let is_dense = inner
+            .iter()
+            .filter(|&&(_, len)| len > 1)
+            .all(|&(stride, len)| {
+                let continues = usize::try_from(stride) == Ok(filled);
+                filled = filled.saturating_mul(len);
+                continues
+            });
         if is_dense && outer.iter().all(|&(stride, len)| len <= 1 || stride >= 0) {
             return Ok(());
         }

@@ -23,6 +23,8 @@ use super::cache_side::{alignment, byte_stride};
 use super::checks::{count, named};
 use super::copy_blocks::check_blocks;
 use super::device_check::workspace_base;
+use super::made_for::{Fact, MadeFor};
+use super::tensors::{Given, on_machine};
 use crate::error::{RequestError, Result};
 use crate::plan::variants;
 use crate::runtime::{Launch, Launcher};
@@ -73,7 +75,7 @@ pub struct CheckedCompact<'a> {
     params: CompactParams,
     /// One for each pair of caches; likewise.
     gathers: Vec<BlockGather>,
-    _request: CompactRequest<'a>,
+    request: CompactRequest<'a>,
 }
 
 /// How the blocks of one pool are copied.
@@ -84,8 +86,12 @@ struct BlockGather {
 }
 
 /// What was decided: prints as one line.
+///
+/// It fits every request with references of the same kind, at most as many of them (sequences, or slots), at most as
+/// many caches, and at most as many blocks in each, before and after.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompactPlan {
+    made_for: MadeFor<5>,
     launches: Vec<Launch>,
     num_blocks: u32,
     num_compact_blocks: u32,
@@ -131,7 +137,7 @@ impl<'a> CompactRequest<'a> {
         Ok(CheckedCompact {
             params,
             gathers,
-            _request: self,
+            request: self,
         })
     }
 
@@ -247,6 +253,31 @@ fn launch(variant: Variant, grid: [u32; 3], shared_bytes: u32) -> Launch {
     }
 }
 
+impl<'a> CompactRequest<'a> {
+    /// Those that are not caches.
+    fn tensors(&self) -> [Given<'_, 'a>; 4] {
+        let num_wanted = Some(named("num_wanted", self.num_wanted.view()));
+        match &self.references {
+            CompactReferences::Tables {
+                block_table,
+                seq_lens,
+                renamed,
+            } => [
+                num_wanted,
+                Some(named("block_table", block_table)),
+                Some(named("seq_lens", seq_lens)),
+                Some(named("renamed", renamed.view())),
+            ],
+            CompactReferences::Slots { slots, renamed } => [
+                num_wanted,
+                Some(named("slots", slots)),
+                None,
+                Some(named("renamed", renamed.view())),
+            ],
+        }
+    }
+}
+
 impl CheckedCompact<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CompactPlan {
@@ -260,6 +291,22 @@ impl CheckedCompact<'_> {
         ];
         let gathers = self.gathers.iter().map(|gather| gather.launch);
         CompactPlan {
+            made_for: MadeFor {
+                names: &[
+                    "references that are slots",
+                    "references",
+                    "caches",
+                    "num_blocks",
+                    "num_compact_blocks",
+                ],
+                facts: [
+                    Fact::Flag(params.seq_lens == 0),
+                    Fact::AtMost(params.num_rows),
+                    Fact::AtMost(u32::try_from(self.gathers.len()).unwrap_or(u32::MAX)),
+                    Fact::AtMost(params.num_blocks),
+                    Fact::AtMost(params.num_compact_blocks),
+                ],
+            },
             launches: names.into_iter().chain(gathers).collect(),
             num_blocks: params.num_blocks,
             num_compact_blocks: params.num_compact_blocks,
@@ -269,6 +316,8 @@ impl CheckedCompact<'_> {
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.
     ///
     /// # Errors
+    /// [`crate::error::RequestError::Plan`] if the plan was made for something that this is not (see [`CompactPlan`]);
+    /// [`crate::error::RequestError::Machine`] for memory of another machine;
     /// [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the
     /// plan's [`CompactPlan::workspace_bytes`]; whatever the launcher reports.
     pub fn launch(
@@ -277,6 +326,14 @@ impl CheckedCompact<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
+        let own = self.plan();
+        plan.made_for.fits(&own.made_for)?;
+        let plan = own;
+        for (pool, compact) in &self.request.caches {
+            let caches = [pool, compact.view()].map(|cache| Some(named("caches", cache)));
+            on_machine(launcher, &caches, workspace)?;
+        }
+        on_machine(launcher, &self.request.tensors(), workspace)?;
         let base = workspace_base(workspace, plan.workspace_bytes())?;
         let [marks, new_ids, old_ids] = plan.parts().map(|at| base + at as u64);
         let params = CompactParams {

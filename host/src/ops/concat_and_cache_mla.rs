@@ -15,6 +15,7 @@ use super::cache_write::CacheWritePlan;
 use super::checks::{Named, count, named, slot_count};
 use super::device_check::{CheckMode, Slots, scale_list};
 use super::row_write::{RowWrite, Rows};
+use super::tensors::{Given, given, on_machine};
 use crate::error::{RequestError, Result};
 use crate::runtime::Launcher;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
@@ -300,6 +301,22 @@ fn rows(view: Named<'_, '_>, form: &str, num_tokens: usize) -> Result<usize, Req
     Ok(size)
 }
 
+impl<'a> ConcatAndCacheMlaRequest<'a> {
+    fn tensors(&self) -> [Given<'_, 'a>; 5] {
+        let scale = match &self.form {
+            MlaCacheForm::Fp8 { scale } => Some(scale),
+            MlaCacheForm::Plain | MlaCacheForm::Fp8Ds { .. } | MlaCacheForm::V4 => None,
+        };
+        [
+            Some(named("kv_c", &self.kv_c)),
+            given("k_pe", self.k_pe.as_ref()),
+            Some(named("kv_cache", self.kv_cache.view())),
+            Some(named("slot_mapping", &self.slot_mapping)),
+            given("scale", scale),
+        ]
+    }
+}
+
 impl CheckedConcatAndCacheMla<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CacheWritePlan {
@@ -316,6 +333,8 @@ impl CheckedConcatAndCacheMla<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
+        let plan = plan.refit(self.plan())?;
+        on_machine(launcher, &self.request.tensors(), workspace)?;
         // SAFETY: the view of the slots is valid until the launch has finished, as its maker promised.
         let check = unsafe { self.slots.launch_check(plan.check(), workspace, launcher)? };
         if self.slots.num_tokens == 0 {

@@ -7,6 +7,7 @@ use super::cache_write::CacheWritePlan;
 use super::checks::{count, named, slot_count};
 use super::device_check::{CheckMode, Slots, scale_list};
 use super::row_write::{RowWrite, Rows};
+use super::tensors::{Given, given, on_machine};
 use crate::error::{RequestError, Result};
 use crate::runtime::Launcher;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
@@ -167,6 +168,18 @@ impl<'a> ConcatAndCacheMlaGroupedRequest<'a> {
     }
 }
 
+impl<'a> ConcatAndCacheMlaGroupedRequest<'a> {
+    fn tensors(&self) -> [Given<'_, 'a>; 5] {
+        [
+            Some(named("kv_c", &self.kv_c)),
+            Some(named("k_pe", &self.k_pe)),
+            Some(named("kv_caches", &self.kv_caches.addresses)),
+            Some(named("slot_mapping", &self.slot_mapping)),
+            given("scales", self.scales.as_ref()),
+        ]
+    }
+}
+
 impl CheckedConcatAndCacheMlaGrouped<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CacheWritePlan {
@@ -184,6 +197,8 @@ impl CheckedConcatAndCacheMlaGrouped<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
+        let plan = plan.refit(self.plan())?;
+        on_machine(launcher, &self.request.tensors(), workspace)?;
         // SAFETY: the view of the slots is valid until the launch has finished, as its maker promised.
         let check = unsafe { self.slots.launch_check(plan.check(), workspace, launcher)? };
         if self.slots.num_tokens == 0 || self.slots.num_layers == 0 {

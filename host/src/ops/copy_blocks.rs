@@ -16,6 +16,8 @@ use super::cache_side::{alignment, byte_stride};
 use super::checks::{Named, count, named};
 use super::concat_and_cache_mla_grouped::CacheTable;
 use super::device_check::{CHECK_BYTES, CheckMode, empty_record, plan_check};
+use super::made_for::{Fact, MadeFor};
+use super::tensors::{Given, given, on_machine};
 use crate::error::{RequestError, Result};
 use crate::plan::variants;
 use crate::runtime::{Launch, Launcher};
@@ -61,7 +63,7 @@ pub enum BlockCaches<'a> {
 /// A request whose tensors agree with each other.
 #[derive(Debug)]
 pub struct CheckedCopyBlocks<'a> {
-    _request: CopyBlocksRequest<'a>,
+    request: CopyBlocksRequest<'a>,
     check: Option<Launch>,
     launch: Launch,
     params: CopyBlocksParams,
@@ -69,8 +71,11 @@ pub struct CheckedCopyBlocks<'a> {
 }
 
 /// What was decided: prints as one line.
+///
+/// It fits every request with the same `check` and at most as many pairs and caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyBlocksPlan {
+    made_for: MadeFor<3>,
     check: Option<Launch>,
     launch: Launch,
 }
@@ -144,7 +149,7 @@ impl<'a> CopyBlocksRequest<'a> {
             },
             params,
             is_empty: num_pairs == 0 || num_caches == 0 || units == 0,
-            _request: self,
+            request: self,
         })
     }
 }
@@ -168,10 +173,8 @@ pub(super) fn check_blocks(
     }
     source.dense_from(1)?;
     target.dense_from(1)?;
-    let inner = |view: &TensorView<'_>| -> Vec<i64> {
-        (1..shape.len()).map(|dim| byte_stride(view, dim)).collect()
-    };
-    if inner(source_view) != inner(target_view) {
+    let is_alike = |dim| byte_stride(source_view, dim) == byte_stride(target_view, dim);
+    if !(1..shape.len()).all(is_alike) {
         return Err(RequestError::Stride {
             tensor: target.name(),
             expected: format!(
@@ -200,10 +203,33 @@ fn check_tables(
     Ok((tables, count("num_caches", num_caches)?))
 }
 
+impl<'a> CopyBlocksRequest<'a> {
+    fn tensors(&self) -> [Given<'_, 'a>; 3] {
+        let (source, target) = match &self.caches {
+            BlockCaches::Within(cache) => (None, cache.view()),
+            BlockCaches::Between { source, target } => (Some(source), target.view()),
+            BlockCaches::Tables { source, target } => (Some(&source.addresses), &target.addresses),
+        };
+        [
+            given("source", source),
+            Some(named("target", target)),
+            Some(named("pairs", &self.pairs)),
+        ]
+    }
+}
+
 impl CheckedCopyBlocks<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CopyBlocksPlan {
         CopyBlocksPlan {
+            made_for: MadeFor {
+                names: &["check", "num_pairs", "num_caches"],
+                facts: [
+                    Fact::Check(self.request.check),
+                    Fact::AtMost(self.params.num_pairs),
+                    Fact::AtMost(self.params.num_caches),
+                ],
+            },
             check: self.check,
             launch: self.launch,
         }
@@ -212,6 +238,8 @@ impl CheckedCopyBlocks<'_> {
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.
     ///
     /// # Errors
+    /// [`crate::error::RequestError::Plan`] if the plan was made for something that this is not (see [`CopyBlocksPlan`]);
+    /// [`crate::error::RequestError::Machine`] for memory of another machine;
     /// [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the
     /// plan's [`CopyBlocksPlan::workspace_bytes`]; whatever the launcher reports.
     pub fn launch(
@@ -220,7 +248,10 @@ impl CheckedCopyBlocks<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
-        let planned = plan.check.as_ref();
+        let own = self.plan();
+        plan.made_for.fits(&own.made_for)?;
+        on_machine(launcher, &self.request.tensors(), workspace)?;
+        let planned = own.check.as_ref();
         // SAFETY: the workspace is valid until the launch has finished, as its maker promised.
         let check = unsafe { empty_record(planned, CHECK_BYTES, workspace, launcher)? };
         if self.is_empty {
@@ -230,9 +261,9 @@ impl CheckedCopyBlocks<'_> {
             check,
             ..self.params
         };
-        for launch in plan.launches() {
+        for launch in own.launches() {
             // SAFETY: views, caches and workspace are valid until the launch has finished, as their makers
-            // promised; `check()` made shapes and strides agree.
+            // promised; `check()` made shapes, strides and grids agree.
             unsafe { launcher.launch(launch, params.as_bytes())? };
         }
         Ok(())

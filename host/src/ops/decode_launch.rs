@@ -3,23 +3,33 @@
 use std::fmt;
 
 use gpu_kernels::dtype::HalfDtype;
-use gpu_kernels::entry::Variant;
+use gpu_kernels::entry::{EntryId, Variant};
 use gpu_kernels::kernels::merge_splits;
 use gpu_kernels::lse::Lse;
 use gpu_kernels::params::{CheckPagedParams, DecodeParams, KernelParams, MergeParams, ScaleList};
 use gpu_kernels::tile::{QueryDtype, Shape, TILE_GROUP};
 
-use super::decode::{CheckedDecode, KvScales};
+use super::checks::{named, scale};
+use super::decode::{CheckedDecode, DecodeOptions, DecodeRequest, KvScales, Starts};
 use super::device_check::{CHECK_BYTES, CheckMode, empty_record, plan_check, workspace_base};
+use super::made_for::{Fact, MadeFor};
 use super::paged::{check_parts, scales_to_check};
-use crate::error::{Error, Result};
+use super::tensors::{Given, alike, given, on_machine, same};
+use crate::error::{Error, RequestError, Result};
 use crate::plan::{DeviceInfo, SplitShape, Splits, variants, warp_tile_nanoseconds};
 use crate::runtime::{Launch, Launcher};
-use crate::tensor::{TensorView, TensorViewMut};
+use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
 /// What was decided for a request: kernels, grids, splits, workspace. Prints as one line.
+///
+/// It fits every request of the same kind (decode, or over latents, or over entries, with or without index lists) with
+/// the same numbers of heads and of query tokens per sequence, head sizes, dtypes, `sliding_window`, `split_policy` and
+/// `check`; with a softcap, ALiBi, sinks or a window if its own request had any of them, and with none if it had none;
+/// and with at most as many sequences and no larger bound of their lengths (of the lists' lengths, where there are
+/// lists). Everything else may differ: addresses, strides, the caches' sizes, `softmax_scale`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecodePlan {
+    made_for: MadeFor<12>,
     pub(super) check: Option<Launch>,
     stage1: Launch,
     merge: Option<Launch>,
@@ -89,8 +99,13 @@ impl CheckedDecode<'_> {
             dtype: self.dtype,
             check_parts: self.check_parts(),
         };
-        let check = self.request.options.check;
-        let plan = DecodePlan::around(stage1, splits, rows, check);
+        let plan = DecodePlan::around(
+            stage1,
+            splits,
+            rows,
+            self.made_for(),
+            self.request.options.check,
+        );
         Ok(DecodePlan {
             head_tiles,
             stages: ring_tiles,
@@ -124,10 +139,61 @@ impl CheckedDecode<'_> {
         }
     }
 
+    pub(super) fn made_for(&self) -> MadeFor<12> {
+        DecodeFacts {
+            kernel: self.stage1.id,
+            num_query_heads: self.num_query_heads,
+            num_kv_heads: self.num_kv_heads,
+            query_len: 1,
+            query: self.request.query.dtype(),
+            out: self.request.out.view().dtype(),
+            has_lists: false,
+            num_seqs: self.num_seqs,
+            max_len: self.max_seq_len,
+        }
+        .with(&self.request.options)
+    }
+
+    /// The same for other tensors, of the next layer for instance: looks at no more than whether they are given where
+    /// these are, have the same dtypes, shapes and strides, and are aligned as well (up to 16 bytes). `softmax_scale`
+    /// may differ; options may not.
+    ///
+    /// # Errors
+    /// [`RequestError`] naming the first tensor or option that differs.
+    pub fn rebind<'b>(&self, request: DecodeRequest<'b>) -> Result<CheckedDecode<'b>>
+    where
+        Self: 'b,
+    {
+        alike(&self.request.tensors(), &request.tensors())?;
+        scale("softmax_scale", request.softmax_scale)?;
+        self.request.options.same(&request.options)?;
+        Ok(self.on(request, None, None))
+    }
+
+    /// The same numbers for a request of the same shapes, with starts of rows where this one has them.
+    pub(super) fn on<'b>(
+        &self,
+        request: DecodeRequest<'b>,
+        query_start_loc: Option<TensorView<'b>>,
+        starts: Option<Starts<'b>>,
+    ) -> CheckedDecode<'b>
+    where
+        Self: 'b,
+    {
+        CheckedDecode {
+            request,
+            query_start_loc,
+            starts,
+            ..*self
+        }
+    }
+
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing, so it can be captured into a
     /// CUDA graph.
     ///
     /// # Errors
+    /// [`RequestError::Plan`] if the plan was made for something that this is not (see [`DecodePlan`]);
+    /// [`RequestError::Machine`] for memory of another machine;
     /// [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the plan's
     /// [`DecodePlan::workspace_bytes`]; whatever the launcher reports.
     pub fn launch(
@@ -136,6 +202,8 @@ impl CheckedDecode<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
+        plan.fits(&self.made_for())?;
+        on_machine(launcher, &self.request.tensors(), workspace)?;
         if self.num_seqs == 0 {
             return plan.launch_nothing(workspace, launcher);
         }
@@ -169,8 +237,16 @@ impl CheckedDecode<'_> {
         };
         let merge = self.merge_params(plan, &decode);
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised;
-        // `check()` and `plan()` made shapes, strides and grid agree.
-        unsafe { plan.enqueue(launcher, &checks, decode.as_bytes(), &merge) }
+        // `check()` made shapes and strides agree, and the plan fits them.
+        unsafe {
+            plan.enqueue(
+                launcher,
+                [self.num_seqs; 2],
+                &checks,
+                decode.as_bytes(),
+                &merge,
+            )
+        }
     }
 
     fn decode_params(&self, plan: &DecodePlan, base: u64, check: u64) -> DecodeParams {
@@ -280,10 +356,105 @@ pub(super) struct Rows {
     pub(super) check_parts: u32,
 }
 
+/// What a decode's plan depends on, beside its options.
+pub(super) struct DecodeFacts {
+    /// One name for each cache dtype, head size and set of rules.
+    pub(super) kernel: EntryId,
+    pub(super) num_query_heads: u32,
+    pub(super) num_kv_heads: u32,
+    pub(super) query_len: u32,
+    pub(super) query: Dtype,
+    pub(super) out: Dtype,
+    pub(super) has_lists: bool,
+    pub(super) num_seqs: u32,
+    /// Tokens of the longest sequence, or entries of the lists.
+    pub(super) max_len: u32,
+}
+
+impl DecodeFacts {
+    pub(super) fn with(self, options: &DecodeOptions<'_>) -> MadeFor<12> {
+        let window = options.sliding_window.unwrap_or(0);
+        MadeFor {
+            names: &[
+                "kernel",
+                "num_query_heads",
+                "num_kv_heads",
+                "query_len",
+                "query",
+                "out",
+                "index lists",
+                "sliding_window",
+                "split_policy",
+                "check",
+                "num_seqs",
+                "max_seq_len",
+            ],
+            facts: [
+                Fact::Kernel(self.kernel),
+                Fact::Number(self.num_query_heads),
+                Fact::Number(self.num_kv_heads),
+                Fact::Number(self.query_len),
+                Fact::Dtype(self.query),
+                Fact::Dtype(self.out),
+                Fact::Flag(self.has_lists),
+                Fact::Number(window),
+                Fact::Splits(options.split_policy),
+                Fact::Check(options.check),
+                Fact::AtMost(self.num_seqs),
+                Fact::AtMost(self.max_len),
+            ],
+        }
+    }
+}
+
+impl DecodeOptions<'_> {
+    /// Whether others are the same, but for addresses.
+    pub(super) fn same(&self, new: &DecodeOptions<'_>) -> Result<(), RequestError> {
+        self.scores().same(&new.scores())?;
+        same("max_seq_len", self.max_seq_len, new.max_seq_len)?;
+        same("split_policy", self.split_policy, new.split_policy)?;
+        same("check", self.check, new.check)
+    }
+}
+
+impl<'a> DecodeRequest<'a> {
+    fn tensors(&self) -> [Given<'_, 'a>; 12] {
+        let scales = self.scales.as_ref();
+        [
+            Some(named("query", &self.query)),
+            Some(named("key_cache", &self.key_cache)),
+            Some(named("value_cache", &self.value_cache)),
+            Some(named("block_table", &self.block_table)),
+            Some(named("seq_lens", &self.seq_lens)),
+            Some(named("out", self.out.view())),
+            given("lse", self.lse.as_ref().map(TensorViewMut::view)),
+            given("q_scale", scales.and_then(|scales| scales.q_scale.as_ref())),
+            given("k_scale", scales.map(|scales| &scales.k_scale)),
+            given("v_scale", scales.map(|scales| &scales.v_scale)),
+            given(
+                "alibi_slopes",
+                self.options.alibi.as_ref().map(|alibi| &alibi.slopes),
+            ),
+            given("sinks", self.options.sinks.as_ref()),
+        ]
+    }
+}
+
 impl DecodePlan {
+    /// Whether it is right for a request.
+    pub(super) fn fits(&self, request: &MadeFor<12>) -> Result<(), RequestError> {
+        self.made_for.fits(request)
+    }
+
     /// Adds to stage 1 what comes before and after it, and lays out the workspace: the check record, the splits'
     /// lse, their outputs.
-    pub(super) fn around(stage1: Launch, splits: Splits, rows: Rows, check: CheckMode) -> Self {
+    pub(super) fn around(
+        stage1: Launch,
+        splits: Splits,
+        rows: Rows,
+        made_for: MadeFor<12>,
+        check: CheckMode,
+    ) -> Self {
         let grid = [rows.num_seqs, rows.check_parts, 1];
         let check = plan_check(check, Variant::CheckPaged, grid);
         let merge = (splits.num_kv_splits > 1).then(|| Launch {
@@ -308,6 +479,7 @@ impl DecodePlan {
         let partial_out_offset =
             partial_lse_offset + (parts * Lse::BYTES as usize).next_multiple_of(256);
         Self {
+            made_for,
             check,
             stage1,
             merge,
@@ -331,13 +503,16 @@ impl DecodePlan {
         Ok(())
     }
 
-    /// Enqueues the kernels of a plan; `check`, `stage1` and `merge` are their parameters.
+    /// Enqueues the kernels of a plan, on grids for `num_seqs` sequences, of which there are as many `groups` as a
+    /// thread block of stage 1 takes; `check`, `stage1` and `merge` are the parameters.
     ///
     /// # Safety
-    /// The parameters name tensors that are valid until the launch has finished, and fit the plan.
+    /// The parameters name tensors that are valid until the launch has finished, for so many sequences, and fit the
+    /// plan.
     pub(super) unsafe fn enqueue(
         &self,
         launcher: &dyn Launcher,
+        [num_seqs, groups]: [u32; 2],
         check: &CheckPagedParams,
         stage1: &[u8],
         merge: &MergeParams,
@@ -346,11 +521,22 @@ impl DecodePlan {
         unsafe {
             if let Some(launch) = &self.check {
                 launcher.zero(check.check, CHECK_BYTES)?;
-                launcher.launch(launch, check.as_bytes())?;
+                let grid = [check.num_seqs, check.num_parts, 1];
+                launcher.launch(&Launch { grid, ..*launch }, check.as_bytes())?;
             }
-            launcher.launch(&self.stage1, stage1)?;
+            let [rows, splits, _] = self.stage1.grid;
+            let grid = [rows, splits, groups];
+            launcher.launch(
+                &Launch {
+                    grid,
+                    ..self.stage1
+                },
+                stage1,
+            )?;
             if let Some(launch) = &self.merge {
-                launcher.launch(launch, merge.as_bytes())?;
+                let [heads, _, columns] = launch.grid;
+                let grid = [heads, num_seqs, columns];
+                launcher.launch(&Launch { grid, ..*launch }, merge.as_bytes())?;
             }
         }
         Ok(())

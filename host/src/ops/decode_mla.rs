@@ -17,10 +17,12 @@ use gpu_kernels::tile::QueryDtype;
 
 use super::checks::{count, grid_count, named, scale, slot_stride_fits};
 use super::decode::DecodeOptions;
-use super::decode_launch::{DecodePlan, Rows};
+use super::decode_launch::{DecodeFacts, DecodePlan, Rows};
 use super::device_check::workspace_base;
+use super::made_for::MadeFor;
 use super::mla_launch;
 use super::paged::max_seq_len;
+use super::tensors::{Given, alike, given, on_machine};
 use crate::error::{Error, RequestError, Result};
 use crate::plan::{DeviceInfo, SplitShape, Splits, variants};
 use crate::runtime::{Launch, Launcher};
@@ -69,6 +71,8 @@ pub struct CheckedDecodeMla<'a> {
     dtype: HalfDtype,
     query_dtype: QueryDtype,
     cache: CacheDtype,
+    /// The kernel for few rows.
+    narrow: &'static Entry,
     num_seqs: u32,
     query_len: u32,
     num_query_heads: u32,
@@ -166,7 +170,7 @@ impl<'a> DecodeMlaRequest<'a> {
         };
         let head_size = count("head_size", head_size)?;
         let head_size_v = count("head_size_v", head_size_v)?;
-        variants::decode_mla_entries(cache, head_size, head_size_v)?;
+        let (narrow, _) = variants::decode_mla_entries(cache, head_size, head_size_v)?[0];
         count("query_len * num_query_heads", rows)?;
         Ok(CheckedDecodeMla {
             dtype,
@@ -175,6 +179,7 @@ impl<'a> DecodeMlaRequest<'a> {
                 _ => QueryDtype::of(dtype),
             },
             cache,
+            narrow,
             num_seqs: grid_count("num_seqs", num_seqs)?,
             query_len: grid_count("query_len", query_len)?,
             num_query_heads: count("num_query_heads", num_query_heads)?,
@@ -217,6 +222,22 @@ impl<'a> DecodeMlaRequest<'a> {
             (None, true) => wrong("q_scale", "given for an fp8_e4m3 query", "missing"),
             (Some(_), false) => wrong("q_scale", "absent for a query of 16-bit values", "given"),
         }
+    }
+}
+
+impl<'a> DecodeMlaRequest<'a> {
+    fn tensors(&self) -> [Given<'_, 'a>; 8] {
+        let scales = self.scales.as_ref();
+        [
+            Some(named("query", &self.query)),
+            Some(named("cache", &self.cache)),
+            Some(named("block_table", &self.block_table)),
+            Some(named("seq_lens", &self.seq_lens)),
+            Some(named("out", self.out.view())),
+            given("lse", self.lse.as_ref().map(TensorViewMut::view)),
+            given("q_scale", scales.and_then(|scales| scales.q_scale.as_ref())),
+            given("k_scale", scales.map(|scales| &scales.k_scale)),
+        ]
     }
 }
 
@@ -301,16 +322,47 @@ impl CheckedDecodeMla<'_> {
             dtype: self.dtype,
             check_parts: 1,
         };
-        let mut plan = DecodePlan::around(stage1, splits, rows, self.request.options.check);
+        let check = self.request.options.check;
+        let mut plan = DecodePlan::around(stage1, splits, rows, self.made_for(), check);
         plan.stages = stages;
         Ok(plan)
+    }
+
+    fn made_for(&self) -> MadeFor<12> {
+        DecodeFacts {
+            kernel: self.narrow.id,
+            num_query_heads: self.num_query_heads,
+            num_kv_heads: 1,
+            query_len: self.query_len,
+            query: self.request.query.dtype(),
+            out: self.request.out.view().dtype(),
+            has_lists: false,
+            num_seqs: self.num_seqs,
+            max_len: self.max_seq_len,
+        }
+        .with(&self.request.options)
+    }
+
+    /// The same for other tensors, as [`super::CheckedDecode::rebind`].
+    ///
+    /// # Errors
+    /// [`RequestError`] naming the first tensor or option that differs.
+    pub fn rebind<'b>(&self, request: DecodeMlaRequest<'b>) -> Result<CheckedDecodeMla<'b>>
+    where
+        Self: 'b,
+    {
+        alike(&self.request.tensors(), &request.tensors())?;
+        scale("softmax_scale", request.softmax_scale)?;
+        self.request.options.same(&request.options)?;
+        Ok(CheckedDecodeMla { request, ..*self })
     }
 
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing, so it can be captured into a CUDA
     /// graph.
     ///
     /// # Errors
-    /// [`RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the plan's
+    /// [`RequestError::Plan`] if the plan was made for something that this is not (see [`DecodePlan`]);
+    /// [`RequestError::Machine`] for memory of another machine; [`RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the plan's
     /// [`DecodePlan::workspace_bytes`]; whatever the launcher reports.
     pub fn launch(
         &self,
@@ -318,6 +370,8 @@ impl CheckedDecodeMla<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
+        plan.fits(&self.made_for())?;
+        on_machine(launcher, &self.request.tensors(), workspace)?;
         if self.num_seqs == 0 {
             return plan.launch_nothing(workspace, launcher);
         }
@@ -325,9 +379,10 @@ impl CheckedDecodeMla<'_> {
         let stage1 = self.stage1_params(plan, base);
         let checks = mla_launch::checks(&stage1, self.num_seqs, self.num_blocks);
         let merge = mla_launch::merge(&stage1, self.head_size_v, 0);
+        let seqs = [self.num_seqs; 2];
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`
-        // and `plan()` made shapes, strides and grid agree.
-        unsafe { plan.enqueue(launcher, &checks, stage1.as_bytes(), &merge) }
+        // made shapes and strides agree, and the plan fits them.
+        unsafe { plan.enqueue(launcher, seqs, &checks, stage1.as_bytes(), &merge) }
     }
 
     fn stage1_params(&self, plan: &DecodePlan, base: u64) -> DecodeMlaParams {

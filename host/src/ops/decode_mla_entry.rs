@@ -10,6 +10,7 @@
 //! nothing gives 0 and an lse of −inf.
 
 use gpu_kernels::divider::Divider;
+use gpu_kernels::entry::Entry;
 use gpu_kernels::mla_entry::{EntryForm, fp8_ds, v4};
 use gpu_kernels::params::EntryList;
 
@@ -19,6 +20,7 @@ use super::concat_and_cache_mla::check_entries;
 use super::decode::DecodeOptions;
 use super::device_check::CheckMode;
 use crate::error::{RequestError, Result};
+use crate::plan::variants;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
 /// What is wanted.
@@ -93,6 +95,8 @@ pub struct WindowTokens<'a> {
 #[derive(Debug)]
 pub struct CheckedDecodeMlaEntry<'a> {
     pub(super) request: DecodeMlaEntryRequest<'a>,
+    /// The kernel for few rows.
+    pub(super) narrow: &'static Entry,
     pub(super) num_seqs: u32,
     pub(super) query_len: u32,
     pub(super) num_query_heads: u32,
@@ -209,7 +213,9 @@ impl<'a> DecodeMlaEntryRequest<'a> {
         if self.is_sparse() {
             grid_count("num_seqs * query_len", num_seqs.saturating_mul(query_len))?;
         }
+        let (narrow, _) = variants::decode_mla_entry_entries(self.form)[0];
         Ok(CheckedDecodeMlaEntry {
+            narrow,
             num_seqs: grid_count("num_seqs", num_seqs)?,
             query_len: grid_count("query_len", query_len)?,
             num_query_heads: count("num_query_heads", num_query_heads)?,

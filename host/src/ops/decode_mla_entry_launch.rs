@@ -7,10 +7,13 @@ use gpu_kernels::latent::{Cut, RAW_STAGES};
 use gpu_kernels::mla_entry::{EntryForm, fp8_ds, v4};
 use gpu_kernels::params::{DecodeMlaEntryParams, DecodeMlaParams, KernelParams};
 
-use super::decode_launch::{DecodePlan, Rows};
-use super::decode_mla_entry::{CheckedDecodeMlaEntry, EntryTokens};
+use super::checks::named;
+use super::decode_launch::{DecodeFacts, DecodePlan, Rows};
+use super::decode_mla_entry::{CheckedDecodeMlaEntry, DecodeMlaEntryRequest, EntryTokens};
 use super::device_check::workspace_base;
+use super::made_for::MadeFor;
 use super::mla_launch;
+use super::tensors::{Given, given, on_machine};
 use crate::error::{Error, Result};
 use crate::plan::{DeviceInfo, SplitPolicy, SplitShape, Splits, variants};
 use crate::runtime::{Launch, Launcher};
@@ -37,6 +40,11 @@ impl CheckedDecodeMlaEntry<'_> {
         } else {
             self.query_len
         }
+    }
+
+    /// Groups of all sequences.
+    fn groups(&self) -> u32 {
+        self.num_seqs * (self.query_len / self.tokens_per_group())
     }
 
     /// Bytes of a thread block's shared memory with the longest list that may come.
@@ -85,7 +93,7 @@ impl CheckedDecodeMlaEntry<'_> {
         let Choice { entry, cut, stages } = self.choose(device)?;
         let options = self.request.options;
         let tokens = self.tokens_per_group();
-        let groups = self.num_seqs * (self.query_len / tokens);
+        let groups = self.groups();
         let row_tiles = (tokens * self.num_query_heads).div_ceil(cut.heads);
         let (token_bytes, head_size) = match self.request.form {
             EntryForm::Fp8Ds => (fp8_ds::BYTES, fp8_ds::LATENTS + fp8_ds::ROPE),
@@ -119,15 +127,32 @@ impl CheckedDecodeMlaEntry<'_> {
             dtype: HalfDtype::Bf16,
             check_parts: 1,
         };
-        let mut plan = DecodePlan::around(stage1, splits, rows, options.check);
+        let mut plan = DecodePlan::around(stage1, splits, rows, self.made_for(), options.check);
         plan.stages = stages;
         Ok(plan)
+    }
+
+    fn made_for(&self) -> MadeFor<12> {
+        DecodeFacts {
+            kernel: self.narrow.id,
+            num_query_heads: self.num_query_heads,
+            num_kv_heads: 1,
+            query_len: self.query_len,
+            query: self.request.query.dtype(),
+            out: self.request.out.view().dtype(),
+            has_lists: self.request.is_sparse(),
+            num_seqs: self.num_seqs,
+            max_len: self.num_positions,
+        }
+        .with(&self.request.options)
     }
 
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing, so it can be captured into a CUDA
     /// graph.
     ///
     /// # Errors
+    /// [`crate::error::RequestError::Plan`] if the plan was made for something that this is not (see [`DecodePlan`]);
+    /// [`crate::error::RequestError::Machine`] for memory of another machine;
     /// [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the plan's
     /// [`DecodePlan::workspace_bytes`]; whatever the launcher reports.
     pub fn launch(
@@ -136,6 +161,8 @@ impl CheckedDecodeMlaEntry<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
+        plan.fits(&self.made_for())?;
+        on_machine(launcher, &self.request.tensors(), workspace)?;
         if self.num_seqs == 0 {
             return plan.launch_nothing(workspace, launcher);
         }
@@ -143,9 +170,10 @@ impl CheckedDecodeMlaEntry<'_> {
         let stage1 = self.stage1_params(plan, base);
         let checks = mla_launch::checks(&stage1.rows, self.num_seqs, i64::from(self.num_blocks));
         let merge = mla_launch::merge(&stage1.rows, HEAD_SIZE_V, stage1.sink);
+        let seqs = [self.num_seqs, self.groups()];
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`
-        // and `plan()` made shapes, strides and grid agree.
-        unsafe { plan.enqueue(launcher, &checks, stage1.as_bytes(), &merge) }
+        // made shapes and strides agree, and the plan fits them.
+        unsafe { plan.enqueue(launcher, seqs, &checks, stage1.as_bytes(), &merge) }
     }
 
     fn stage1_params(&self, plan: &DecodePlan, base: u64) -> DecodeMlaEntryParams {
@@ -204,5 +232,48 @@ impl CheckedDecodeMlaEntry<'_> {
             tokens_per_group: self.tokens_per_group(),
             reserved: 0,
         }
+    }
+}
+
+impl<'a> DecodeMlaEntryRequest<'a> {
+    fn tensors(&self) -> [Given<'_, 'a>; 11] {
+        let (block_table, first, second, window) = match &self.tokens {
+            EntryTokens::All {
+                block_table,
+                seq_lens,
+            } => (
+                Some(block_table),
+                given("seq_lens", Some(seq_lens)),
+                None,
+                None,
+            ),
+            EntryTokens::TopK {
+                topk_indices,
+                topk_length,
+                block_table,
+                window,
+            } => (
+                block_table.as_ref(),
+                given("topk_indices", Some(topk_indices)),
+                given("topk_length", topk_length.as_ref()),
+                window.as_ref(),
+            ),
+        };
+        [
+            Some(named("query", &self.query)),
+            Some(named("cache", &self.cache)),
+            given("block_table", block_table),
+            first,
+            second,
+            given("window.cache", window.map(|window| &window.cache)),
+            given("window.indices", window.map(|window| &window.indices)),
+            given(
+                "window.length",
+                window.and_then(|window| window.length.as_ref()),
+            ),
+            given("sinks", self.sinks.as_ref()),
+            Some(named("out", self.out.view())),
+            given("lse", self.lse.as_ref().map(TensorViewMut::view)),
+        ]
     }
 }

@@ -260,7 +260,7 @@ pub(super) struct Positions {
 
 impl Slots {
     /// Layers whose slots differ.
-    fn num_rows(&self) -> u32 {
+    pub(super) fn num_rows(&self) -> u32 {
         if self.stride_layer == 0 {
             self.num_layers.min(1)
         } else {

@@ -104,7 +104,7 @@ pub enum GatherRows<'a> {
 /// A request whose tensors agree with each other.
 #[derive(Debug)]
 pub struct CheckedGather<'a> {
-    _request: GatherRequest<'a>,
+    pub(super) request: GatherRequest<'a>,
     pub(super) check: Option<Launch>,
     pub(super) launch: Launch,
     pub(super) params: GatherParams,
@@ -145,7 +145,7 @@ impl<'a> GatherRequest<'a> {
                 overlaps_previous: true,
             },
             params,
-            _request: self,
+            request: self,
         })
     }
 

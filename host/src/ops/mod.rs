@@ -3,6 +3,14 @@
 //! A request says what is wanted; checking turns it into a type that cannot be built otherwise; a plan is
 //! what was decided, printable; launching turns views into parameter blocks and enqueues kernels. Nothing
 //! below this folder checks a request again.
+//!
+//! # Once, and many times
+//!
+//! Whoever serves makes a plan for each size of batch, and launches it for every layer and step. A plan fits each
+//! request of the same operation, kernel, heads, dtypes and options that has at most as many sequences, tokens and
+//! rows, and no longer ones, than the one it was made from; the plans' types say it in full. Any other request is
+//! refused with [`crate::error::RequestError::Plan`]. `rebind` turns a checked request to other tensors of the same
+//! shapes, the next layer's, and looks at no more than that.
 
 mod cache_side;
 mod cache_write;
@@ -19,11 +27,13 @@ mod decode_mla_entry_launch;
 mod device_check;
 mod gather;
 mod gather_launch;
+mod made_for;
 mod mla_launch;
 mod paged;
 mod rope_and_cache;
 mod row_write;
 mod score;
+mod tensors;
 mod unified;
 mod unified_launch;
 

@@ -178,26 +178,30 @@ pub(super) fn check_scales(
         return wrong("scales", "absent for a cache of 16-bit values", "given");
     }
     let (one, heads, tokens): (&[usize], &[usize], &[usize]) = (&[1], &shape[2..], &shape);
-    let heads_form = format!("[num_kv_heads] = {heads:?}");
-    let tokens_form = format!("[num_blocks, block_size, num_kv_heads] = {tokens:?}");
-    let (allowed, form): (&[&[usize]], String) = match cache {
-        Dtype::F8E4m3 => (
-            &[one, heads, tokens],
-            format!("[1], {heads_form}, or {tokens_form}"),
-        ),
-        Dtype::I8 => (&[tokens], tokens_form),
-        _ => (&[one, heads], format!("[1] or {heads_form}")),
+    let allowed: &[&[usize]] = match cache {
+        Dtype::F8E4m3 => &[one, heads, tokens],
+        Dtype::I8 => &[tokens],
+        _ => &[one, heads],
     };
-    floats(named("k_scale", &scales.k_scale), allowed, &form)?;
+    let form = || {
+        let heads = format!("[num_kv_heads] = {heads:?}");
+        let tokens = format!("[num_blocks, block_size, num_kv_heads] = {tokens:?}");
+        match cache {
+            Dtype::F8E4m3 => format!("[1], {heads}, or {tokens}"),
+            Dtype::I8 => tokens,
+            _ => format!("[1] or {heads}"),
+        }
+    };
+    floats(named("k_scale", &scales.k_scale), allowed, form)?;
     let token_scales = scales.k_scale.shape().len() == 3;
     let allowed: &[&[usize]] = if token_scales {
         &[tokens]
     } else {
         &[one, heads]
     };
-    floats(named("v_scale", &scales.v_scale), allowed, &form)?;
+    floats(named("v_scale", &scales.v_scale), allowed, form)?;
     match (&scales.q_scale, query == Dtype::F8E4m3) {
-        (Some(q_scale), true) => floats(named("q_scale", q_scale), &[one], "[1]")?,
+        (Some(q_scale), true) => floats(named("q_scale", q_scale), &[one], || "[1]".into())?,
         (None, false) => {}
         (None, true) => return wrong("q_scale", "given for an fp8_e4m3 query", "missing"),
         (Some(_), false) => {
@@ -208,10 +212,14 @@ pub(super) fn check_scales(
 }
 
 /// An f32 tensor of one of the shapes `allowed`, which `form` names.
-pub(super) fn floats(tensor: Named<'_, '_>, allowed: &[&[usize]], form: &str) -> Result<()> {
+pub(super) fn floats(
+    tensor: Named<'_, '_>,
+    allowed: &[&[usize]],
+    form: impl FnOnce() -> String,
+) -> Result<()> {
     tensor.dtype(&[Dtype::F32])?;
     if !allowed.contains(&tensor.view.shape()) {
-        return Err(tensor.wrong_shape(form.to_owned()).into());
+        return Err(tensor.wrong_shape(form()).into());
     }
     tensor.no_negative_strides()?;
     Ok(tensor.aligned(4)?)

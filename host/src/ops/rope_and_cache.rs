@@ -18,6 +18,7 @@ use super::cache_write::{CacheScales, CacheWritePlan, CacheWriteRequest, Checked
 use super::checks::{count, named};
 use super::device_check::{Positions, Slots, scale_list};
 use super::row_write::{RowWrite, eights, element};
+use super::tensors::{Given, given, on_machine};
 use crate::error::{Error, RequestError, Result};
 use crate::runtime::Launcher;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
@@ -256,6 +257,20 @@ impl<'a> RopeAndCacheRequest<'a> {
     }
 }
 
+impl<'a> RopeAndCacheRequest<'a> {
+    /// Those that are not `write`'s.
+    fn tensors(&self) -> [Given<'_, 'a>; 5] {
+        let query = self.query.as_ref();
+        [
+            Some(named("positions", &self.table.positions)),
+            Some(named("cos_sin", &self.table.cos_sin)),
+            given("query", query.map(|query| &query.query)),
+            given("query_out", query.map(|query| query.out.view())),
+            given("q_scale", query.and_then(|query| query.q_scale.as_ref())),
+        ]
+    }
+}
+
 impl CheckedRopeAndCache<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CacheWritePlan {
@@ -272,6 +287,9 @@ impl CheckedRopeAndCache<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
+        let plan = plan.refit(self.plan())?;
+        on_machine(launcher, &self.request.tensors(), workspace)?;
+        on_machine(launcher, &self.request.write.tensors(), workspace)?;
         // SAFETY: the view of the slots is valid until the launch has finished, as its maker promised.
         let check = unsafe { self.slots.launch_check(plan.check(), workspace, launcher)? };
         if self.slots.num_tokens == 0 {

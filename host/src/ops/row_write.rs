@@ -65,6 +65,38 @@ impl RowWrite {
         }
     }
 
+    /// The same rows of keys and of values at other addresses: of the source, the target and the scales.
+    pub(super) fn at(&self, places: [[u64; 3]; 2], slot_mapping: u64) -> Self {
+        let side = |side: CacheSide, [source, target, scale]: [u64; 3]| CacheSide {
+            source,
+            target,
+            // Scales that were given though nothing is scaled are not read.
+            scale: if side.scale == 0 { 0 } else { scale },
+            ..side
+        };
+        let params = match self.params {
+            Params::Rows(params) => Params::Rows(ReshapeAndCacheParams {
+                key: side(params.key, places[0]),
+                value: side(params.value, places[1]),
+                slot_mapping,
+                ..params
+            }),
+            Params::PerTokenHead(params) => Params::PerTokenHead(PerTokenHeadParams {
+                key: side(params.key, places[0]),
+                value: side(params.value, places[1]),
+                slot_mapping,
+                ..params
+            }),
+            Params::MlaEntries(_) | Params::Rope(_) => {
+                unreachable!("only rows of keys and values are moved")
+            }
+        };
+        Self {
+            launch: self.launch,
+            params,
+        }
+    }
+
     /// Enqueues the kernel.
     ///
     /// # Safety

@@ -6,6 +6,7 @@ use gpu_kernels::params::ScoreParams;
 
 use super::checks::{named, scale};
 use super::paged::floats;
+use super::tensors::same;
 use crate::error::{RequestError, Result};
 use crate::tensor::TensorView;
 
@@ -65,8 +66,9 @@ impl ScoreOptions<'_> {
         }
         let per_head = |name, tensor: &TensorView<'_>| -> Result<()> {
             let tensor = named(name, tensor);
-            let form = format!("[num_query_heads] = [{num_query_heads}]");
-            floats(tensor, &[&[num_query_heads]], &form)?;
+            floats(tensor, &[&[num_query_heads]], || {
+                format!("[num_query_heads] = [{num_query_heads}]")
+            })?;
             Ok(tensor.strides(1)?)
         };
         if let Some(alibi) = &self.alibi {
@@ -99,6 +101,14 @@ impl ScoreOptions<'_> {
                 got: "given".into(),
             }),
         }
+    }
+
+    /// Whether others are the same, but for addresses.
+    pub(super) fn same(&self, new: &ScoreOptions<'_>) -> Result<(), RequestError> {
+        let form = |options: &ScoreOptions<'_>| options.alibi.map(|alibi| alibi.form);
+        same("sliding_window", self.sliding_window, new.sliding_window)?;
+        same("softcap", self.softcap, new.softcap)?;
+        same("alibi", form(self), form(new))
     }
 
     /// As kernels want them.

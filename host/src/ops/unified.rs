@@ -277,12 +277,10 @@ impl<'a> UnifiedRequest<'a> {
         out.strides(4)?;
         out.aligned(4 * out_dtype.size())?;
         if let Some(lse) = &self.lse {
-            let form = "[num_tokens, num_query_heads]";
-            floats(
-                named("lse", lse.view()),
-                &[&[*num_tokens, *num_query_heads]],
-                form,
-            )?;
+            let shape = [*num_tokens, *num_query_heads];
+            floats(named("lse", lse.view()), &[&shape], || {
+                "[num_tokens, num_query_heads]".into()
+            })?;
         }
         Ok(kernel_dtype(out_dtype))
     }
@@ -291,7 +289,9 @@ impl<'a> UnifiedRequest<'a> {
         let options = &self.options;
         options.scores().check(num_query_heads)?;
         if let Some(output_scale) = &options.output_scale {
-            floats(named("output_scale", output_scale), &[&[1]], "[1]")?;
+            floats(named("output_scale", output_scale), &[&[1]], || {
+                "[1]".into()
+            })?;
         }
         if let Some(flags) = &options.causal_flags {
             let flags = named("causal_flags", flags);
@@ -336,27 +336,19 @@ impl<'a> UnifiedRequest<'a> {
     }
 
     /// The first `num_seqs` sequences and `num_tokens` query tokens as a request of their own.
-    fn decode_request(
+    pub(super) fn decode_request(
         &self,
         num_seqs: usize,
         num_tokens: usize,
     ) -> Result<DecodeRequest<'a>, RequestError> {
-        let first = |view: &TensorView<'a>, count: usize| {
-            let mut shape = view.shape().to_vec();
-            shape[0] = count;
-            if shape[0] > view.shape()[0] {
-                return Err(named("query", view)
-                    .wrong_shape(format!("at least num_decodes = {count} tokens")));
-            }
-            // SAFETY: a part of the view, whose maker promised that it is readable.
-            unsafe { TensorView::from_raw(view.address(), view.dtype(), &shape, view.strides()) }
+        let too_few = || {
+            named("query", &self.query)
+                .wrong_shape(format!("at least num_decodes = {num_tokens} tokens"))
         };
+        let first = |view: &TensorView<'a>, count: usize| view.first(count).ok_or_else(too_few);
         let first_mut = |view: &TensorViewMut<'a>| {
-            let part = first(view.view(), num_tokens)?;
-            let (shape, strides) = (part.shape(), part.strides());
-            // SAFETY: a part of the view, whose maker promised that nobody else uses it; what the decode
-            // kernels write, the other kernel does not touch, and both run in order.
-            unsafe { TensorViewMut::from_raw(part.address(), part.dtype(), shape, strides) }
+            // SAFETY: what the decode kernels write, the other kernel does not touch, and both run in order.
+            unsafe { view.first(num_tokens) }.ok_or_else(too_few)
         };
         let options = &self.options;
         Ok(DecodeRequest {

@@ -10,21 +10,32 @@ use gpu_kernels::params::{CheckFault, CheckPagedParams, KernelParams, PrefillPar
 use gpu_kernels::tile::QueryDtype;
 use gpu_kernels::tile::rows::{Products, RowShape};
 
-use super::decode::KvScales;
+use super::checks::{named, scale};
+use super::decode::{KvScales, Starts};
 use super::decode_launch::DecodePlan;
 use super::device_check::{
     CHECK_BYTES, CheckMode, empty_record, plan_check, scale_list, workspace_base,
 };
+use super::made_for::{Fact, MadeFor};
 use super::paged::{check_parts, scales_to_check};
-use super::unified::CheckedUnified;
-use crate::error::{Error, Result};
+use super::tensors::{Given, alike, given, on_machine, same};
+use super::unified::{CheckedUnified, UnifiedRequest};
+use crate::error::{Error, RequestError, Result};
 use crate::plan::{DeviceInfo, RowSplitShape, Splits, variants};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{TensorView, TensorViewMut};
 
 /// What was decided for a request: kernels, grids, workspace. Prints as one line.
+///
+/// It fits every request with the same numbers of heads, head sizes, dtypes, `sliding_window`, `f32_scores`,
+/// `split_policy` and `check`, with rows of query and output that are aligned to 16 bytes if its own were, and with none
+/// that are not; with at most as many sequences and query tokens, and no larger bound of the sequences' lengths. Of its
+/// sequences as many may take decode kernels (see [`super::UnifiedOptions::num_decodes`]) as of its own request, or
+/// fewer; if all of those did, all have to. Everything else may differ: addresses, strides, the caches' sizes,
+/// `softmax_scale`, `causal`, and softcap, ALiBi and sinks as far as [`DecodePlan`] allows it for decodes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UnifiedPlan {
+    made_for: MadeFor<13>,
     decodes: Option<DecodePlan>,
     check: Option<Launch>,
     prefill: Option<Launch>,
@@ -60,7 +71,7 @@ impl CheckedUnified<'_> {
             });
         }
         // Without other sequences, the decodes' plan has it.
-        let has_rows = self.num_seqs > self.num_decodes;
+        let has_rows = self.has_rows();
         let checks = has_rows && self.request.options.check == CheckMode::Device;
         let mode = if checks {
             CheckMode::Device
@@ -119,6 +130,7 @@ impl CheckedUnified<'_> {
         let own_bytes = partial_out_offset + parts * self.head_size_v as usize * 4;
         let decode_bytes = decodes.as_ref().map_or(0, DecodePlan::workspace_bytes);
         Ok(UnifiedPlan {
+            made_for: self.made_for(),
             decodes,
             check,
             prefill,
@@ -131,10 +143,120 @@ impl CheckedUnified<'_> {
         })
     }
 
+    fn made_for(&self) -> MadeFor<13> {
+        let options = &self.request.options;
+        let window = options.sliding_window.unwrap_or(0);
+        MadeFor {
+            names: &[
+                "kernel",
+                "num_query_heads",
+                "num_kv_heads",
+                "query",
+                "out",
+                "rows aligned to 16 bytes",
+                "f32_scores",
+                "sliding_window",
+                "split_policy",
+                "check",
+                "num_tokens",
+                "num_seqs",
+                "max_seq_len",
+            ],
+            facts: [
+                Fact::Kernel(self.prefill.id),
+                Fact::Number(self.num_query_heads),
+                Fact::Number(self.num_kv_heads),
+                Fact::Dtype(self.request.query.dtype()),
+                Fact::Dtype(self.request.out.view().dtype()),
+                Fact::Flag(self.in_chunks),
+                Fact::Flag(options.f32_scores),
+                Fact::Number(window),
+                Fact::Splits(options.split_policy),
+                Fact::Check(options.check),
+                Fact::AtMost(self.num_tokens),
+                Fact::AtMost(self.num_seqs),
+                Fact::AtMost(self.max_seq_len),
+            ],
+        }
+    }
+
+    /// Whether the plan is right for this request: for its decodes and for its other sequences.
+    fn check_plan(&self, plan: &UnifiedPlan) -> Result<(), RequestError> {
+        plan.made_for.fits(&self.made_for())?;
+        match (&plan.decodes, &self.decodes) {
+            (_, None) => {}
+            (Some(plan), Some(decodes)) => plan.fits(&decodes.made_for())?,
+            (None, Some(_)) => {
+                return Err(RequestError::Plan {
+                    what: "num_decodes",
+                    expected: "0".into(),
+                    got: self.num_decodes.to_string(),
+                });
+            }
+        }
+        if plan.prefill.is_none() && self.has_rows() {
+            return Err(RequestError::Plan {
+                what: "sequences, all of them decodes,",
+                expected: "alone".into(),
+                got: format!("{} others", self.num_seqs - self.num_decodes),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether there are sequences that do not take the decode kernels.
+    fn has_rows(&self) -> bool {
+        self.num_seqs > self.num_decodes
+    }
+
+    /// The same for other tensors, of the next layer for instance: looks at no more than whether they are given where
+    /// these are, have the same dtypes, shapes and strides, and are aligned as well (up to 16 bytes). `softmax_scale`
+    /// may differ; options may not.
+    ///
+    /// # Errors
+    /// [`RequestError`] naming the first tensor or option that differs.
+    pub fn rebind<'b>(&self, request: UnifiedRequest<'b>) -> Result<CheckedUnified<'b>>
+    where
+        Self: 'b,
+    {
+        alike(&self.request.tensors(), &request.tensors())?;
+        scale("softmax_scale", request.softmax_scale)?;
+        let (old, new) = (&self.request.options, &request.options);
+        old.scores().same(&new.scores())?;
+        same("causal", old.causal, new.causal)?;
+        same("num_decodes", old.num_decodes, new.num_decodes)?;
+        same("max_query_len", old.max_query_len, new.max_query_len)?;
+        same("max_seq_len", old.max_seq_len, new.max_seq_len)?;
+        same("f32_scores", old.f32_scores, new.f32_scores)?;
+        same("split_policy", old.split_policy, new.split_policy)?;
+        same("check", old.check, new.check)?;
+        let starts = Starts {
+            table: request.query_start_loc,
+            ..self.starts
+        };
+        let decodes = match &self.decodes {
+            None => None,
+            Some(decodes) => {
+                let (num_seqs, num_tokens) = (decodes.num_seqs, decodes.num_tokens);
+                let part = request.decode_request(num_seqs as usize, num_tokens as usize)?;
+                let rows = decodes.query_start_loc.map(|_| request.query_start_loc);
+                Some(decodes.on(part, rows, Some(starts)))
+            }
+        };
+        Ok(CheckedUnified {
+            request,
+            decodes,
+            starts,
+            ..*self
+        })
+    }
+
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing, so it can be captured into a
     /// CUDA graph.
     ///
     /// # Errors
+    /// [`RequestError::Plan`] if the plan was made for something that this is not (see [`UnifiedPlan`]);
+    /// [`RequestError::Machine`] for memory of another machine;
     /// [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the
     /// plan's [`UnifiedPlan::workspace_bytes`]; whatever the launcher reports.
     pub fn launch(
@@ -143,6 +265,8 @@ impl CheckedUnified<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
+        self.check_plan(plan)?;
+        on_machine(launcher, &self.request.tensors(), workspace)?;
         if self.num_seqs == 0 || self.num_tokens == 0 {
             let decodes = plan.decodes.as_ref().and_then(|plan| plan.check.as_ref());
             let check = plan.check.as_ref().or(decodes);
@@ -150,27 +274,31 @@ impl CheckedUnified<'_> {
             unsafe { empty_record(check, CHECK_BYTES, workspace, launcher)? };
             return Ok(());
         }
+        let base = workspace_base(workspace, plan.workspace_bytes)?;
         if let (Some(decodes), Some(plan)) = (&self.decodes, &plan.decodes) {
             decodes.launch(plan, workspace, launcher)?;
         }
-        let Some(prefill) = &plan.prefill else {
+        let Some(prefill) = plan.prefill.as_ref().filter(|_| self.has_rows()) else {
             return Ok(());
         };
-        let base = workspace_base(workspace, plan.workspace_bytes)?;
         let params = self.prefill_params(plan, base);
         let check = params.check;
         if let Some(launch) = &plan.check {
             let params = self.check_params(&params);
+            let grid = [params.num_seqs, params.num_parts, 1];
             // SAFETY: the record lies in the workspace, whose size was checked.
             unsafe { launcher.zero(check, CHECK_BYTES)? };
             // SAFETY: views and workspace are valid until the launch has finished, as their makers promised.
-            unsafe { launcher.launch(launch, params.as_bytes())? };
+            unsafe { launcher.launch(&Launch { grid, ..*launch }, params.as_bytes())? };
         }
-        // SAFETY: as above; `check()` and `plan()` made shapes, strides and grid agree.
-        unsafe { launcher.launch(prefill, params.as_bytes())? };
+        let ctas = self.tiles(plan.shape.rows()) * self.num_kv_heads;
+        let grid = [ctas, prefill.grid[1], 1];
+        // SAFETY: as above; `check()` made shapes and strides agree, and the plan fits them.
+        unsafe { launcher.launch(&Launch { grid, ..*prefill }, params.as_bytes())? };
         if let Some(launch) = &plan.merge {
+            let grid = [ctas, 1, 1];
             // SAFETY: as above.
-            unsafe { launcher.launch(launch, params.as_bytes())? };
+            unsafe { launcher.launch(&Launch { grid, ..*launch }, params.as_bytes())? };
         }
         Ok(())
     }
@@ -340,6 +468,30 @@ impl CheckedUnified<'_> {
             query_dtype: self.query_dtype as u32,
             out_dtype: self.out_dtype as u32,
         }
+    }
+}
+
+impl<'a> UnifiedRequest<'a> {
+    fn tensors(&self) -> [Given<'_, 'a>; 15] {
+        let (scales, options) = (self.scales.as_ref(), &self.options);
+        let slopes = options.alibi.as_ref().map(|alibi| &alibi.slopes);
+        [
+            Some(named("query", &self.query)),
+            Some(named("key_cache", &self.key_cache)),
+            Some(named("value_cache", &self.value_cache)),
+            Some(named("block_table", &self.block_table)),
+            Some(named("query_start_loc", &self.query_start_loc)),
+            Some(named("seq_lens", &self.seq_lens)),
+            Some(named("out", self.out.view())),
+            given("lse", self.lse.as_ref().map(TensorViewMut::view)),
+            given("q_scale", scales.and_then(|scales| scales.q_scale.as_ref())),
+            given("k_scale", scales.map(|scales| &scales.k_scale)),
+            given("v_scale", scales.map(|scales| &scales.v_scale)),
+            given("causal_flags", options.causal_flags.as_ref()),
+            given("alibi_slopes", slopes),
+            given("sinks", options.sinks.as_ref()),
+            given("output_scale", options.output_scale.as_ref()),
+        ]
     }
 }
 

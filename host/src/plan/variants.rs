@@ -1,4 +1,9 @@
 //! From a request's properties to the compiled kernel, and the support matrix.
+//!
+//! The table of kernels is sorted into lists by operation once: requests are checked, and planned, while a GPU waits.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use gpu_kernels::entry::{ENTRIES, Entry, Variant};
 use gpu_kernels::kv::CacheDtype;
@@ -13,7 +18,44 @@ use crate::error::{Error, Result};
 /// # Panics
 /// If the table lacks it, which is a broken build.
 pub fn entry(variant: Variant) -> &'static Entry {
-    Entry::find(variant).expect("the entry table has every variant that takes no shape")
+    find(variant).expect("the entry table has every variant that takes no shape")
+}
+
+/// The row of a variant, if it was compiled.
+fn find(variant: Variant) -> Option<&'static Entry> {
+    static ROWS: LazyLock<HashMap<Variant, &'static Entry>> = LazyLock::new(|| {
+        ENTRIES
+            .iter()
+            .rev()
+            .map(|entry| (entry.variant, entry))
+            .collect()
+    });
+    ROWS.get(&variant).copied()
+}
+
+/// Kernels of one operation, as `of` knows them: by what they are for, those for few query heads first.
+type Rows<Key, Row> = Vec<(Key, Vec<Row>)>;
+
+/// Sorts the table's rows of one operation.
+fn rows<Key: PartialEq, Row>(
+    of: impl Fn(&'static Entry) -> Option<(Key, u32, Row)>,
+) -> Rows<Key, Row> {
+    let mut all: Vec<_> = ENTRIES.iter().filter_map(of).collect();
+    all.sort_by_key(|&(_, heads, _)| heads);
+    let mut rows: Rows<Key, Row> = Vec::new();
+    for (key, _, row) in all {
+        match rows.iter_mut().find(|(other, _)| *other == key) {
+            Some((_, list)) => list.push(row),
+            None => rows.push((key, vec![row])),
+        }
+    }
+    rows
+}
+
+/// Those that are for `key`; none if nothing was compiled.
+fn rows_for<'r, Key: PartialEq, Row>(rows: &'r Rows<Key, Row>, key: &Key) -> &'r [Row] {
+    let found = rows.iter().find(|(other, _)| other == key);
+    found.map_or(&[], |(_, list)| list)
 }
 
 /// The decode kernel for head sizes (of keys, of values) and a group: the one that takes the whole group in one thread
@@ -28,20 +70,24 @@ pub fn decode_entry(
     num_queries_per_kv: u32,
     ruled: bool,
 ) -> Result<&'static Entry> {
-    let mut rows: Vec<_> = ENTRIES
-        .iter()
-        .filter_map(|entry| match entry.variant {
+    type Key = (CacheDtype, (u32, u32), bool);
+    static ROWS: LazyLock<Rows<Key, (u32, &Entry)>> = LazyLock::new(|| {
+        rows(|entry| match entry.variant {
             Variant::DecodeGqa {
-                cache: c,
-                head_size: k,
-                head_size_v: v,
-                heads_per_cta,
-                ruled: r,
-            } if (c, (k, v), r) == (cache, head_sizes, ruled) => Some((heads_per_cta, entry)),
+                cache,
+                head_size,
+                head_size_v,
+                heads_per_cta: heads,
+                ruled,
+            } => Some((
+                (cache, (head_size, head_size_v), ruled),
+                heads,
+                (heads, entry),
+            )),
             _ => None,
         })
-        .collect();
-    rows.sort_by_key(|&(heads, _)| heads);
+    });
+    let rows = rows_for(&ROWS, &(cache, head_sizes, ruled));
     let fits = rows
         .iter()
         .find(|&&(heads, _)| heads >= num_queries_per_kv)
@@ -86,19 +132,19 @@ pub fn decode_mla_entries(
     cache: CacheDtype,
     head_size: u32,
     head_size_v: u32,
-) -> Result<Vec<(&'static Entry, Cut)>> {
-    let mut rows: Vec<_> = ENTRIES
-        .iter()
-        .filter_map(|entry| match entry.variant {
+) -> Result<&'static [(&'static Entry, Cut)]> {
+    type Key = (CacheDtype, u32, u32);
+    static ROWS: LazyLock<Rows<Key, (&Entry, Cut)>> = LazyLock::new(|| {
+        rows(|entry| match entry.variant {
             Variant::DecodeMla {
-                cache: c,
-                head_size: k,
+                cache,
+                head_size,
                 cut,
-            } if (c, k, cut.head_size_v) == (cache, head_size, head_size_v) => Some((entry, cut)),
+            } => Some(((cache, head_size, cut.head_size_v), cut.heads, (entry, cut))),
             _ => None,
         })
-        .collect();
-    rows.sort_by_key(|(_, cut)| cut.heads);
+    });
+    let rows = rows_for(&ROWS, &(cache, head_size, head_size_v));
     if rows.is_empty() {
         return Err(Error::Unsupported {
             operation: "decode_mla",
@@ -130,16 +176,14 @@ pub fn decode_mla_support() -> Vec<(u32, u32)> {
 }
 
 /// The MLA decode kernels over entries of a form, those for few query heads first.
-pub fn decode_mla_entry_entries(form: EntryForm) -> Vec<(&'static Entry, Cut)> {
-    let mut rows: Vec<_> = ENTRIES
-        .iter()
-        .filter_map(|entry| match entry.variant {
-            Variant::DecodeMlaEntry { form: f, cut } if f == form => Some((entry, cut)),
+pub fn decode_mla_entry_entries(form: EntryForm) -> &'static [(&'static Entry, Cut)] {
+    static ROWS: LazyLock<Rows<EntryForm, (&Entry, Cut)>> = LazyLock::new(|| {
+        rows(|entry| match entry.variant {
+            Variant::DecodeMlaEntry { form, cut } => Some((form, cut.heads, (entry, cut))),
             _ => None,
         })
-        .collect();
-    rows.sort_by_key(|(_, cut)| cut.heads);
-    rows
+    });
+    rows_for(&ROWS, &form)
 }
 
 /// The kernel for any number of query tokens per sequence, in which `products` multiply.
@@ -149,7 +193,7 @@ pub fn find_prefill(
     head_size_v: u32,
     products: Products,
 ) -> Option<&'static Entry> {
-    Entry::find(Variant::PrefillGqa {
+    find(Variant::PrefillGqa {
         cache,
         head_size,
         head_size_v,

@@ -1,10 +1,17 @@
 //! Device memory that we own: safe buffers over any runtime, freed when dropped.
 
+use super::MachineId;
 use crate::error::{Error, RequestError, Result};
-use crate::tensor::{Dtype, TensorView, TensorViewMut, contiguous_strides};
+use crate::tensor::{Dtype, MAX_RANK, TensorView, TensorViewMut, contiguous_strides};
 
-/// Raw memory of a machine. [`Buffer`] is the safe face.
-pub trait DeviceMemory {
+/// Raw memory of a machine. [`Buffer`] is the safe face, and trusts it.
+///
+/// # Safety
+/// What [`DeviceMemory::allocate`] returns is aligned and as large as it says, overlaps nothing else that is allocated,
+/// and is readable and writable by kernels of the machine [`DeviceMemory::owner`], until it is freed.
+pub unsafe trait DeviceMemory {
+    /// Whose kernels can reach it: the same as the [`super::Launcher::machine`] they are launched on.
+    fn owner(&self) -> MachineId;
     /// Allocates `bytes` bytes, 256-byte aligned, contents undefined. `name` labels them in faults.
     ///
     /// # Errors
@@ -45,10 +52,12 @@ pub struct Buffer<'m> {
 
 impl<'m> Buffer<'m> {
     /// Allocates and fills a tensor. `strides` count elements; `data` holds the whole span from the first
-    /// to the last element, gaps included.
+    /// to the last element, gaps included. In each dimension an index has to step over all that the dimensions of
+    /// smaller strides hold, so that no two elements are the same memory.
     ///
     /// # Errors
-    /// `data` does not fit shape and strides; or no memory.
+    /// More than [`MAX_RANK`] dimensions; `data` does not fit shape and strides; strides under which elements could
+    /// overlap; or no memory.
     pub fn with_strides(
         memory: &'m dyn DeviceMemory,
         name: &'static str,
@@ -57,6 +66,14 @@ impl<'m> Buffer<'m> {
         strides: &[i64],
         data: &[u8],
     ) -> Result<Self> {
+        check_rank(name, shape)?;
+        if shape.len() != strides.len() || !are_distinct(shape, strides) {
+            return Err(Error::Request(RequestError::Stride {
+                tensor: name,
+                expected: format!("a stride for each dimension of {shape:?}, and no element twice"),
+                got: strides.to_vec(),
+            }));
+        }
         let bytes = span_bytes(dtype, shape, strides);
         if bytes != Some(data.len()) {
             return Err(Error::Request(RequestError::Value {
@@ -96,13 +113,14 @@ impl<'m> Buffer<'m> {
     /// Allocates a contiguous tensor and leaves it unwritten.
     ///
     /// # Errors
-    /// No memory.
+    /// More than [`MAX_RANK`] dimensions; or no memory.
     pub fn uninit(
         memory: &'m dyn DeviceMemory,
         name: &'static str,
         dtype: Dtype,
         shape: &[usize],
     ) -> Result<Self> {
+        check_rank(name, shape)?;
         let strides = contiguous_strides(shape);
         let bytes = span_bytes(dtype, shape, &strides).ok_or_else(|| RequestError::Value {
             name,
@@ -156,14 +174,16 @@ impl<'m> Buffer<'m> {
     pub fn view(&self) -> TensorView<'_> {
         // SAFETY: `with_strides` and `uninit` allocated the whole span; the borrow keeps it alive.
         unsafe { TensorView::from_raw(self.address, self.dtype, &self.shape, &self.strides) }
-            .expect("a buffer has as many strides as dimensions")
+            .expect("a buffer has few dimensions, each with a stride")
+            .of_machine(self.memory.owner())
     }
 
     /// The tensor, to write.
     pub fn view_mut(&mut self) -> TensorViewMut<'_> {
-        // SAFETY: as in `view`, and the borrow is exclusive.
+        // SAFETY: as in `view`; the borrow is exclusive, and no two elements are the same memory.
         unsafe { TensorViewMut::from_raw(self.address, self.dtype, &self.shape, &self.strides) }
-            .expect("a buffer has as many strides as dimensions")
+            .expect("a buffer has few dimensions, each with a stride")
+            .of_machine(self.memory.owner())
     }
 }
 
@@ -173,6 +193,34 @@ impl Drop for Buffer<'_> {
         // machine, whose `free` waits for them.
         unsafe { self.memory.free(self.address, self.bytes) };
     }
+}
+
+/// What a view can have.
+fn check_rank(name: &'static str, shape: &[usize]) -> Result<()> {
+    if shape.len() <= MAX_RANK {
+        return Ok(());
+    }
+    Err(Error::Request(RequestError::Shape {
+        tensor: name,
+        expected: format!("at most {MAX_RANK} dimensions"),
+        got: shape.to_vec(),
+    }))
+}
+
+/// Whether each stride steps over all that the smaller ones span: then distinct indices are distinct elements.
+fn are_distinct(shape: &[usize], strides: &[i64]) -> bool {
+    let mut dims: Vec<(u64, u64)> = (shape.iter().zip(strides))
+        .filter(|&(&extent, _)| extent > 1)
+        .map(|(&extent, &stride)| (stride.unsigned_abs(), extent as u64 - 1))
+        .collect();
+    dims.sort_unstable();
+    let mut span = 0u64;
+    shape.contains(&0)
+        || dims.into_iter().all(|(stride, steps)| {
+            let is_beyond = stride > span;
+            span = span.saturating_add(stride.saturating_mul(steps));
+            is_beyond
+        })
 }
 
 /// Bytes from the first to the last element, or `None` if they overflow or a stride is negative.

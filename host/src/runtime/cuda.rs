@@ -13,8 +13,9 @@ use super::cuda_symbols::{self as sys, take_failure};
 use super::driver::{DriverError, DriverVersion, device_count, require_driver};
 use super::embedded::Route;
 use super::graph::Graph;
+use super::kept::{Kept, Memory};
 use super::queue::{Mark, Queue};
-use super::{Kernels, Launch, Launcher, Runtime, StreamLauncher};
+use super::{Kernels, Launch, Launcher, MachineId, Runtime, StreamLauncher};
 use crate::error::Result;
 use crate::plan::DeviceInfo;
 
@@ -52,6 +53,8 @@ impl DeviceProperties {
 /// API uses). Its methods make that context current on the calling thread.
 pub struct Cuda {
     kernels: Kernels,
+    /// Memory that graphs may refer to.
+    pub(super) kept: Kept,
     /// Memory to sweep the level-2 cache with: address and size.
     sweep: OnceLock<(u64, usize)>,
     properties: DeviceProperties,
@@ -106,6 +109,7 @@ impl Cuda {
         };
         Ok(Self {
             kernels,
+            kept: Kept::default(),
             sweep: OnceLock::new(),
             properties,
             queue,
@@ -126,7 +130,10 @@ impl Cuda {
     /// Records what `work` enqueues into a graph instead of running it. Kernels that were never launched
     /// have to be loaded before ([`Kernels::prepare`]); memory cannot be allocated meanwhile.
     ///
-    /// The graph borrows what the closure borrows: buffers stay alive as long as it can be replayed.
+    /// The graph borrows what the closure borrows. Memory of this machine that was allocated before the capture ends
+    /// stays as long as there is a graph: a [`super::Buffer`] that is dropped meanwhile, one that `work` owned for
+    /// instance, is freed with the last one. (Other memory is its owner's business: see
+    /// [`crate::tensor::TensorView::from_raw`].)
     ///
     /// # Errors
     /// What `work` returns; or the driver refused.
@@ -200,6 +207,36 @@ impl Cuda {
         unsafe { StreamLauncher::new(&self.kernels, self.queue.stream()) }
     }
 
+    /// Frees memory, or keeps it while there are graphs.
+    ///
+    /// # Safety
+    /// It was allocated on this machine and not freed, and nobody but work that was enqueued before uses it.
+    pub(super) unsafe fn free_memory(&self, memory: Memory) {
+        if self.kept.keeps(memory) {
+            return;
+        }
+        // The error would be one of earlier work, which `synchronize` reports. cuMemFree waits for it.
+        let _ = self.synchronize();
+        match memory {
+            Memory::Device(address) => {
+                // SAFETY: as the caller promises, and no longer in use.
+                let _ = unsafe { cuda_free(DevicePointer::<u8>::from_raw(address)) };
+            }
+            Memory::Host(address) => {
+                // SAFETY: as above.
+                let _ = unsafe { sys::cuMemFreeHost(address as *mut c_void) };
+            }
+        }
+    }
+
+    /// Called once for each capture, when its graph is gone or did not come to be.
+    pub(super) fn forget_graph(&self) {
+        for memory in self.kept.forget_graph() {
+            // SAFETY: its owner freed it before, and no graph is left that could use it.
+            unsafe { self.free_memory(memory) };
+        }
+    }
+
     pub(super) fn make_current(&self) -> Result<(), DriverError> {
         CurrentContext::set_current(&self.context).map_err(driver_error)
     }
@@ -219,9 +256,18 @@ impl Launcher for Cuda {
     fn device(&self) -> DeviceInfo {
         self.kernels.device()
     }
+
+    fn machine(&self) -> MachineId {
+        MachineId::of_stream(self.stream())
+    }
 }
 
-impl DeviceMemory for Cuda {
+// SAFETY: the driver's allocations are aligned to 256 bytes and stay until they are freed.
+unsafe impl DeviceMemory for Cuda {
+    fn owner(&self) -> MachineId {
+        self.machine()
+    }
+
     fn allocate(&self, _name: &'static str, bytes: usize) -> Result<u64> {
         self.make_current()?;
         // An address must not be null, even one that nothing is read from.
@@ -231,14 +277,14 @@ impl DeviceMemory for Cuda {
             CudaError::OutOfMemory => DriverError::OutOfMemory { bytes },
             other => driver_error(other),
         })?;
-        Ok(pointer.as_raw())
+        let address = pointer.as_raw();
+        self.kept.allocated(Memory::Device(address));
+        Ok(address)
     }
 
     unsafe fn free(&self, address: u64, _bytes: usize) {
-        // The error would be one of earlier work, which `synchronize` reports. cuMemFree waits for it.
-        let _ = self.synchronize();
-        // SAFETY: allocated by `allocate`, as the caller promises, and no longer in use.
-        let _ = unsafe { cuda_free(DevicePointer::<u8>::from_raw(address)) };
+        // SAFETY: allocated by `allocate`, as the caller promises, and nothing enqueued needs it after this call.
+        unsafe { self.free_memory(Memory::Device(address)) };
     }
 
     unsafe fn copy_in(&self, address: u64, bytes: &[u8]) -> Result<()> {

@@ -1,8 +1,9 @@
 //! Work recorded once and replayed without the host's cost of enqueueing it.
 
-use super::Cuda;
 use super::cuda_symbols::{self as sys, Handle};
 use super::driver::DriverError;
+use super::kept::Kept;
+use super::{Cuda, Runtime};
 use crate::error::Result;
 
 /// A captured graph; see [`Cuda::capture`].
@@ -25,22 +26,26 @@ impl<'a> Graph<'a> {
         cuda.make_current()?;
         // SAFETY: the stream of `cuda` is alive.
         unsafe { sys::cuStreamBeginCapture_v2(stream, THREAD_LOCAL) }.map_err(DriverError::from)?;
+        cuda.kept.begin_capture();
+        let mut graph = Self {
+            cuda,
+            stream,
+            executable: std::ptr::null_mut(),
+        };
         // Also ends the capture if `work` panics: the stream must stay usable.
-        let capture = Capture { stream };
+        let capture = Capture {
+            stream,
+            kept: &cuda.kept,
+        };
         let result = work();
         let captured = capture.end();
         // An error of `work` explains more than a capture that it spoilt.
         result?;
         let recorded = captured?;
-        let mut executable: Handle = std::ptr::null_mut();
         // SAFETY: a complete graph; writes one pointer.
-        unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, recorded.0, 0) }
+        unsafe { sys::cuGraphInstantiateWithFlags(&mut graph.executable, recorded.0, 0) }
             .map_err(DriverError::from)?;
-        Ok(Self {
-            cuda,
-            stream,
-            executable,
-        })
+        Ok(graph)
     }
 
     /// Enqueues the recorded work into the machine's stream.
@@ -49,7 +54,7 @@ impl<'a> Graph<'a> {
     /// The driver refused.
     pub fn launch(&self) -> Result<()> {
         self.cuda.make_current()?;
-        // SAFETY: the graph is complete, and what it uses is borrowed as long as it lives.
+        // SAFETY: the graph is complete, and the memory it uses is kept as long as it lives.
         unsafe { sys::cuGraphLaunch(self.executable, self.stream) }.map_err(DriverError::from)?;
         Ok(())
     }
@@ -57,33 +62,36 @@ impl<'a> Graph<'a> {
 
 impl Drop for Graph<'_> {
     fn drop(&mut self) {
-        use super::Runtime;
         // What fails here was reported before, or the GPU is gone.
         let _ = self.cuda.synchronize();
-        // SAFETY: made by us, no longer running, not used again.
-        let _ = unsafe { sys::cuGraphExecDestroy(self.executable) };
+        if !self.executable.is_null() {
+            // SAFETY: made by us, no longer running, not used again.
+            let _ = unsafe { sys::cuGraphExecDestroy(self.executable) };
+        }
+        self.cuda.forget_graph();
     }
 }
 
 /// A capture under way.
-struct Capture {
+struct Capture<'k> {
     stream: Handle,
+    kept: &'k Kept,
 }
 
 /// A graph as recorded, which an executable is made from.
 struct Recorded(Handle);
 
-impl Capture {
+impl Capture<'_> {
     fn end(self) -> Result<Recorded, DriverError> {
-        let stream = self.stream;
+        let (stream, kept) = (self.stream, self.kept);
         std::mem::forget(self);
-        end_capture(stream)
+        end_capture(stream, kept)
     }
 }
 
-impl Drop for Capture {
+impl Drop for Capture<'_> {
     fn drop(&mut self) {
-        drop(end_capture(self.stream));
+        drop(end_capture(self.stream, self.kept));
     }
 }
 
@@ -94,9 +102,11 @@ impl Drop for Recorded {
     }
 }
 
-fn end_capture(stream: Handle) -> Result<Recorded, DriverError> {
+fn end_capture(stream: Handle, kept: &Kept) -> Result<Recorded, DriverError> {
     let mut graph: Handle = std::ptr::null_mut();
     // SAFETY: this thread began the capture; writes one pointer, null if the capture was spoilt.
-    unsafe { sys::cuStreamEndCapture(stream, &mut graph)? };
+    let ended = unsafe { sys::cuStreamEndCapture(stream, &mut graph) };
+    kept.end_capture();
+    ended?;
     Ok(Recorded(graph))
 }

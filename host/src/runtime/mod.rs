@@ -14,6 +14,8 @@ mod cuda_symbols;
 pub mod driver;
 pub mod embedded;
 pub mod graph;
+mod kept;
+mod machine;
 pub mod module;
 mod pinned;
 mod queue;
@@ -24,6 +26,7 @@ pub use cuda::Cuda;
 pub use driver::DriverError;
 pub use embedded::Route;
 pub use graph::Graph;
+pub use machine::MachineId;
 pub use module::Kernels;
 pub use pinned::Pinned;
 pub use stream::StreamLauncher;
@@ -69,6 +72,9 @@ pub trait Launcher {
 
     /// What the planner needs to know of the machine.
     fn device(&self) -> DeviceInfo;
+
+    /// Whose memory the kernels reach: operations refuse a [`Buffer`] of any other.
+    fn machine(&self) -> MachineId;
 }
 
 /// A machine with memory of its own.

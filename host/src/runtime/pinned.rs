@@ -3,11 +3,12 @@
 
 use std::ffi::c_void;
 
-use super::Runtime;
 use super::buffer::DeviceMemory;
 use super::cuda::Cuda;
 use super::cuda_symbols as sys;
 use super::driver::DriverError;
+use super::kept::Memory;
+use super::{Launcher, MachineId, Runtime};
 use crate::error::Result;
 
 /// Page-locked host memory of a GPU's context. A [`super::Buffer`] in it has an address that kernels can use,
@@ -24,7 +25,12 @@ impl<'c> Pinned<'c> {
     }
 }
 
-impl DeviceMemory for Pinned<'_> {
+// SAFETY: page-locked allocations are aligned to pages and stay until they are freed.
+unsafe impl DeviceMemory for Pinned<'_> {
+    fn owner(&self) -> MachineId {
+        self.cuda.machine()
+    }
+
     fn allocate(&self, _name: &'static str, bytes: usize) -> Result<u64> {
         const PORTABLE_AND_MAPPED: u32 = 3;
         self.cuda.make_current()?;
@@ -42,14 +48,13 @@ impl DeviceMemory for Pinned<'_> {
             mapped.map_err(DriverError::from)?;
             return Err(DriverError::NotUnified.into());
         }
+        self.cuda.kept.allocated(Memory::Host(address));
         Ok(address)
     }
 
     unsafe fn free(&self, address: u64, _bytes: usize) {
-        // The error would be one of earlier work, which `synchronize` reports.
-        let _ = self.cuda.synchronize();
-        // SAFETY: allocated by `allocate`, as the caller promises, and no longer in use.
-        let _ = unsafe { sys::cuMemFreeHost(address as *mut c_void) };
+        // SAFETY: allocated by `allocate`, as the caller promises, and nothing enqueued needs it after this call.
+        unsafe { self.cuda.free_memory(Memory::Host(address)) };
     }
 
     unsafe fn copy_in(&self, address: u64, bytes: &[u8]) -> Result<()> {

@@ -4,7 +4,7 @@ use std::ffi::{c_uint, c_void};
 
 use super::cuda_symbols::{self as sys, Handle, LaunchAttribute, LaunchConfig};
 use super::driver::{DriverError, DriverVersion};
-use super::{Kernels, Launch, Launcher};
+use super::{Kernels, Launch, Launcher, MachineId};
 use crate::error::Result;
 use crate::plan::DeviceInfo;
 
@@ -116,5 +116,9 @@ impl Launcher for StreamLauncher<'_> {
 
     fn device(&self) -> DeviceInfo {
         self.kernels.device()
+    }
+
+    fn machine(&self) -> MachineId {
+        MachineId::of_stream(self.stream)
     }
 }
