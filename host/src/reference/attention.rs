@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::HostTensor;
+use super::softmax::{Head, Scoring, Seen, attend};
 
 /// One decode step: one query token per sequence against a paged cache.
 #[derive(Clone, Copy, Debug)]
@@ -46,14 +47,32 @@ pub struct Rows {
     /// `[num_query_heads]`, what the terms of a score amount to at most: `softmax_scale`, times the length of the
     /// query, times that of the longest key. Rounding errors are relative to it, whatever cancels.
     pub terms: Vec<f64>,
+    /// `[num_query_heads]`, what the terms of an output amount to: the shares of values, times their largest elements.
+    pub amounts: Vec<f64>,
+    /// `[num_query_heads, head_size_v]`, how far off an element may be because f32 cannot hold the scores any better;
+    /// no elements where scores are so small that it can.
+    pub slack: Vec<Vec<f64>>,
 }
 
 impl Rows {
     /// The next query head.
-    pub(super) fn push(&mut self, out: Vec<f64>, lse: f64, terms: f64) {
-        self.out.push(out);
-        self.lse.push(lse);
-        self.terms.push(terms);
+    pub(super) fn push(&mut self, head: Head) {
+        self.out.push(head.out);
+        self.lse.push(head.lse);
+        self.terms.push(head.terms);
+        self.amounts.push(head.amount);
+        self.slack.push(head.slack);
+    }
+
+    /// Lets every element be off by a fraction of what its terms amount to: where many values or shares are the same,
+    /// their roundings add up instead of cancelling each other.
+    pub fn allow(&mut self, fraction: f64) {
+        for ((slack, out), amount) in self.slack.iter_mut().zip(&self.out).zip(&self.amounts) {
+            slack.resize(out.len(), 0.0);
+            slack
+                .iter_mut()
+                .for_each(|slack| *slack += fraction * amount);
+        }
     }
 
     /// The next query heads.
@@ -61,6 +80,8 @@ impl Rows {
         self.out.append(&mut heads.out);
         self.lse.append(&mut heads.lse);
         self.terms.append(&mut heads.terms);
+        self.amounts.append(&mut heads.amounts);
+        self.slack.append(&mut heads.slack);
     }
 }
 
@@ -112,69 +133,24 @@ fn decode_group(inputs: &DecodeInputs<'_>, seq: usize, kv_head: usize) -> Rows {
     }
     let num_query_heads = inputs.query.shape[1];
     let num_queries_per_kv = num_query_heads / inputs.key_cache.shape[2];
-    let longest_key = longest(&keys);
+    let seen: Vec<Seen<'_>> = keys
+        .iter()
+        .zip(&values)
+        .map(|(key, value)| Seen::new(key, value))
+        .collect();
+    let scoring = Scoring {
+        scale: inputs.softmax_scale,
+        softcap: None,
+        sink: f64::NEG_INFINITY,
+    };
     let mut rows = Rows::default();
     for query_head in kv_head * num_queries_per_kv..(kv_head + 1) * num_queries_per_kv {
         let q_scale = inputs.scales.and_then(|scales| scales.q_scale);
         let q_scale = q_scale.map_or(1.0, |scale| scale.float(&[0]));
         let query = times(q_scale, inputs.query.row(&[seq, query_head]));
-        let head_size_v = inputs.value_cache.shape[3];
-        let (out, lse) = attend(&query, &keys, &values, inputs.softmax_scale, head_size_v);
-        let terms = inputs.softmax_scale * length(&query) * longest_key;
-        rows.push(out, lse, terms);
+        rows.push(attend(&query, &seen, &scoring, inputs.value_cache.shape[3]));
     }
     rows
-}
-
-/// `softmax(scale * query · keys) values`, and the logarithm of the softmax's denominator.
-pub(super) fn attend(
-    query: &[f64],
-    keys: &[Vec<f64>],
-    values: &[Vec<f64>],
-    softmax_scale: f64,
-    head_size_v: usize,
-) -> (Vec<f64>, f64) {
-    let mut out = vec![0.0; head_size_v];
-    if keys.is_empty() {
-        return (out, f64::NEG_INFINITY);
-    }
-    let mut scores = Vec::with_capacity(keys.len());
-    for key in keys {
-        scores.push(softmax_scale * dot(query, key));
-    }
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let mut sum = 0.0;
-    for score in &scores {
-        sum += (score - max).exp();
-    }
-    for (score, value) in scores.iter().zip(values) {
-        let prob = (score - max).exp() / sum;
-        for (out, v) in out.iter_mut().zip(value) {
-            *out += prob * v;
-        }
-    }
-    (out, max + sum.ln())
-}
-
-/// `query · key`, in four sums: one addition need not wait for the one before.
-pub(super) fn dot(query: &[f64], key: &[f64]) -> f64 {
-    let mut sums = [0.0; 4];
-    for (q, k) in query.chunks(4).zip(key.chunks(4)) {
-        for ((sum, q), k) in sums.iter_mut().zip(q).zip(k) {
-            *sum += q * k;
-        }
-    }
-    sums.iter().sum()
-}
-
-/// The Euclidean length.
-pub(super) fn length(values: &[f64]) -> f64 {
-    dot(values, values).sqrt()
-}
-
-/// The length of the longest.
-pub(super) fn longest(keys: &[Vec<f64>]) -> f64 {
-    keys.iter().map(|key| length(key)).fold(0.0, f64::max)
 }
 
 /// The scale of block, slot and head `place`.
@@ -188,36 +164,4 @@ pub(super) fn scale_at(scales: &HostTensor, place: &[usize; 3]) -> f64 {
 
 pub(super) fn times(scale: f64, values: Vec<f64>) -> Vec<f64> {
     values.into_iter().map(|value| scale * value).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_token_is_its_value_and_its_score() {
-        let (out, lse) = attend(&[2.0, 1.0], &[vec![3.0, -1.0]], &[vec![7.0]], 0.5, 1);
-        assert_eq!(out, [7.0]);
-        assert_eq!(lse, 2.5);
-    }
-
-    #[test]
-    fn two_tokens_are_weighted_by_the_exponentials_of_their_scores() {
-        let keys = [vec![0.0], vec![3.0f64.ln()]];
-        let (out, lse) = attend(&[1.0], &keys, &[vec![4.0], vec![8.0]], 1.0, 1);
-        assert!(
-            (out[0] - 7.0).abs() < 1e-12,
-            "1/4 of 4 and 3/4 of 8, not {out:?}"
-        );
-        assert!((lse - 4.0f64.ln()).abs() < 1e-12);
-    }
-
-    #[test]
-    fn no_token_gives_zero_and_minus_infinity() {
-        let nothing: [Vec<f64>; 0] = [];
-        assert_eq!(
-            attend(&[1.0], &nothing, &nothing, 1.0, 2),
-            (vec![0.0; 2], f64::NEG_INFINITY)
-        );
-    }
 }

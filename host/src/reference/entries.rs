@@ -3,7 +3,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::attention::{attend, length, longest};
+use super::softmax::{Scoring, Seen, attend};
 use super::{HostTensor, Rows, mla_fp8_ds_values, mla_v4_values};
 use crate::ops::EntryForm;
 
@@ -53,19 +53,24 @@ pub fn decode_entries(
 ) -> Vec<Rows> {
     let decode_row = |&row: &usize| {
         let keys = tokens_of(row);
-        let values: Vec<Vec<f64>> = keys.iter().map(|key| key[..512].to_vec()).collect();
-        let longest_key = longest(&keys);
+        let seen: Vec<Seen<'_>> = keys.iter().map(|key| Seen::new(key, &key[..512])).collect();
+        let scoring = Scoring {
+            scale: softmax_scale,
+            softcap: None,
+            sink: f64::NEG_INFINITY,
+        };
         let mut result = Rows::default();
-        for head in 0..query.shape[1] {
-            let q = query.row(&[row, head]);
-            let (mut out, lse) = attend(&q, &keys, &values, softmax_scale, 512);
+        for at in 0..query.shape[1] {
+            let mut head = attend(&query.row(&[row, at]), &seen, &scoring, 512);
             if let Some(sinks) = sinks
-                && lse != f64::NEG_INFINITY
+                && head.lse != f64::NEG_INFINITY
             {
-                let share = 1.0 / (1.0 + (sinks.float(&[head]) - lse).exp());
-                out.iter_mut().for_each(|value| *value *= share);
+                let share = 1.0 / (1.0 + (sinks.float(&[at]) - head.lse).exp());
+                let numbers = head.out.iter_mut().chain(&mut head.slack);
+                numbers.for_each(|value| *value *= share);
+                head.amount *= share;
             }
-            result.push(out, lse, softmax_scale * length(&q) * longest_key);
+            result.push(head);
         }
         result
     };

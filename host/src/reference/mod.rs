@@ -10,6 +10,7 @@ mod fp8;
 mod gather;
 mod mla;
 mod rope;
+mod softmax;
 mod tensor;
 mod unified;
 

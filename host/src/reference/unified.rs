@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::attention::{dot, length, longest, scale_at, times};
+use super::attention::{scale_at, times};
+use super::softmax::{Head, Scoring, Seen, attend};
 use super::{HostTensor, Rows, Scales};
 
 /// Query tokens of several sequences, side by side, against a paged cache.
@@ -93,7 +94,8 @@ struct Context<'a> {
     first: i64,
     keys: Vec<Vec<f64>>,
     values: Vec<Vec<f64>>,
-    longest_key: f64,
+    /// Lengths of the keys, and the largest elements of the values.
+    sizes: Vec<(f64, f64)>,
 }
 
 impl<'a> Context<'a> {
@@ -125,7 +127,14 @@ impl<'a> Context<'a> {
             seq,
             kv_head,
             first,
-            longest_key: longest(&keys),
+            sizes: keys
+                .iter()
+                .zip(&values)
+                .map(|(key, value)| {
+                    let seen = Seen::new(key, value);
+                    (seen.length, seen.amount)
+                })
+                .collect(),
             keys,
             values,
         }
@@ -134,11 +143,19 @@ impl<'a> Context<'a> {
     /// The query heads of one token that share the KV head.
     fn attend(&self, token: usize, position: i64) -> Rows {
         let inputs = self.inputs;
-        let seen: Vec<(i64, &[f64], &[f64])> = (self.first..)
-            .zip(&self.keys)
-            .zip(&self.values)
-            .filter(|((key, _), _)| is_visible(inputs, self.seq, *key, position))
-            .map(|((key, k), v)| (key, k.as_slice(), v.as_slice()))
+        let seen: Vec<(i64, Seen<'_>)> = (self.first..)
+            .zip(0..self.keys.len())
+            .filter(|&(key, _)| is_visible(inputs, self.seq, key, position))
+            .map(|(key, at)| {
+                let seen = Seen {
+                    key: &self.keys[at],
+                    length: self.sizes[at].0,
+                    value: &self.values[at],
+                    amount: self.sizes[at].1,
+                    bias: 0.0,
+                };
+                (key, seen)
+            })
             .collect();
         let q_scale = inputs.scales.and_then(|scales| scales.q_scale);
         let q_scale = q_scale.map_or(1.0, |scale| scale.float(&[0]));
@@ -146,60 +163,48 @@ impl<'a> Context<'a> {
         let mut rows = Rows::default();
         for head in self.kv_head * num_queries_per_kv..(self.kv_head + 1) * num_queries_per_kv {
             let query = times(q_scale, inputs.query.row(&[token, head]));
-            let (out, lse) = self.attend_head(&query, head, &seen, position);
-            let terms = inputs.softmax_scale * length(&query) * self.longest_key;
-            rows.push(out, lse, terms);
+            rows.push(self.attend_head(&query, head, &seen, position));
         }
         rows
     }
 
-    /// One query head: its output and the logarithm of its softmax's denominator.
+    /// One query head.
     fn attend_head(
         &self,
         query: &[f64],
         head: usize,
-        seen: &[(i64, &[f64], &[f64])],
+        seen: &[(i64, Seen<'_>)],
         position: i64,
-    ) -> (Vec<f64>, f64) {
+    ) -> Head {
         let inputs = self.inputs;
         let slope = inputs.alibi_slopes.map(|slopes| slopes.float(&[head]));
-        let mut scores = Vec::with_capacity(seen.len());
-        for &(key, k, _) in seen {
-            let mut score = inputs.softmax_scale * dot(query, k);
-            if let Some(cap) = inputs.softcap {
-                score = cap * (score / cap).tanh();
+        let seen: Vec<Seen<'_>> = seen
+            .iter()
+            .map(|&(key, seen)| Seen {
+                bias: slope.map_or(0.0, |slope| {
+                    slope * distance(inputs, self.seq, key, position)
+                }),
+                ..seen
+            })
+            .collect();
+        let scoring = Scoring {
+            scale: inputs.softmax_scale,
+            softcap: inputs.softcap,
+            sink: inputs
+                .sinks
+                .map_or(f64::NEG_INFINITY, |sinks| sinks.float(&[head])),
+        };
+        let mut result = attend(query, &seen, &scoring, inputs.value_cache.shape[3]);
+        if let Some(scale) = inputs.output_scale {
+            let scale = scale.float(&[0]);
+            for out in &mut result.out {
+                *out = (*out / scale).clamp(-448.0, 448.0);
             }
-            if let Some(slope) = slope {
-                score += slope * distance(inputs, self.seq, key, position);
-            }
-            scores.push(score);
-        }
-
-        let sink = inputs
-            .sinks
-            .map_or(f64::NEG_INFINITY, |sinks| sinks.float(&[head]));
-        let max = scores.iter().copied().fold(sink, f64::max);
-        let mut out = vec![0.0; inputs.value_cache.shape[3]];
-        if max == f64::NEG_INFINITY {
-            return (out, max);
-        }
-        let mut sum = (sink - max).exp();
-        for score in &scores {
-            sum += (score - max).exp();
-        }
-        let output_scale = inputs.output_scale.map_or(1.0, |scale| scale.float(&[0]));
-        for (score, (.., value)) in scores.iter().zip(seen) {
-            let share = (score - max).exp() / sum / output_scale;
-            for (out, v) in out.iter_mut().zip(*value) {
-                *out += share * v;
+            for slack in result.slack.iter_mut().chain([&mut result.amount]) {
+                *slack /= scale;
             }
         }
-        if inputs.output_scale.is_some() {
-            for out in &mut out {
-                *out = out.clamp(-448.0, 448.0);
-            }
-        }
-        (out, max + sum.ln())
+        result
     }
 }
 
