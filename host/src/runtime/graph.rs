@@ -60,6 +60,9 @@ impl Drop for Graph<'_> {
         use super::Runtime;
         // What fails here was reported before, or the GPU is gone.
         let _ = self.cuda.synchronize();
+        if !self.cuda.is_there() {
+            return;
+        }
         // SAFETY: made by us, no longer running, not used again.
         let _ = unsafe { sys::cuGraphExecDestroy(self.executable) };
     }

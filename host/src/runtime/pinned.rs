@@ -6,8 +6,8 @@ use std::ffi::c_void;
 use super::Runtime;
 use super::buffer::DeviceMemory;
 use super::cuda::Cuda;
-use super::cuda_symbols as sys;
-use super::driver::DriverError;
+use super::cuda_symbols::{self as sys, Failure};
+use super::driver::{DriverError, OUT_OF_MEMORY};
 use crate::error::Result;
 
 /// Page-locked host memory of a GPU's context. A [`super::Buffer`] in it has an address that kernels can use,
@@ -30,8 +30,12 @@ impl DeviceMemory for Pinned<'_> {
         self.cuda.make_current()?;
         let mut host: *mut c_void = std::ptr::null_mut();
         // SAFETY: writes one pointer. An address must not be null, even one that nothing is read from.
-        unsafe { sys::cuMemHostAlloc(&mut host, bytes.max(1), PORTABLE_AND_MAPPED) }
-            .map_err(DriverError::from)?;
+        unsafe { sys::cuMemHostAlloc(&mut host, bytes.max(1), PORTABLE_AND_MAPPED) }.map_err(
+            |failure| match failure {
+                Failure::Code(_, OUT_OF_MEMORY) => DriverError::OutOfMemory { bytes },
+                other => other.into(),
+            },
+        )?;
         let mut address = 0;
         // SAFETY: writes one address; the memory was allocated as mapped.
         let mapped = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, host, 0) };
@@ -48,6 +52,9 @@ impl DeviceMemory for Pinned<'_> {
     unsafe fn free(&self, address: u64, _bytes: usize) {
         // The error would be one of earlier work, which `synchronize` reports.
         let _ = self.cuda.synchronize();
+        if !self.cuda.is_there() {
+            return;
+        }
         // SAFETY: allocated by `allocate`, as the caller promises, and no longer in use.
         let _ = unsafe { sys::cuMemFreeHost(address as *mut c_void) };
     }
