@@ -1,82 +1,19 @@
-//! What a machine without a usable driver is told. A driver is opened once per process, so each case runs
-//! this test program again, with a fake driver or none.
+//! What a machine without a usable driver is told, and one whose driver is asked for what it cannot do.
 
-use std::env;
-use std::path::PathBuf;
-use std::process::Command;
-use std::sync::OnceLock;
+mod fake_driver;
 
+use fake_driver::{Fake, launch, with_driver, with_fake};
+use ferroattn::Error;
 use ferroattn::runtime::driver::{DriverVersion, OLDEST_DRIVER};
-use ferroattn::runtime::embedded::{ROUTE_VARIABLE, SETS};
+use ferroattn::runtime::embedded::SETS;
 use ferroattn::runtime::{
-    Buffer, Cuda, DeviceMemory, DriverError, Kernels, Launch, Launcher, Pinned, Route,
-    StreamLauncher,
+    Buffer, Cuda, DeviceMemory, DriverError, Kernels, Pinned, Route, StreamLauncher,
 };
 use ferroattn::tensor::Dtype;
-use ferroattn::{Error, Result};
 use gpu_kernels::entry::EntryId;
-
-/// Runs `case` in another process, in which `library` is the driver and behaves as `fake` says.
-fn with_driver(test: &str, library: &str, fake: &str, case: impl FnOnce()) {
-    if SETS.is_empty() {
-        return;
-    }
-    if env::var("FERROATTN_TEST_CHILD").is_ok_and(|child| child == test) {
-        return case();
-    }
-    let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env("FERROATTN_TEST_CHILD", test)
-        .env("FERROATTN_LIBCUDA", library)
-        .env("FAKE", fake)
-        .env(
-            ROUTE_VARIABLE,
-            fake.strip_prefix("ptx=").unwrap_or_default(),
-        )
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}"
-    );
-}
-
-/// As `with_driver`, with the fake one.
-fn with_fake(test: &str, fake: &str, case: impl FnOnce()) {
-    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    let library = LIBRARY.get_or_init(|| {
-        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-        let library = dir.join("libcuda-fake.so");
-        if env::var_os("FERROATTN_TEST_CHILD").is_none() {
-            let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake_driver/libcuda.rs");
-            let status = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
-                .args(["--edition=2024", "--crate-type=cdylib", source, "-o"])
-                .arg(&library)
-                .status()
-                .unwrap();
-            assert!(status.success());
-        }
-        library
-    });
-    with_driver(test, library.to_str().unwrap(), fake, case);
-}
 
 fn open_error() -> DriverError {
     Cuda::open(0).expect_err("the driver is unusable")
-}
-
-const LAUNCH: Launch = Launch {
-    kernel: EntryId::check_slots,
-    grid: [1, 1, 1],
-    shared_bytes: 0,
-    overlaps_previous: true,
-};
-
-fn launch(launcher: &impl Launcher) -> Result<()> {
-    let params = vec![0; LAUNCH.kernel.entry().params_bytes];
-    // SAFETY: the fake driver runs nothing.
-    unsafe { launcher.launch(&LAUNCH, &params) }
 }
 
 #[test]
@@ -111,6 +48,30 @@ fn an_old_driver() {
                 .to_string()
                 .contains(&format!("CUDA 11.7; {OLDEST_DRIVER} or later"))
         );
+    });
+}
+
+#[test]
+fn a_driver_of_cuda_12_0_is_too_old() {
+    with_fake("a_driver_of_cuda_12_0_is_too_old", "version=12000", || {
+        let got = DriverVersion(12_000);
+        for error in [open_error(), Kernels::load().unwrap_err()] {
+            assert_eq!(error, DriverError::TooOld { got });
+            assert_eq!(
+                error.to_string(),
+                "the CUDA driver supports CUDA 12.0; 12.1 or later is needed"
+            );
+        }
+        assert_eq!(Fake::open().calls("cuInit"), 0, "it is not even woken up");
+    });
+}
+
+#[test]
+fn a_driver_of_cuda_12_1_will_do() {
+    with_fake("a_driver_of_cuda_12_1_will_do", "version=12010", || {
+        let cuda = Cuda::open(0).unwrap();
+        assert_eq!(cuda.properties().driver, DriverVersion(12_010));
+        launch(&cuda).unwrap();
     });
 }
 
@@ -332,5 +293,58 @@ fn pinned_memory_of_a_driver_without_unified_addresses() {
             matches!(error, Error::Driver(DriverError::NotUnified)),
             "{error:?}"
         );
+    });
+}
+
+#[test]
+fn an_allocation_of_no_bytes_has_an_address() {
+    with_fake("an_allocation_of_no_bytes_has_an_address", "", || {
+        let cuda = Cuda::open(0).unwrap();
+        let pinned = Pinned::new(&cuda);
+        for memory in [&cuda as &dyn DeviceMemory, &pinned] {
+            let mut buffers =
+                [0; 2].map(|_| Buffer::new(memory, "x", Dtype::F32, &[0], &[]).unwrap());
+            for buffer in &mut buffers {
+                assert!(buffer.read().unwrap().is_empty());
+                buffer.write(&[]).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_buffer_is_written_whole() {
+    with_fake("a_buffer_is_written_whole", "", || {
+        let cuda = Cuda::open(0).unwrap();
+        let mut buffer = Buffer::new(&cuda, "x", Dtype::U8, &[4], &[1, 2, 3, 4]).unwrap();
+        for wrong in [&[5; 3][..], &[5; 5], &[]] {
+            let error = buffer.write(wrong).unwrap_err().to_string();
+            assert!(error.contains("must be 4 bytes"), "{error}");
+            assert_eq!(buffer.read().unwrap(), [1, 2, 3, 4]);
+        }
+    });
+}
+
+#[test]
+fn a_kernel_is_compiled_in_its_own_context_alone() {
+    let name = "a_kernel_is_compiled_in_its_own_context_alone";
+    with_fake(name, "", || {
+        let fake = Fake::open();
+        let kernels = Kernels::load().unwrap();
+        let prepare_in = |context: usize| {
+            let in_thread = || {
+                fake.set_current(context);
+                kernels.prepare(&[EntryId::check_slots])
+            };
+            std::thread::scope(|scope| scope.spawn(in_thread).join().unwrap())
+        };
+        let what = "the calling thread";
+        assert_eq!(prepare_in(0x11), Err(DriverError::WrongContext { what }));
+        assert_eq!(prepare_in(0), Err(DriverError::NoContext));
+        assert_eq!(fake.calls("cuModuleLoadDataEx"), 0);
+        assert_eq!(prepare_in(0x10), Ok(()));
+        // It is there now, for every thread.
+        assert_eq!(prepare_in(0x11), Ok(()));
+        assert_eq!(fake.calls("cuModuleLoadDataEx"), 1);
     });
 }

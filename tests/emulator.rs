@@ -200,7 +200,7 @@ fn a_tensor_of_many_gigabytes_costs_what_is_written() {
     );
 
     let result = emulator.launch_fn("cut", [1; 3], 1, 0, |lane| unsafe {
-        lane.ld_global_b128(cache + u64::from(far as u32)); // an offset cut to 32 bits
+        lane.ld_global_b128(cache + u64::from((far - cache) as u32)); // an offset cut to 32 bits
     });
     let Err(Error::Fault(fault)) = result else {
         panic!("expected a fault, got {result:?}");

@@ -56,6 +56,44 @@ fn null_and_wild_addresses_are_out_of_bounds() {
 }
 
 #[test]
+fn no_wild_index_lands_in_another_tensor() {
+    for seed in 0..3 {
+        let emulator = Emulator::with_seed(seed);
+        // As a model has them: caches of many layers, and small things between.
+        let tensors: Vec<u64> = (0..60)
+            .map(|i| [4096, 1 << 20, 40][i % 3])
+            .map(|bytes| emulator.allocate("tensor", bytes).expect("small"))
+            .collect();
+        for &tensor in &tensors {
+            unsafe { emulator.copy_in(tensor, &[1; 40]) }.expect("in bounds");
+        }
+        let misses = |jump: u64| {
+            let wild: Vec<u64> = tensors
+                .iter()
+                .flat_map(|tensor| [tensor.wrapping_add(jump), tensor.wrapping_sub(jump)])
+                .collect();
+            let mut byte = [0];
+            let hit = |&place: &u64| unsafe { emulator.copy_out(place, &mut byte) }.is_ok();
+            assert!(!wild.iter().any(hit), "a jump by {jump:#x}");
+        };
+        for bit in 20..64 {
+            misses(1 << bit);
+        }
+        // Indices that nobody meant, times the bytes of a block or an entry.
+        for index in [
+            i64::from(i32::MAX),
+            i64::from(i32::MIN),
+            1 << 31,
+            0x7f7f_7f7f,
+        ] {
+            for stride in [656, 1152, 4096, 73_728, 1 << 18, 1 << 21] {
+                misses((index * stride) as u64);
+            }
+        }
+    }
+}
+
+#[test]
 fn freed_memory_stays_forbidden() {
     let emulator = Emulator::new();
     let [input, _] = two_tensors(&emulator);

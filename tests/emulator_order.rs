@@ -1,4 +1,4 @@
-//! The emulator: a tiny broken kernel for each kind of race, barrier, copy and deadlock.
+//! The emulator: a tiny broken kernel for each kind of race, barrier and deadlock.
 #![allow(
     clippy::undocumented_unsafe_blocks,
     reason = "the emulator checks what the kernels below promise; breaking the promise is the point"
@@ -12,8 +12,8 @@
 
 mod tiny_kernels;
 
-use ferroattn::emulator::{Emulator, FaultKind, Lane};
-use gpu_kernels::gpu::{Gpu, Line};
+use ferroattn::emulator::{Emulator, FaultKind};
+use gpu_kernels::gpu::Gpu;
 use tiny_kernels::{fault, fault_on, two_tensors};
 
 #[test]
@@ -111,67 +111,6 @@ fn atomics_race_with_plain_accesses() {
         (fault.kind, fault.tensor.as_str()),
         (FaultKind::DataRace, "input")
     );
-}
-
-#[test]
-fn an_asynchronous_copy_must_be_waited_for() {
-    // By nobody; by somebody else; without a commit; or for an older group only.
-    let copy = |lane: Lane<'_>, input: u64| unsafe {
-        lane.cp_async_b128(lane.shared_base(), input, true, Line::ONCE);
-    };
-    let faults = [
-        fault(1, 16, |lane, &[input, _]| {
-            copy(lane, input);
-            lane.cp_async_commit();
-            unsafe { lane.ld_shared_b32(lane.shared_base()) };
-        }),
-        fault(32, 16, |lane, &[input, _]| {
-            if lane.lane() == 0 {
-                copy(lane, input);
-                lane.cp_async_commit();
-            } else {
-                lane.cp_async_wait::<0>();
-            }
-            unsafe { lane.sync_warp() };
-            if lane.lane() != 0 {
-                unsafe { lane.ld_shared_b32(lane.shared_base()) };
-            }
-        }),
-        fault(1, 16, |lane, &[input, _]| {
-            copy(lane, input);
-            lane.cp_async_wait::<0>();
-            unsafe { lane.st_shared_b128(lane.shared_base(), [0; 4]) };
-        }),
-        fault(1, 16, |lane, &[input, _]| {
-            lane.cp_async_commit();
-            copy(lane, input);
-            lane.cp_async_commit();
-            lane.cp_async_wait::<1>();
-            unsafe { lane.ld_shared_b128(lane.shared_base()) };
-        }),
-    ];
-    for fault in faults {
-        assert_eq!(fault.kind, FaultKind::AsyncCopyNotWaited);
-        assert_eq!((fault.tensor.as_str(), fault.index), ("shared memory", 0));
-        assert!(fault.detail.starts_with("thread 0 "), "{fault}");
-    }
-}
-
-#[test]
-fn a_copy_that_was_waited_for_is_not_yet_visible_to_others() {
-    let fault = fault(32, 512, |lane, &[input, _]| unsafe {
-        lane.cp_async_b128(
-            lane.shared_base() + 16 * lane.lane(),
-            input,
-            true,
-            Line::ONCE,
-        );
-        lane.cp_async_commit();
-        lane.cp_async_wait::<0>();
-        lane.any(true); // so that all have waited, which orders nothing
-        lane.ld_shared_b128(lane.shared_base() + 16 * (lane.lane() ^ 1));
-    });
-    assert_eq!(fault.kind, FaultKind::DataRace);
 }
 
 #[test]

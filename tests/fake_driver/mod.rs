@@ -3,13 +3,13 @@
 #![allow(dead_code, reason = "each test file uses what it needs")]
 
 use std::env;
-use std::ffi::{CString, c_char};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
 use ferroattn::Result;
-use ferroattn::runtime::embedded::SETS;
+use ferroattn::runtime::embedded::{ROUTE_VARIABLE, SETS};
 use ferroattn::runtime::{Launch, Launcher};
 use gpu_kernels::entry::EntryId;
 use libloading::Library;
@@ -27,6 +27,10 @@ pub(crate) fn with_driver(test: &str, library: &str, fake: &str, case: impl FnOn
         .env("FERROATTN_TEST_CHILD", test)
         .env("FERROATTN_LIBCUDA", library)
         .env("FAKE", fake)
+        .env(
+            ROUTE_VARIABLE,
+            fake.strip_prefix("ptx=").unwrap_or_default(),
+        )
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
@@ -70,7 +74,7 @@ pub(crate) fn launch(launcher: &impl Launcher) -> Result<()> {
     unsafe { launcher.launch(&LAUNCH, &params) }
 }
 
-/// The fake driver, to be asked. In a process that runs a case with it.
+/// The fake driver, to be asked and told. In a process that runs a case with it.
 pub(crate) struct Fake(Library);
 
 impl Fake {
@@ -80,13 +84,60 @@ impl Fake {
         Self(unsafe { Library::new(library) }.unwrap())
     }
 
+    /// The next call of `function` fails with `code`.
+    pub(crate) fn once(&self, function: &str, code: u32) {
+        let function = CString::new(function).unwrap();
+        // SAFETY: the function has this type, and does not keep the name.
+        unsafe {
+            self.get::<unsafe extern "C" fn(*const c_char, u32)>("fake_once")(
+                function.as_ptr(),
+                code,
+            );
+        }
+    }
+
     /// How often `function` was called.
     pub(crate) fn calls(&self, function: &str) -> usize {
-        type Calls = unsafe extern "C" fn(*const c_char) -> usize;
         let function = CString::new(function).unwrap();
+        // SAFETY: as above.
+        unsafe {
+            self.get::<unsafe extern "C" fn(*const c_char) -> usize>("fake_calls")(
+                function.as_ptr(),
+            )
+        }
+    }
+
+    /// Somebody else destroys the context of a device.
+    pub(crate) fn destroy(&self, device: usize) {
         // SAFETY: the function has this type.
-        let calls = unsafe { self.0.get::<Calls>("fake_calls") }.unwrap();
-        // SAFETY: it does not keep the name.
-        unsafe { calls(function.as_ptr()) }
+        unsafe { self.get::<unsafe extern "C" fn(usize)>("fake_destroy")(device) }
+    }
+
+    /// Somebody else makes a context current on this thread.
+    pub(crate) fn set_current(&self, context: usize) {
+        // SAFETY: the function has this type.
+        let code = unsafe {
+            self.get::<unsafe extern "C" fn(*mut c_void) -> u32>("cuCtxSetCurrent")(
+                context as *mut c_void,
+            )
+        };
+        assert_eq!(code, 0);
+    }
+
+    /// Nothing was used in a way that it must not be, and nothing is left.
+    #[track_caller]
+    pub(crate) fn assert_clean(&self) {
+        // SAFETY: the function has this type.
+        let text = unsafe { self.get::<unsafe extern "C" fn() -> *const c_char>("fake_account")() };
+        // SAFETY: it ends with a zero byte, and is never freed.
+        let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
+        assert!(text.is_empty(), "{text}");
+    }
+
+    /// # Safety
+    /// The function has this type.
+    unsafe fn get<F: Copy>(&self, name: &str) -> F {
+        // SAFETY: the caller's promise.
+        *unsafe { self.0.get::<F>(name) }.unwrap()
     }
 }

@@ -63,7 +63,7 @@ pub(crate) fn passes(
 pub(crate) fn two_tensors(emulator: &Emulator) -> [u64; 2] {
     let input = emulator.allocate("input", 4096).expect("small");
     let out = emulator.allocate("out", 4096).expect("small");
-    let bytes: Vec<u8> = (0..4096).map(|i| (i % 251) as u8).collect();
+    let bytes: Vec<u8> = (0..251).cycle().take(4096).collect();
     unsafe { emulator.copy_in(input, &bytes) }.expect("in bounds");
     [input, out]
 }

@@ -1,10 +1,11 @@
 //! One thread block while it runs: what its lanes share, and their coroutines.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::{ptr, slice};
 
 use corosensei::Coroutine;
-use corosensei::stack::DefaultStack;
+use corosensei::stack::{DefaultStack, Stack};
 use gpu_kernels::gpu::WARP;
 
 use super::fault::{Fault, FaultKind, Finding};
@@ -14,11 +15,12 @@ use super::order::Order;
 use super::race::Now;
 use super::schedule::Schedule;
 use super::shared::SharedMemory;
-use super::state::{LaneState, Request};
+use super::sources::Sources;
+use super::state::{LaneState, RED_ZONE, Request, Running};
 
 /// Bytes of a lane's stack: more than an unoptimised kernel takes. Only what is touched costs memory, and a guard
 /// page ends it.
-const STACK_BYTES: usize = 1 << 20;
+const STACK_BYTES: usize = (1 << 20) + RED_ZONE;
 
 /// A launch: what all its thread blocks have in common.
 pub(super) struct LaunchSpec<'l> {
@@ -49,6 +51,10 @@ pub(super) struct Cta<'l> {
     pub(super) shared: &'l SharedMemory,
     run: u64,
     pub(super) order: Order,
+    /// Where asynchronous copies in flight read.
+    pub(super) sources: Sources,
+    /// The first of all lanes, while they run.
+    lanes: Cell<*const LaneState<'static>>,
     /// The first fault, and the thread that the other access of a race belongs to.
     fault: OnceCell<(Box<Fault>, Option<u32>)>,
 }
@@ -57,6 +63,19 @@ pub(super) struct Cta<'l> {
 pub(super) type Thread = Coroutine<(), (), (), DefaultStack>;
 
 impl Worker {
+    /// Makes room for a launch: shared memory, and a stack for each lane.
+    ///
+    /// # Errors
+    /// The system has no more memory to map.
+    pub(super) fn resize(&mut self, spec: &LaunchSpec<'_>) -> std::io::Result<()> {
+        let warps = spec.threads.div_ceil(WARP);
+        self.shared.resize(spec.shared_bytes, warps);
+        while self.stacks.len() < spec.threads as usize {
+            self.stacks.push(DefaultStack::new(STACK_BYTES)?);
+        }
+        Ok(())
+    }
+
     /// Runs thread block number `block` of a launch.
     pub(super) fn run(
         &mut self,
@@ -69,14 +88,24 @@ impl Worker {
         let lanes: Vec<LaneState<'_>> = (0..spec.threads)
             .map(|thread| LaneState::new(&cta, thread, spec.at))
             .collect();
+        cta.lanes.set(lanes.as_ptr().cast());
+        let stacks = self.stacks.drain(self.stacks.len() - lanes.len()..);
         let mut threads: Vec<Thread> = lanes
             .iter()
-            .map(|lane| start(&cta, lane, kernel, self.stacks.pop()))
+            .zip(stacks)
+            .map(|(lane, stack)| start(&cta, lane, kernel, stack))
             .collect();
+        let _running = Running;
         Schedule::new(&cta, &lanes, block).run(&mut threads);
-        for mut thread in threads {
+        for (lane, mut thread) in lanes.iter().zip(threads) {
+            lane.runs_now();
             thread.force_unwind();
-            self.stacks.push(thread.into_stack());
+            let stack = thread.into_stack();
+            if lane.is_abandoned() {
+                std::mem::forget(stack);
+            } else {
+                self.stacks.push(stack);
+            }
         }
         cta.result(&lanes)
     }
@@ -98,6 +127,8 @@ impl<'l> Cta<'l> {
             shared,
             run: spec.first_run + block,
             order: Order::new(warps as usize),
+            sources: Sources::default(),
+            lanes: Cell::new(ptr::null()),
             fault: OnceCell::new(),
         }
     }
@@ -117,14 +148,25 @@ impl<'l> Cta<'l> {
         }
     }
 
-    /// Keeps a fault; the first one counts.
-    pub(super) fn report(&self, finding: Finding, lane: &LaneState<'_>) {
+    /// The thread with a copy in flight that reads any of these bytes. Called by a lane.
+    pub(super) fn copier(&self, address: u64, bytes: u32) -> Option<u32> {
+        let threads = self.spec.threads as usize;
+        // SAFETY: lanes run in `Worker::run` alone, which set this to as many and keeps them until it is done; only
+        // this OS thread uses them.
+        let lanes = unsafe { slice::from_raw_parts(self.lanes.get(), threads) };
+        let mut copiers = lanes.iter().filter(|lane| lane.copies_from(address, bytes));
+        copiers.next().map(LaneState::thread)
+    }
+
+    /// Keeps a fault, or returns the one there is: the first one counts.
+    pub(super) fn report(&self, finding: Finding, lane: &LaneState<'_>) -> Box<Fault> {
         let other = finding.other;
         let (thread, at) = (lane.thread(), lane.at.get());
-        self.fault.get_or_init(|| {
+        let (first, _) = self.fault.get_or_init(|| {
             let fault = finding.into_fault(self.spec.kernel, self.block, thread, at);
             (Box::new(fault), other)
         });
+        first.clone()
     }
 
     /// Whether to stop.
@@ -163,20 +205,24 @@ fn start<'c>(
     cta: &'c Cta<'c>,
     lane: &'c LaneState<'c>,
     kernel: &'c (dyn Fn(Lane<'_>) + Sync),
-    stack: Option<DefaultStack>,
+    stack: DefaultStack,
 ) -> Thread {
-    let stack = stack.unwrap_or_else(|| {
-        DefaultStack::new(STACK_BYTES).expect("address space for the stacks of all lanes")
-    });
+    let end = stack.limit().get();
     // SAFETY: `Worker::run` owns what is borrowed here and finishes every coroutine before it lets go.
-    unsafe {
+    let thread = unsafe {
         Coroutine::with_stack_unchecked(stack, move |yielder, ()| {
             lane.enter(yielder);
             let result = catch_unwind(AssertUnwindSafe(|| kernel(Lane(lane))));
             if let Err(payload) = result {
                 cta.report_panic(lane, &*payload);
+            } else if lane.has_skipped() {
+                let detail =
+                    "it was caught, but a `Drop` asked for what cannot be done meanwhile".into();
+                cta.report(*Finding::lanes(FaultKind::Panicked, detail), lane);
             }
             lane.request.set(Request::Exited);
         })
-    }
+    };
+    lane.own_stack(end, thread.trap_handler());
+    thread
 }

@@ -15,7 +15,7 @@ pub enum FaultKind {
     UninitialisedRead,
     /// Two unordered accesses to the same byte, at least one of them a write.
     DataRace,
-    /// An access to the target of an asynchronous copy that its lane has not waited for.
+    /// An access to the target of an asynchronous copy that its lane has not waited for, or a write to its source.
     AsyncCopyNotWaited,
     /// Some threads wait at a barrier, the others have exited or wait elsewhere.
     BarrierDivergence,
@@ -25,6 +25,10 @@ pub enum FaultKind {
     MissingLanes,
     /// The kernel's code panicked.
     Panicked,
+    /// The kernel calls itself too often, or keeps too much in its variables: a lane has 1 MiB for them.
+    StackOverflow,
+    /// The kernel's code called the emulator that runs it, or another one.
+    HostCall,
 }
 
 /// A broken rule: which, and exactly where.
@@ -57,7 +61,7 @@ pub(super) struct Finding {
     pub(super) tensor: String,
     pub(super) index: i64,
     pub(super) detail: String,
-    /// The thread of the same thread block that made the other access of a race.
+    /// The thread of the same thread block that made the other access of a race, or the copy that is in the way.
     pub(super) other: Option<u32>,
 }
 
@@ -114,6 +118,8 @@ impl fmt::Display for FaultKind {
             Self::Deadlock => "deadlock",
             Self::MissingLanes => "warp operation that not all lanes join",
             Self::Panicked => "panic",
+            Self::StackOverflow => "stack overflow",
+            Self::HostCall => "call of an emulator",
         })
     }
 }

@@ -18,7 +18,7 @@ pub struct Lane<'a>(pub(super) &'a LaneState<'a>);
 /// Notes where in the kernel the lane is.
 macro_rules! here {
     ($lane:ident) => {
-        $lane.0.at.set(Location::caller())
+        $lane.0.begin(Location::caller())
     };
 }
 

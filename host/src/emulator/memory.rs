@@ -1,48 +1,47 @@
 //! Global memory: bounds, alignment, bytes never written.
 //!
-//! Global allocations lie far apart, so that a wrong index cannot reach a neighbour unseen. Their pages
+//! Each allocation lies in a cell of the address space that it has for itself, at a random place of it. A wrong
+//! index that stays in the cell is out of bounds; one that leaves it, by whatever power of two or multiple of a
+//! stride, is so too but for one chance in a hundred thousand if the tensor it gets to has a few megabytes. Pages
 //! come into being with the first write: an allocation of many gigabytes costs what is written of it.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::fault::{FaultKind, Finding};
-use super::race::{Conflict, History, Now};
+use super::page::{PAGE_BYTES, Page, Place};
+use super::race::{Conflict, Now};
+use super::schedule::mix;
 
 /// What never-written bytes read as on the host: NaN in every float type.
 pub(super) const POISON: u8 = 0xff;
 
-/// Address of the first allocation, and the distance to the next.
+/// Address of the first cell, and the bytes of one.
 const FIRST_ADDRESS: u64 = 1 << 46;
-const SPACING: u64 = 1 << 38;
-/// Room for indices below 0 and beyond the end, on either side of an allocation.
-const LARGEST: u64 = SPACING / 2;
-
-const PAGE_BYTES: u64 = 1 << 14;
+const CELL_BYTES: u64 = 1 << 40;
+/// Cells that there are: addresses stay positive as signed numbers.
+const MAX_CELLS: u64 = (1 << 23) - FIRST_ADDRESS / CELL_BYTES;
+/// An allocation begins at the end of the first quarter of its cell or somewhere in the two after that, so that
+/// there is room for indices below 0 and beyond the end.
+const FIRST_BEGIN: u64 = CELL_BYTES / 4;
+const LAST_BEGIN: u64 = CELL_BYTES / 4 * 3;
+/// Bytes of the largest allocation.
+const LARGEST: u64 = CELL_BYTES / 8;
+/// What addresses of allocations are multiples of, and by the laws of chance no more.
+const ALIGNMENT: u64 = 256;
 
 /// All global allocations of an emulator.
-#[derive(Default)]
 pub(super) struct GlobalMemory {
     allocations: Vec<Allocation>,
+    seed: u64,
 }
 
 /// One global allocation.
 struct Allocation {
     name: &'static str,
+    address: u64,
     bytes: u64,
     /// `None` once freed.
     pages: Option<Box<[OnceLock<Box<Page>>]>>,
-}
-
-/// 16 KiB of an allocation. The contents are atomics because thread blocks run in parallel.
-struct Page {
-    words: Box<[AtomicU32]>,
-    /// A bit per byte.
-    written: Box<[AtomicU16]>,
-    /// Accesses to whole words.
-    word_histories: Box<[History<AtomicU64>]>,
-    /// Accesses to single bytes and halves of words, if there ever was one.
-    byte_histories: OnceLock<Box<[History<AtomicU64>]>>,
 }
 
 /// What an access does.
@@ -53,35 +52,42 @@ pub(super) enum Access {
     Atomic,
 }
 
-/// A checked place in global memory.
-pub(super) struct Place<'m> {
-    page: &'m Page,
-    /// Byte offset in the page.
-    offset: usize,
-}
-
 impl GlobalMemory {
-    /// The address of a new allocation, or `None` if it is too large to imagine.
-    pub(super) fn allocate(&mut self, name: &'static str, bytes: u64) -> Option<u64> {
-        if bytes > LARGEST {
-            return None;
+    /// Empty; `seed` says where in their cells allocations will begin.
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            allocations: Vec::new(),
+            seed,
         }
-        let address = FIRST_ADDRESS + SPACING * self.allocations.len() as u64;
+    }
+
+    /// The address of a new allocation; or what it would have to be.
+    pub(super) fn allocate(&mut self, name: &'static str, bytes: u64) -> Result<u64, String> {
+        let cell = self.allocations.len() as u64;
+        if bytes > LARGEST || cell >= MAX_CELLS {
+            return Err(format!(
+                "at most 128 GiB, and one of the first {MAX_CELLS} allocations of its machine"
+            ));
+        }
+        let begins = (LAST_BEGIN - FIRST_BEGIN) / ALIGNMENT;
+        let begin = FIRST_BEGIN + mix(self.seed ^ mix(cell + 1)) % begins * ALIGNMENT;
+        let address = FIRST_ADDRESS + cell * CELL_BYTES + begin;
         let num_pages = bytes.div_ceil(PAGE_BYTES);
         self.allocations.push(Allocation {
             name,
+            address,
             bytes,
             pages: Some((0..num_pages).map(|_| OnceLock::new()).collect()),
         });
-        Some(address)
+        Ok(address)
     }
 
     /// Forgets the contents; the address is never given out again.
     pub(super) fn free(&mut self, address: u64) {
-        let (index, offset) = locate(address);
-        assert_eq!(offset, 0, "freeing the inside of an allocation");
-        let pages = self.allocations[index].pages.take();
-        assert!(pages.is_some(), "freed twice");
+        let allocation = self.allocations.get_mut(cell_of(address));
+        let allocation = allocation.filter(|allocation| allocation.address == address);
+        let pages = allocation.and_then(|allocation| allocation.pages.take());
+        assert!(pages.is_some(), "freed twice, or no begin of an allocation");
     }
 
     /// Checks and records an access of `bytes` bytes, a power of two up to 16.
@@ -145,17 +151,14 @@ impl GlobalMemory {
         let (allocation, offset) = self.find(address, bytes.len() as u64)?;
         for (at, chunk) in word_chunks(offset, bytes.len()) {
             let target = &mut bytes[chunk];
-            target.fill(POISON);
             let Some(page) = allocation.pages()[(at / PAGE_BYTES) as usize].get() else {
+                target.fill(POISON);
                 continue;
             };
             let in_page = (at % PAGE_BYTES) as usize;
-            let word = page.words[in_page / 4].load(Relaxed).to_le_bytes();
-            let written = page.written[in_page / 16].load(Relaxed) >> (in_page % 16);
-            for (i, byte) in target.iter_mut().enumerate() {
-                if written >> i & 1 != 0 {
-                    *byte = word[in_page % 4 + i];
-                }
+            let bytes = page.bytes_from(in_page);
+            for (byte, written) in target.iter_mut().zip(bytes) {
+                *byte = written.unwrap_or(POISON);
             }
         }
         Ok(())
@@ -165,25 +168,22 @@ impl GlobalMemory {
     pub(super) fn forget_histories(&mut self) {
         let pages = self.allocations.iter().flat_map(|a| a.pages());
         for page in pages.filter_map(OnceLock::get) {
-            page.word_histories.iter().for_each(History::forget);
-            let bytes = page.byte_histories.get();
-            bytes.into_iter().flatten().for_each(History::forget);
+            page.forget_histories();
         }
     }
 
     /// A finding about a place in an allocation.
     #[cold]
     pub(super) fn finding(&self, kind: FaultKind, address: u64, detail: String) -> Box<Finding> {
-        let (index, offset) = locate(address);
-        Finding::memory(kind, self.allocations[index].name, offset, detail)
+        let allocation = &self.allocations[cell_of(address)];
+        Finding::memory(kind, allocation.name, allocation.offset(address), detail)
     }
 
     #[inline]
     fn find(&self, address: u64, bytes: u64) -> Result<(&Allocation, u64), Box<Finding>> {
-        let (index, offset) = locate(address);
-        if let Some(allocation) = self.allocations.get(index)
+        if let Some(allocation) = self.allocations.get(cell_of(address))
             && allocation.pages.is_some()
-            && let Ok(offset) = u64::try_from(offset)
+            && let Some(offset) = address.checked_sub(allocation.address)
             && offset + bytes <= allocation.bytes
         {
             return Ok((allocation, offset));
@@ -193,11 +193,13 @@ impl GlobalMemory {
 
     #[cold]
     fn out_of_bounds(&self, address: u64, bytes: u64) -> Box<Finding> {
-        let (index, offset) = locate(address);
-        let (name, index, detail) = match self.allocations.get(index) {
+        let (name, index, detail) = match self.allocations.get(cell_of(address)) {
             None => ("", address as i64, "no allocation is anywhere near".into()),
-            Some(a) if a.pages.is_none() => (a.name, offset, "it was freed".into()),
-            Some(a) => (a.name, offset, format!("it holds {} bytes", a.bytes)),
+            Some(a) if a.pages.is_none() => (a.name, a.offset(address), "it was freed".into()),
+            Some(a) => {
+                let detail = format!("it holds {} bytes", a.bytes);
+                (a.name, a.offset(address), detail)
+            }
         };
         let detail = format!("{bytes} bytes at {address:#x}; {detail}");
         Finding::memory(FaultKind::OutOfBounds, name, index, detail)
@@ -208,150 +210,17 @@ impl Allocation {
     fn pages(&self) -> &[OnceLock<Box<Page>>] {
         self.pages.as_deref().unwrap_or_default()
     }
-}
 
-impl Page {
-    fn new() -> Box<Self> {
-        let bytes = PAGE_BYTES as usize;
-        Box::new(Self {
-            words: (0..bytes / 4).map(|_| AtomicU32::default()).collect(),
-            written: (0..bytes / 16).map(|_| AtomicU16::default()).collect(),
-            word_histories: (0..bytes / 4).map(|_| History::default()).collect(),
-            byte_histories: OnceLock::new(),
-        })
-    }
-
-    /// Or how many bytes in, the first never-written one is.
-    #[inline]
-    fn check_written(&self, offset: usize, bytes: u32) -> Result<(), i64> {
-        let missing = !(self.written[offset / 16].load(Relaxed) >> (offset % 16));
-        let missing = missing & byte_mask(bytes);
-        if missing == 0 {
-            return Ok(());
-        }
-        Err(i64::from(missing.trailing_zeros()))
-    }
-
-    #[inline]
-    fn mark_written(&self, offset: usize, bytes: u32) {
-        let mask = byte_mask(bytes) << (offset % 16);
-        let written = &self.written[offset / 16];
-        if written.load(Relaxed) & mask != mask {
-            written.fetch_or(mask, Relaxed);
-        }
-    }
-
-    /// Or how many bytes in, with whom.
-    #[inline]
-    fn check_races(
-        &self,
-        now: &Now,
-        offset: usize,
-        bytes: u32,
-        access: Access,
-    ) -> Result<(), (i64, Conflict)> {
-        let range = offset..offset + bytes as usize;
-        if bytes < 4 {
-            return self.check_part_of_word(now, range, access);
-        }
-        let words = &self.word_histories[range.start / 4..range.end / 4];
-        for (i, history) in words.iter().enumerate() {
-            match access {
-                Access::Read => history.read(now),
-                Access::Write => history.write(now),
-                Access::Atomic => history.atomic(now),
-            }
-            .map_err(|other| (i as i64 * 4, other))?;
-        }
-        let Some(bytes) = self.byte_histories.get() else {
-            return Ok(());
-        };
-        for (i, history) in bytes[range].iter().enumerate() {
-            match access {
-                Access::Read => history.check_read(now),
-                Access::Write | Access::Atomic => history.check_write(now),
-            }
-            .map_err(|other| (i as i64, other))?;
-        }
-        Ok(())
-    }
-
-    /// Bytes of one word may belong to different lanes, so such accesses have histories of their own.
-    fn check_part_of_word(
-        &self,
-        now: &Now,
-        range: std::ops::Range<usize>,
-        access: Access,
-    ) -> Result<(), (i64, Conflict)> {
-        let word = &self.word_histories[range.start / 4];
-        let bytes = self
-            .byte_histories
-            .get_or_init(|| (0..PAGE_BYTES).map(|_| History::default()).collect());
-        for (i, history) in bytes[range].iter().enumerate() {
-            match access {
-                Access::Read => history.read(now).and_then(|()| word.check_read(now)),
-                _ => history.write(now).and_then(|()| word.check_write(now)),
-            }
-            .map_err(|other| (i as i64, other))?;
-        }
-        Ok(())
+    /// Of an address in its cell.
+    fn offset(&self, address: u64) -> i64 {
+        address.wrapping_sub(self.address) as i64
     }
 }
 
-impl Place<'_> {
-    /// Reads `N` whole words.
-    #[inline]
-    pub(super) fn load<const N: usize>(&self) -> [u32; N] {
-        let words = &self.page.words[self.offset / 4..][..N];
-        std::array::from_fn(|i| words[i].load(Relaxed))
-    }
-
-    /// Writes `N` whole words.
-    #[inline]
-    pub(super) fn store<const N: usize>(&self, values: [u32; N]) {
-        let words = &self.page.words[self.offset / 4..][..N];
-        for (word, value) in words.iter().zip(values) {
-            word.store(value, Relaxed);
-        }
-    }
-
-    /// Reads the word that holds this place, shifted so that the place comes first.
-    #[inline]
-    pub(super) fn load_part(&self) -> u32 {
-        self.page.words[self.offset / 4].load(Relaxed) >> (self.offset % 4 * 8)
-    }
-
-    /// Writes `bytes` bytes of the word that holds this place.
-    pub(super) fn store_part(&self, value: u32, bytes: u32) {
-        let shift = self.offset % 4 * 8;
-        let mask = (u32::MAX >> (32 - 8 * bytes)) << shift;
-        // A neighbouring thread block may be writing the other bytes.
-        let _ = self.page.words[self.offset / 4].fetch_update(Relaxed, Relaxed, |word| {
-            Some(word & !mask | value << shift & mask)
-        });
-    }
-
-    /// Compare and swap; returns what was there.
-    pub(super) fn compare_and_swap(&self, expected: u32, value: u32) -> u32 {
-        let word = &self.page.words[self.offset / 4];
-        match word.compare_exchange(expected, value, Relaxed, Relaxed) {
-            Ok(old) | Err(old) => old,
-        }
-    }
-}
-
-/// Which allocation is nearest, and the offset from its begin.
+/// Number of the cell that an address is in, if there are so many.
 #[inline]
-fn locate(address: u64) -> (usize, i64) {
-    let from_first = address.wrapping_sub(FIRST_ADDRESS - LARGEST / 2);
-    let index = (from_first / SPACING) as usize;
-    let offset = (from_first % SPACING) as i64 - (LARGEST / 2) as i64;
-    (index, offset)
-}
-
-#[inline]
-fn byte_mask(bytes: u32) -> u16 {
-    u16::MAX >> (16 - bytes)
+fn cell_of(address: u64) -> usize {
+    (address.wrapping_sub(FIRST_ADDRESS) / CELL_BYTES) as usize
 }
 
 /// `(offset, range of the slice)` of the pieces of a copy, none of which crosses a word.
@@ -401,4 +270,27 @@ pub(super) fn race(
     let mut finding = Finding::memory(FaultKind::DataRace, tensor, index, detail);
     finding.other = is_here.then_some(thread);
     finding
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_jump_by_a_power_of_two_leads_from_one_allocation_to_another() {
+        for seed in 0..16 {
+            let mut memory = GlobalMemory::new(seed);
+            let begins: Vec<u64> = (0..200)
+                .map(|_| memory.allocate("some", 4 << 20).expect("room"))
+                .collect();
+            for &begin in &begins {
+                assert!(begin.is_multiple_of(ALIGNMENT));
+                for jump in (0..64).map(|bit| 1u64 << bit).filter(|&j| j >= 4 << 20) {
+                    for place in [begin.wrapping_add(jump), begin.wrapping_sub(jump)] {
+                        assert!(memory.find(place, 1).is_err(), "{begin:#x} to {place:#x}");
+                    }
+                }
+            }
+        }
+    }
 }

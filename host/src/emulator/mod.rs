@@ -12,11 +12,16 @@
 //!   `sync_cta` between them, a barrier that both warps come to, or a `sync_warp` within one warp; two thread blocks
 //!   of a launch may share what they only read or only change atomically.
 //! - Asynchronous copies: nobody touches the target until the lane that copied has waited for the group, and
-//!   nobody else until a barrier after that.
+//!   nobody else until a barrier after that; nobody changes the source until then either.
 //! - Meetings: all 32 lanes make the same call of a warp operation, all threads reach a `sync_cta`, and as many as are
 //!   said to come to a barrier do.
+//! - Kernels that panic, that fill their stack, or that call an emulator, their own or another: each is a [`Fault`].
 //!
-//! [`Emulator::with_seed`] runs the lanes in another order.
+//! [`Emulator::with_seed`] runs the lanes in another order and puts allocations to other addresses.
+//!
+//! After a fault the machine works as before. All lanes of the thread block were unwound: each `Drop` has run, and
+//! where it asked its [`Lane`] for something that would have to wait or have a fault, it got zeros. What the kernel
+//! had written stays written.
 //!
 //! # What it cannot see
 //!
@@ -30,6 +35,15 @@
 //! - Thread blocks that wait for each other: no more of them run at once than there are CPUs.
 //! - Loops that never end, unless they ask an atomic.
 //! - Races of a thread block after its millionth meeting.
+//! - A wild index that happens to meet another allocation. They lie at random places of a space of 2^63 bytes, one in
+//!   each 2^40: a jump between two of them that is not aimed hits a tensor of `n` bytes once in `2^39 / n` times.
+//! - What reads shared memory on its own: the factors of a warp group's product, overwritten before it is done. Its
+//!   products are done at once.
+//! - Kernels of your own ([`Emulator::launch_fn`]) that wait for another thread of the host that waits for the
+//!   emulator; and a `Drop` that panics while its lane is unwound, which Rust answers with an abort.
+//! - Stacks that overflow between two operations of a lane, on another system than Linux on x86-64 or arm64: the
+//!   process dies. On these, what is on the stack is given up without any `Drop`. For this, the first launch puts
+//!   itself before the process's handler of SIGSEGV and passes on to it whatever else comes.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -42,9 +56,12 @@ mod fault;
 mod lane;
 mod memory;
 mod order;
+mod overflow;
+mod page;
 mod race;
 mod schedule;
 mod shared;
+mod sources;
 mod state;
 mod warp;
 
@@ -56,7 +73,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
 
 use gpu_kernels::entry;
-use gpu_kernels::gpu::WARP;
 
 use crate::error::{Error, RequestError, Result};
 use crate::plan::DeviceInfo;
@@ -75,7 +91,6 @@ pub struct Emulator {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     memory: GlobalMemory,
     /// Thread blocks numbered so far.
@@ -95,7 +110,11 @@ impl Emulator {
             id: MachineId::unique(),
             seed,
             device: DeviceInfo::EMULATED,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                memory: GlobalMemory::new(seed),
+                runs: 0,
+                workers: Vec::new(),
+            }),
         }
     }
 
@@ -134,7 +153,7 @@ impl Emulator {
     }
 
     fn run(&self, mut spec: LaunchSpec<'_>, body: &(dyn Fn(Lane<'_>) + Sync)) -> Result<()> {
-        let mut state = self.lock();
+        let mut state = self.lock("launch")?;
         let num_blocks = spec.grid.into_iter().map(u64::from).product();
         spec.first_run = state.number_blocks(num_blocks);
 
@@ -146,13 +165,17 @@ impl Emulator {
             memory, workers, ..
         } = &mut *state;
         workers.resize_with(num_workers.max(workers.len()), Worker::default);
+        for worker in &mut workers[..num_workers] {
+            worker.resize(&spec).map_err(|error| {
+                let expected = format!("as many as there is memory for ({error})");
+                refused("threads", &expected, spec.threads)
+            })?;
+        }
         let (spec, memory) = (&spec, &*memory);
         let next_block = AtomicU64::new(0);
         let stop = AtomicBool::new(false);
         let work = |worker: &mut Worker| {
-            worker
-                .shared
-                .resize(spec.shared_bytes, spec.threads.div_ceil(WARP));
+            let _armed = overflow::arm();
             // Blocks are given out in order, so the lowest one with a fault is always among those begun.
             while !stop.load(Relaxed) {
                 let block = next_block.fetch_add(1, Relaxed);
@@ -167,14 +190,14 @@ impl Emulator {
             None
         };
         let first_fault = std::thread::scope(|scope| {
-            let (mine, others) = workers[..num_workers]
-                .split_first_mut()
-                .expect("a launch has at least one thread block");
+            // Lanes that run while this thread panics, in a `Drop`, would seem to panic themselves.
+            let here = usize::from(!std::thread::panicking());
+            let (here, others) = workers[..num_workers].split_at_mut(here);
             let others: Vec<_> = others
                 .iter_mut()
                 .map(|worker| scope.spawn(|| work(worker)))
                 .collect();
-            let mut faults = vec![work(mine)];
+            let mut faults: Vec<_> = here.iter_mut().map(work).collect();
             faults.extend(others.into_iter().map(|other| match other.join() {
                 Ok(fault) => fault,
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -184,10 +207,11 @@ impl Emulator {
         first_fault.map_or(Ok(()), |(_, fault)| Err(Error::Fault(fault)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .expect("the emulator itself panicked before")
+    /// For `call`, which a kernel must not make: it would wait for itself.
+    fn lock(&self, call: &str) -> Result<MutexGuard<'_, State>> {
+        state::refuse_kernels(call)?;
+        let state = self.state.lock();
+        Ok(state.expect("the emulator itself panicked before"))
     }
 }
 
@@ -242,7 +266,7 @@ impl Launcher for Emulator {
 
     #[track_caller]
     unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
-        let result = self.lock().memory.copy_in(address, &vec![0; bytes]);
+        let result = self.lock("zero")?.memory.copy_in(address, &vec![0; bytes]);
         host_result("zero", result)
     }
 
@@ -262,21 +286,24 @@ unsafe impl DeviceMemory for Emulator {
     }
     /// Contents appear with the first write; an allocation of many gigabytes costs what is written of it.
     fn allocate(&self, name: &'static str, bytes: usize) -> Result<u64> {
-        let address = self.lock().memory.allocate(name, bytes as u64);
-        address.ok_or_else(|| refused(name, "at most 128 GiB", bytes))
+        let address = self.lock("allocate")?.memory.allocate(name, bytes as u64);
+        address.map_err(|expected| refused(name, &expected, bytes))
     }
     unsafe fn free(&self, address: u64, _bytes: usize) {
-        self.lock().memory.free(address);
+        // In a kernel, the launch returns the error.
+        if let Ok(mut state) = self.lock("free") {
+            state.memory.free(address);
+        }
     }
     #[track_caller]
     unsafe fn copy_in(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        let result = self.lock().memory.copy_in(address, bytes);
+        let result = self.lock("copy_in")?.memory.copy_in(address, bytes);
         host_result("copy_in", result)
     }
     /// Bytes never written read as 0xff: NaN in every float type.
     #[track_caller]
     unsafe fn copy_out(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
-        let result = self.lock().memory.copy_out(address, bytes);
+        let result = self.lock("copy_out")?.memory.copy_out(address, bytes);
         host_result("copy_out", result)
     }
 }
@@ -344,13 +371,14 @@ mod tests {
             })
         };
         write().expect("in bounds");
-        emulator.lock().runs = RUNS - 1;
+        emulator.lock("test").expect("no kernel").runs = RUNS - 1;
         let result = emulator.launch_fn("read", [1; 3], 1, 16, |lane| {
             // SAFETY: this thread block has not written it, which the emulator notices.
             unsafe { lane.ld_shared_b32(lane.shared_base()) };
         });
         assert!(result.is_err(), "it has the number of the one that wrote");
-        assert_eq!(emulator.lock().runs, 1, "started over");
+        let runs = emulator.lock("test").expect("no kernel").runs;
+        assert_eq!(runs, 1, "started over");
         write().expect("nobody else is in this launch");
     }
 }

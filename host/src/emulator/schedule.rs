@@ -91,6 +91,7 @@ impl<'s> Schedule<'s> {
         loop {
             for lane in self.order(lanes.len()) {
                 if let Request::Ready | Request::Spin = lanes[lane].request.get() {
+                    lanes[lane].runs_now();
                     threads[first + lane].resume(());
                     if self.cta.has_fault() {
                         return WarpState::Ready;
@@ -296,7 +297,7 @@ fn same_place(one: &'static Location<'static>, other: &'static Location<'static>
 }
 
 /// SplitMix64's finaliser.
-fn mix(mut x: u64) -> u64 {
+pub(super) fn mix(mut x: u64) -> u64 {
     x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,6 +1,7 @@
 //! A GPU as a machine of our own: context, stream, memory, time. The only file that uses `cust`.
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
+use std::mem::ManuallyDrop;
 use std::sync::OnceLock;
 
 use cust::context::{Context, ContextHandle, CurrentContext};
@@ -18,6 +19,7 @@ use super::queue::{Mark, Queue};
 use super::{Kernels, Launch, Launcher, MachineId, Runtime, StreamLauncher};
 use crate::error::Result;
 use crate::plan::DeviceInfo;
+use gpu_kernels::entry::EntryId;
 
 /// What tells one GPU from another, for reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +52,8 @@ impl DeviceProperties {
 }
 
 /// A GPU with a stream and memory of our own, in the device's primary context (the one that CUDA's runtime
-/// API uses). Its methods make that context current on the calling thread.
+/// API uses). Its methods make that context current on the calling thread, so that a program may use several GPUs,
+/// from any thread. What is the case after an error, [`driver`](super::driver) says.
 pub struct Cuda {
     kernels: Kernels,
     /// Memory that graphs may refer to.
@@ -58,8 +61,8 @@ pub struct Cuda {
     /// Memory to sweep the level-2 cache with: address and size.
     sweep: OnceLock<(u64, usize)>,
     properties: DeviceProperties,
-    // Dropped in this order: a stream must go before its context.
-    queue: Queue,
+    // Dropped before the context, if that is there.
+    queue: ManuallyDrop<Queue>,
     context: Context,
 }
 
@@ -112,7 +115,7 @@ impl Cuda {
             kept: Kept::default(),
             sweep: OnceLock::new(),
             properties,
-            queue,
+            queue: ManuallyDrop::new(queue),
             context,
         })
     }
@@ -125,6 +128,15 @@ impl Cuda {
     /// The kernels in this GPU's context.
     pub fn kernels(&self) -> &Kernels {
         &self.kernels
+    }
+
+    /// As [`Kernels::prepare`], whichever context is current on the calling thread.
+    ///
+    /// # Errors
+    /// The driver cannot compile a kernel, or has no memory for it.
+    pub fn prepare(&self, kernels: &[EntryId]) -> Result<(), DriverError> {
+        self.make_current()?;
+        self.kernels.prepare(kernels)
     }
 
     /// Records what `work` enqueues into a graph instead of running it. Kernels that were never launched
@@ -164,18 +176,24 @@ impl Cuda {
         let marks = (0..repeats)
             .map(|_| Ok((Mark::new()?, Mark::new()?)))
             .collect::<Result<Vec<_>, DriverError>>()?;
-        for (start, end) in &marks {
-            before()?;
-            start.record(&self.queue)?;
-            work()?;
-            end.record(&self.queue)?;
+        let mut measure = || {
+            for (start, end) in &marks {
+                before()?;
+                start.record(&self.queue)?;
+                work()?;
+                end.record(&self.queue)?;
+            }
+            self.synchronize()?;
+            let times = marks
+                .iter()
+                .map(|(start, end)| end.milliseconds_since(start));
+            Ok(times.collect::<Result<_, _>>()?)
+        };
+        let milliseconds = measure();
+        if !self.is_there() {
+            std::mem::forget(marks);
         }
-        self.synchronize()?;
-        let milliseconds = marks
-            .iter()
-            .map(|(start, end)| end.milliseconds_since(start))
-            .collect::<Result<_, _>>()?;
-        Ok(milliseconds)
+        milliseconds
     }
 
     /// Enqueues overwriting twice the level-2 cache, so that nothing of earlier work is left in it.
@@ -217,6 +235,9 @@ impl Cuda {
         }
         // The error would be one of earlier work, which `synchronize` reports. cuMemFree waits for it.
         let _ = self.synchronize();
+        if !self.is_there() {
+            return;
+        }
         match memory {
             Memory::Device(address) => {
                 // SAFETY: as the caller promises, and no longer in use.
@@ -235,6 +256,13 @@ impl Cuda {
             // SAFETY: its owner freed it before, and no graph is left that could use it.
             unsafe { self.free_memory(memory) };
         }
+    }
+
+    /// Whether the context still exists, and with it what was made in it. Makes it current.
+    pub(super) fn is_there(&self) -> bool {
+        let mut device: c_int = 0;
+        // SAFETY: writes one int.
+        self.make_current().is_ok() && unsafe { sys::cuCtxGetDevice(&mut device) }.is_ok()
     }
 
     pub(super) fn make_current(&self) -> Result<(), DriverError> {
@@ -345,8 +373,12 @@ impl Drop for Cuda {
             // SAFETY: allocated by `sweep_l2`, whose work is done.
             unsafe { self.free(address, bytes) };
         }
-        // SAFETY: the context is alive until after this, nothing runs, and graphs borrow `self`.
-        unsafe { self.kernels.unload() };
+        if self.is_there() {
+            // SAFETY: the context is alive until after this, nothing runs, and graphs borrow `self`.
+            unsafe { self.kernels.unload() };
+            // SAFETY: nobody uses it after this.
+            unsafe { ManuallyDrop::drop(&mut self.queue) };
+        }
     }
 }
 

@@ -1,4 +1,17 @@
 //! Whether there is a usable CUDA driver, and every way in which there is not.
+//!
+//! # After an error
+//!
+//! - Most errors say that one call was refused: [`DriverError::OutOfMemory`] and [`DriverError::OutOfMemoryIn`],
+//!   [`DriverError::Jit`], [`DriverError::NotPrepared`], [`DriverError::WrongContext`] and [`DriverError::Call`].
+//!   What was begun is undone, and the machine works on: the same call may be made again. A graph whose capture
+//!   failed does not exist, and the stream is not captured any more. Of an operation that launches several kernels,
+//!   those before the one that was refused do run.
+//! - After [`DriverError::ContextLost`] every call in that context fails, with this error, and what tensors hold is
+//!   undefined. Drop what is in it, in any order. If it is a kernel that broke it, the driver gives the device back
+//!   to a new process only; if somebody destroyed it, to [`Cuda::open`](super::Cuda::open). Other devices go on.
+//! - Of a context that was destroyed nothing is freed: the driver has freed it, and the addresses and handles may
+//!   be somebody else's by now.
 
 use std::ffi::c_int;
 
@@ -109,6 +122,26 @@ pub enum DriverError {
         /// Size of the allocation that failed.
         bytes: usize,
     },
+    /// Not enough memory, on the device or on the host, for something other than a tensor: a kernel that was about
+    /// to be loaded, a graph, a stream. Nothing was done.
+    #[error("out of memory in `{function}`{}", .entry.map_or(String::new(), |entry| format!(", loading `{entry}`")))]
+    OutOfMemoryIn {
+        /// The driver's function.
+        function: &'static str,
+        /// The kernel, if it was one.
+        entry: Option<&'static str>,
+    },
+    /// The context cannot be used any more, because of what a kernel did in it, because the GPU failed, or because
+    /// somebody destroyed it. Every later call in it fails.
+    #[error("the CUDA context is lost: `{function}` failed with code {code}: {description}")]
+    ContextLost {
+        /// The driver's function that reported it first; it need not be the cause.
+        function: &'static str,
+        /// Its error code.
+        code: u32,
+        /// Name and meaning of the code.
+        description: String,
+    },
     /// The host's memory has another address on the GPU.
     #[error("pinned memory has no unified address: the GPU or its driver is too old")]
     NotUnified,
@@ -131,12 +164,37 @@ impl From<Failure> for DriverError {
                 reason: sys::library().err().unwrap_or("it vanished").to_owned(),
             },
             Failure::Missing(symbol) => Self::MissingSymbol { symbol },
+            Failure::Code(function, OUT_OF_MEMORY) => Self::OutOfMemoryIn {
+                function,
+                entry: None,
+            },
+            Failure::Code(function, code) if loses_context(code) => Self::ContextLost {
+                function,
+                code,
+                description: sys::describe(code),
+            },
             Failure::Code(function, code) => Self::Call {
                 function,
                 code,
                 description: sys::describe(code),
             },
         }
+    }
+}
+
+/// `CUDA_ERROR_OUT_OF_MEMORY`.
+pub(super) const OUT_OF_MEMORY: u32 = 2;
+
+/// Whether cuda.h says of an error that the context, or the process, is of no use after it.
+fn loses_context(code: u32) -> bool {
+    match code {
+        // The driver shuts down; no valid context; an ECC or NVLink error that cannot be corrected.
+        4 | 201 | 214 | 220 => true,
+        // A kernel read or wrote where it must not, or ran too long; the context was destroyed.
+        700 | 702 | 709 => true,
+        // A kernel's assertion, stack, instruction, alignment, address space, program counter; or something else.
+        710 | 714..=719 => true,
+        _ => false,
     }
 }
 

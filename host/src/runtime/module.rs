@@ -11,7 +11,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use gpu_kernels::entry::{ENTRIES, EntryId, HOPPER};
 
 use super::cuda_symbols::{self as sys, Failure, Handle};
-use super::driver::{DriverError, DriverVersion, attribute, require_driver};
+use super::driver::{DriverError, DriverVersion, OUT_OF_MEMORY, attribute, require_driver};
 use super::embedded::{self, Embedded, Image, Route};
 use crate::plan::DeviceInfo;
 
@@ -217,22 +217,39 @@ impl Kernels {
             .and_then(|image| image.entry_ptx(name))
             .and_then(|ptx| CString::new(ptx).ok())
             .ok_or_else(|| jit_error("the kernel is not in the PTX".into(), String::new()))?;
-        let module = jit(&ptx).map_err(|(failure, log)| match failure {
-            Failure::Code(_, code) => jit_error(sys::describe(code), log),
-            other => other.into(),
-        })?;
-        let c_name = CString::new(name).expect("PTX symbols hold no zero byte");
-        let mut function: Handle = std::ptr::null_mut();
-        // SAFETY: the module was just loaded; writes one pointer.
-        unsafe { sys::cuModuleGetFunction(&mut function, module, c_name.as_ptr())? };
-        // Only a permission: how much shared memory a launch uses is the plan's business.
-        let shared_bytes = c_int::try_from(self.device.shared_bytes_per_cta).unwrap_or(c_int::MAX);
-        // SAFETY: the function was just loaded.
-        unsafe { sys::cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)? };
-        Ok(Function {
-            module: module as usize,
-            function: function as usize,
-        })
+        let failed = |failure: Failure, log: String| match (failure, failure.into()) {
+            (Failure::Code(function, OUT_OF_MEMORY), _) => DriverError::OutOfMemoryIn {
+                function,
+                entry: Some(name),
+            },
+            (Failure::Code(_, code), DriverError::Call { .. }) => {
+                jit_error(sys::describe(code), log)
+            }
+            (_, other) => other,
+        };
+        let module = jit(&ptx).map_err(|(failure, log)| failed(failure, log))?;
+        let find = || {
+            let c_name = CString::new(name).expect("PTX symbols hold no zero byte");
+            let mut function: Handle = std::ptr::null_mut();
+            // SAFETY: the module was just loaded; writes one pointer.
+            unsafe { sys::cuModuleGetFunction(&mut function, module, c_name.as_ptr())? };
+            // Only a permission: how much shared memory a launch uses is the plan's business.
+            let bytes = c_int::try_from(self.device.shared_bytes_per_cta).unwrap_or(c_int::MAX);
+            // SAFETY: the function was just loaded.
+            unsafe { sys::cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes)? };
+            Ok(function)
+        };
+        match find() {
+            Ok(function) => Ok(Function {
+                module: module as usize,
+                function: function as usize,
+            }),
+            Err(failure) => {
+                // SAFETY: just loaded, and nobody else has it.
+                let _ = unsafe { sys::cuModuleUnload(module) };
+                Err(failed(failure, String::new()))
+            }
+        }
     }
 }
 

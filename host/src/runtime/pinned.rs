@@ -5,8 +5,8 @@ use std::ffi::c_void;
 
 use super::buffer::DeviceMemory;
 use super::cuda::Cuda;
-use super::cuda_symbols as sys;
-use super::driver::DriverError;
+use super::cuda_symbols::{self as sys, Failure};
+use super::driver::{DriverError, OUT_OF_MEMORY};
 use super::kept::Memory;
 use super::{Launcher, MachineId, Runtime};
 use crate::error::Result;
@@ -36,8 +36,12 @@ unsafe impl DeviceMemory for Pinned<'_> {
         self.cuda.make_current()?;
         let mut host: *mut c_void = std::ptr::null_mut();
         // SAFETY: writes one pointer. An address must not be null, even one that nothing is read from.
-        unsafe { sys::cuMemHostAlloc(&mut host, bytes.max(1), PORTABLE_AND_MAPPED) }
-            .map_err(DriverError::from)?;
+        unsafe { sys::cuMemHostAlloc(&mut host, bytes.max(1), PORTABLE_AND_MAPPED) }.map_err(
+            |failure| match failure {
+                Failure::Code(_, OUT_OF_MEMORY) => DriverError::OutOfMemory { bytes },
+                other => other.into(),
+            },
+        )?;
         let mut address = 0;
         // SAFETY: writes one address; the memory was allocated as mapped.
         let mapped = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, host, 0) };
