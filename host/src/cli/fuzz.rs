@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
-use super::machines::{self, Choice};
+use super::machines::{self, Choices};
 use crate::cases::fuzz::{OPERATIONS, requests};
 
 #[derive(Debug, Args)]
@@ -24,8 +24,8 @@ pub(super) struct FuzzArgs {
     #[arg(long, value_parser = PossibleValuesParser::new(OPERATIONS))]
     op: Vec<String>,
     /// Which machines; mistakes are made on the emulator only
-    #[arg(long, value_enum, default_value_t = Choice::Emulator)]
-    runtime: Choice,
+    #[arg(long, value_enum, default_value_t = Choices::Emulator)]
+    runtime: Choices,
 }
 
 pub(super) fn run(args: &FuzzArgs) -> anyhow::Result<ExitCode> {
