@@ -87,6 +87,32 @@ fn a_table_for_people() {
 }
 
 #[test]
+fn the_help_names_what_is_read() {
+    let output = Command::new(env!("CARGO_BIN_EXE_ferroattn"))
+        .args(["calibrate", "--help"])
+        .output()
+        .expect("the program runs");
+    let help = String::from_utf8(output.stdout).expect("UTF-8");
+    for words in [
+        [
+            "query",
+            "[num_tokens, num_query_heads, head_size]",
+            "q_scale",
+        ],
+        ["key", "[num_tokens, num_kv_heads, head_size]", "k_scale"],
+        [
+            "value",
+            "[num_tokens, num_kv_heads, head_size_v]",
+            "v_scale",
+        ],
+        ["largest value", "448 (fp8_e4m3)", "57344 (fp8_e5m2)"],
+    ] {
+        let has_all = |line: &&str| words.iter().all(|word| line.contains(word));
+        assert!(help.lines().any(|line| has_all(&line)), "{words:?}: {help}");
+    }
+}
+
+#[test]
 fn bad_files_are_refused_with_a_reason() {
     let refused = |output: Output, message: &str| {
         assert!(!output.status.success(), "{output:?}");
@@ -104,7 +130,7 @@ fn bad_files_are_refused_with_a_reason() {
     );
     refused(
         calibrate(&key(Dtype::F32, &[2], f32s(&[1.0, 2.0])), &["--json"]),
-        "`key` must be [num_tokens, heads, head_size], but its shape is [2]",
+        "`key` must be [num_tokens, num_kv_heads, head_size], but its shape is [2]",
     );
     refused(
         calibrate(&key(Dtype::F32, &[0, 1, 2], Vec::new()), &[]),

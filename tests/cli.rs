@@ -122,6 +122,29 @@ fn wrong_arguments_are_refused() {
 }
 
 #[test]
+fn help_says_which_machine_is_automatic() {
+    for (command, auto) in [
+        (
+            "run",
+            "- auto:     The GPU if there is one, else the emulator",
+        ),
+        (
+            "decode",
+            "- auto:     The GPU if there is one, else the emulator",
+        ),
+        (
+            "sweep",
+            "- auto:     The GPU if there is one, and the emulator",
+        ),
+    ] {
+        let help = text(&ferroattn(&[command, "--help"]).stdout);
+        assert!(help.contains(auto), "{help}");
+        let told = help.lines().filter(|line| line.contains("if there is one"));
+        assert_eq!(told.count(), 1, "{help}");
+    }
+}
+
+#[test]
 fn info_needs_no_gpu() {
     let output = ferroattn(&["info"]);
     assert!(output.status.success(), "{output:?}");

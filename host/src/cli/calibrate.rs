@@ -13,12 +13,7 @@ use super::run_file::File;
 use crate::reference::HostTensor;
 use crate::tensor::Dtype;
 
-/// Reads query [num_tokens, num_query_heads, head_size], key [num_tokens, num_kv_heads, head_size] and value
-/// [num_tokens, num_kv_heads, head_size_v] (f32, f16 or bf16), as many of them as the file has. A scale is the
-/// largest magnitude divided by the format's largest value: 448 (fp8_e4m3) or 57344 (fp8_e5m2). Query heads are
-/// taken together with their KV head. What is all zero gets the scale 1.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub(super) struct CalibrateArgs {
     /// Print JSON
     #[arg(long)]
@@ -27,6 +22,21 @@ pub(super) struct CalibrateArgs {
     #[arg(value_name = "DUMP.safetensors")]
     input: PathBuf,
 }
+
+/// The tensors, what their dimensions are, and what requests call their scales.
+static TENSORS: [(&str, &str, &str); 3] = [
+    (
+        "query",
+        "[num_tokens, num_query_heads, head_size]",
+        "q_scale",
+    ),
+    ("key", "[num_tokens, num_kv_heads, head_size]", "k_scale"),
+    (
+        "value",
+        "[num_tokens, num_kv_heads, head_size_v]",
+        "v_scale",
+    ),
+];
 
 /// Largest values of the formats.
 const E4M3_MAX: f64 = 448.0;
@@ -50,6 +60,22 @@ struct Calibration {
     whole: Scales,
     /// One for each KV head.
     per_kv_head: Vec<Scales>,
+}
+
+/// What `calibrate --help` says after the options.
+pub(super) fn help() -> String {
+    let mut text =
+        "Tensors that are read, f32, f16 or bf16; as many of them as the file has, others are left alone:\n"
+            .to_owned();
+    for (tensor, form, scale) in TENSORS {
+        text += &format!("  {tensor:<6} {form:<42} gives {scale}\n");
+    }
+    text += &format!(
+        "\nA scale is the largest magnitude divided by the format's largest value: {E4M3_MAX} (fp8_e4m3) or {E5M2_MAX} \
+         (fp8_e5m2).\nThere is one for the whole tensor and one for each KV head, with which its query heads are taken \
+         together.\nWhat is all zero gets the scale 1.\n"
+    );
+    text
 }
 
 pub(super) fn run(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
@@ -87,13 +113,9 @@ pub(super) fn run(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
 fn calibrate(bytes: &[u8]) -> anyhow::Result<Vec<Calibration>> {
     let file = File::read(bytes)?;
     let mut tensors = Vec::new();
-    for (name, scale) in [
-        ("query", "q_scale"),
-        ("key", "k_scale"),
-        ("value", "v_scale"),
-    ] {
+    for (name, form, scale) in TENSORS {
         if let Some(tensor) = file.optional_tensor(name)? {
-            let amax = amax_of_heads(name, &tensor)?;
+            let amax = amax_of_heads(name, form, &tensor)?;
             tensors.push((name, scale, amax));
         }
     }
@@ -157,7 +179,7 @@ impl Scales {
     clippy::cast_possible_truncation,
     reason = "the numbers were 32 bits wide at most"
 )]
-fn amax_of_heads(name: &str, tensor: &HostTensor) -> anyhow::Result<Vec<f32>> {
+fn amax_of_heads(name: &str, form: &str, tensor: &HostTensor) -> anyhow::Result<Vec<f32>> {
     if !matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16) {
         bail!(
             "`{name}` must be f32, f16 or bf16, but its dtype is {}",
@@ -166,7 +188,7 @@ fn amax_of_heads(name: &str, tensor: &HostTensor) -> anyhow::Result<Vec<f32>> {
     }
     let [_, heads, head_size] = tensor.shape[..] else {
         bail!(
-            "`{name}` must be [num_tokens, heads, head_size], but its shape is {:?}",
+            "`{name}` must be {form}, but its shape is {:?}",
             tensor.shape
         );
     };

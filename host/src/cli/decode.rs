@@ -35,7 +35,7 @@ pub(super) struct DecodeArgs {
     /// Seeds the values and the order of blocks
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Which machine; `auto` is the GPU if there is one, else the emulator
+    /// Which machine
     #[arg(long, value_enum, default_value_t = Choice::Auto)]
     runtime: Choice,
     /// Whose PTX the GPU runs [env: FERROATTN_PTX] [default: rust-cuda's, if this build has it]

@@ -6,9 +6,20 @@ use clap::ValueEnum;
 use crate::emulator::Emulator;
 use crate::runtime::{Cuda, DriverError, Route, Runtime};
 
-/// Which machines to use.
+/// Which machine to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Choice {
+    /// The GPU if there is one, else the emulator
+    Auto,
+    /// The GPU
+    Cuda,
+    /// The emulator
+    Emulator,
+}
+
+/// Which machines to use, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Choices {
     /// The GPU if there is one, and the emulator
     Auto,
     /// The GPU
@@ -41,28 +52,40 @@ impl PtxSets {
 }
 
 /// The machines chosen, at least one. Says on stderr what is missing.
-pub(super) fn open(choice: Choice, route: Option<Route>) -> anyhow::Result<Vec<Box<dyn Runtime>>> {
+pub(super) fn open(choice: Choices, route: Option<Route>) -> anyhow::Result<Vec<Box<dyn Runtime>>> {
     let mut machines: Vec<Box<dyn Runtime>> = Vec::new();
     match choice {
-        Choice::Auto => match open_cuda(route) {
-            Ok(cuda) => machines.push(Box::new(cuda)),
-            // A wish that cannot be granted on any machine is no matter of this one.
-            Err(error @ DriverError::Route { .. }) if route.is_some() => return Err(error.into()),
-            Err(error) => eprintln!("no GPU: {error}"),
-        },
-        Choice::Cuda => machines.push(Box::new(cuda(route)?)),
-        Choice::Emulator => {}
+        Choices::Auto => machines.extend(cuda_if_there(route)?),
+        Choices::Cuda => machines.push(Box::new(cuda(route)?)),
+        Choices::Emulator => {}
     }
-    if choice != Choice::Cuda {
+    if choice != Choices::Cuda {
         machines.push(Box::new(Emulator::new()));
     }
     Ok(machines)
 }
 
-/// The first of the machines chosen: the GPU if there is one.
+/// The machine chosen. Says on stderr what is missing.
 pub(super) fn open_one(choice: Choice, route: Option<Route>) -> anyhow::Result<Box<dyn Runtime>> {
-    let mut machines = open(choice, route)?;
-    Ok(machines.swap_remove(0))
+    let emulator = || -> Box<dyn Runtime> { Box::new(Emulator::new()) };
+    Ok(match choice {
+        Choice::Auto => cuda_if_there(route)?.unwrap_or_else(emulator),
+        Choice::Cuda => Box::new(cuda(route)?),
+        Choice::Emulator => emulator(),
+    })
+}
+
+/// The GPU, or nothing but a word on stderr.
+fn cuda_if_there(route: Option<Route>) -> anyhow::Result<Option<Box<dyn Runtime>>> {
+    match open_cuda(route) {
+        Ok(cuda) => Ok(Some(Box::new(cuda))),
+        // A wish that cannot be granted on any machine is no matter of this one.
+        Err(error @ DriverError::Route { .. }) if route.is_some() => Err(error.into()),
+        Err(error) => {
+            eprintln!("no GPU: {error}");
+            Ok(None)
+        }
+    }
 }
 
 /// The GPU, with the PTX of `route` or the default.

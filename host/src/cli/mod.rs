@@ -10,13 +10,17 @@ mod info;
 mod machines;
 mod run;
 mod run_attention;
+mod run_blocks;
 mod run_cache;
 mod run_file;
 mod run_job;
+mod run_names;
 mod sweep;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+
+pub use run::run_operation;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -37,8 +41,10 @@ enum Command {
     /// Fill a paged cache, decode from it step by step, compare with the reference
     Decode(decode::DecodeArgs),
     /// Run one operation on the tensors of a safetensors file
+    #[command(after_long_help = run::help())]
     Run(run::RunArgs),
     /// Print FP8 scales for the tensors of a safetensors file; needs no GPU
+    #[command(after_long_help = calibrate::help())]
     Calibrate(calibrate::CalibrateArgs),
     /// Show driver, devices, compiled kernels and what is supported; needs no GPU
     Info(info::InfoArgs),

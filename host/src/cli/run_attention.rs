@@ -2,32 +2,83 @@
 
 use anyhow::bail;
 
-use super::run_job::{Inputs, Job, Names, run};
+use super::run_job::{Inputs, Job, extent, run};
+use super::run_names::{Key, Names, Operation};
 use crate::ops::{
     AlibiForm, AlibiSlopes, CheckMode, DecodeMlaEntryRequest, DecodeMlaRequest, DecodeOptions,
     DecodeRequest, EntryForm, EntryTokens, KvScales, MlaScales, UnifiedOptions, UnifiedRequest,
     WindowTokens,
 };
+use crate::plan::SplitPolicy;
 use crate::reference::HostTensor;
 use crate::runtime::Runtime;
 use crate::tensor::Dtype;
 
-pub(super) const DECODE: Names = Names {
-    needed: &[
-        "query",
-        "key_cache",
-        "value_cache",
-        "block_table",
-        "seq_lens",
+static SOFTMAX_SCALE: Key<f32> = Key::number("softmax_scale");
+pub(super) static OUT_DTYPE: Key<Dtype> = Key::words(
+    "out_dtype",
+    &[
+        ("bf16", Dtype::Bf16),
+        ("f16", Dtype::F16),
+        ("f32", Dtype::F32),
+        ("fp8_e4m3", Dtype::F8E4m3),
     ],
-    optional: &["q_scale", "k_scale", "v_scale", "alibi_slopes", "sinks"],
+);
+static MAX_SEQ_LEN: Key<u32> = Key::count("max_seq_len");
+static SPLIT_POLICY: Key<SplitPolicy> = Key::words(
+    "split_policy",
+    &[
+        ("auto", SplitPolicy::Auto),
+        ("invariant", SplitPolicy::BatchInvariant),
+    ],
+)
+.or("tokens per split", |text| {
+    text.parse().ok().map(SplitPolicy::Fixed)
+});
+static SLIDING_WINDOW: Key<u32> = Key::count("sliding_window");
+static SOFTCAP: Key<f32> = Key::number("softcap");
+static CAUSAL: Key<bool> = Key::truth("causal");
+static NUM_DECODES: Key<u32> = Key::count("num_decodes");
+static MAX_QUERY_LEN: Key<u32> = Key::count("max_query_len");
+static F32_SCORES: Key<bool> = Key::truth("f32_scores");
+static KV_LORA_RANK: Key<u32> = Key::count("kv_lora_rank");
+pub(super) static FORM: Key<EntryForm> = Key::words(
+    "form",
+    &[("fp8_ds_mla", EntryForm::Fp8Ds), ("v4", EntryForm::V4)],
+);
+pub(super) static BLOCK_SIZE: Key<u32> = Key::count("block_size");
+static WINDOW_BLOCK_SIZE: Key<u32> = Key::count("window_block_size");
+
+pub(super) static DECODE: Operation = Operation {
+    name: "decode",
+    about: "one query token a sequence attends to a paged cache",
+    tensors: Names {
+        needed: &[
+            "query",
+            "key_cache",
+            "value_cache",
+            "block_table",
+            "seq_lens",
+        ],
+        optional: &["q_scale", "k_scale", "v_scale", "alibi_slopes", "sinks"],
+    },
+    metadata: Names {
+        needed: &[&SOFTMAX_SCALE],
+        optional: &[
+            &OUT_DTYPE,
+            &MAX_SEQ_LEN,
+            &SPLIT_POLICY,
+            &SLIDING_WINDOW,
+            &SOFTCAP,
+        ],
+    },
+    choices: &[],
+    writes: "out, lse",
+    run: decode,
 };
 
-pub(super) fn decode(
-    inputs: &Inputs<'_>,
-    machine: &dyn Runtime,
-) -> anyhow::Result<Vec<HostTensor>> {
-    let softmax_scale = inputs.file.needed("softmax_scale")?;
+fn decode(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+    let softmax_scale = inputs.needed(&SOFTMAX_SCALE)?;
     let [_, _, _, head_size_v] = inputs.shape("value_cache")?;
     let job = job::<3>(inputs, machine, out_dtype(inputs)?, head_size_v)?;
     let checked = DecodeRequest {
@@ -41,8 +92,8 @@ pub(super) fn decode(
         softmax_scale,
         scales: scales(&job)?,
         options: DecodeOptions {
-            sliding_window: inputs.file.scalar("sliding_window")?,
-            softcap: inputs.file.scalar("softcap")?,
+            sliding_window: inputs.entry(&SLIDING_WINDOW)?,
+            softcap: inputs.entry(&SOFTCAP)?,
             alibi: alibi(&job)?,
             sinks: job.optional("sinks")?,
             ..options(inputs, CheckMode::Device)?
@@ -57,47 +108,64 @@ pub(super) fn decode(
     )
 }
 
-pub(super) const UNIFIED: Names = Names {
-    needed: &[
-        "query",
-        "key_cache",
-        "value_cache",
-        "block_table",
-        "query_start_loc",
-        "seq_lens",
-    ],
-    optional: &[
-        "q_scale",
-        "k_scale",
-        "v_scale",
-        "alibi_slopes",
-        "sinks",
-        "causal_flags",
-        "output_scale",
-    ],
+pub(super) static UNIFIED: Operation = Operation {
+    name: "unified",
+    about: "any number of query tokens a sequence attend to a paged cache",
+    tensors: Names {
+        needed: &[
+            "query",
+            "key_cache",
+            "value_cache",
+            "block_table",
+            "query_start_loc",
+            "seq_lens",
+        ],
+        optional: &[
+            "q_scale",
+            "k_scale",
+            "v_scale",
+            "alibi_slopes",
+            "sinks",
+            "causal_flags",
+            "output_scale",
+        ],
+    },
+    metadata: Names {
+        needed: &[&SOFTMAX_SCALE],
+        optional: &[
+            &OUT_DTYPE,
+            &MAX_SEQ_LEN,
+            &SPLIT_POLICY,
+            &SLIDING_WINDOW,
+            &SOFTCAP,
+            &CAUSAL,
+            &NUM_DECODES,
+            &MAX_QUERY_LEN,
+            &F32_SCORES,
+        ],
+    },
+    choices: &[],
+    writes: "out, lse",
+    run: unified,
 };
 
-pub(super) fn unified(
-    inputs: &Inputs<'_>,
-    machine: &dyn Runtime,
-) -> anyhow::Result<Vec<HostTensor>> {
-    let file = inputs.file;
-    let softmax_scale = file.needed("softmax_scale")?;
+fn unified(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+    let softmax_scale = inputs.needed(&SOFTMAX_SCALE)?;
     let [_, _, _, head_size_v] = inputs.shape("value_cache")?;
     let job = job::<3>(inputs, machine, out_dtype(inputs)?, head_size_v)?;
     let options = UnifiedOptions {
-        causal: file.scalar("causal")?.unwrap_or(true),
+        causal: inputs.entry(&CAUSAL)?.unwrap_or(true),
         causal_flags: job.optional("causal_flags")?,
-        sliding_window: file.scalar("sliding_window")?,
-        softcap: file.scalar("softcap")?,
+        sliding_window: inputs.entry(&SLIDING_WINDOW)?,
+        softcap: inputs.entry(&SOFTCAP)?,
         alibi: alibi(&job)?,
         sinks: job.optional("sinks")?,
         output_scale: job.optional("output_scale")?,
-        num_decodes: file.scalar("num_decodes")?.unwrap_or(0),
-        max_query_len: file.scalar("max_query_len")?,
-        max_seq_len: file.scalar("max_seq_len")?,
-        f32_scores: file.scalar("f32_scores")?.unwrap_or(false),
-        split_policy: inputs.split_policy()?,
+        num_decodes: inputs.entry(&NUM_DECODES)?.unwrap_or(0),
+        max_query_len: inputs.entry(&MAX_QUERY_LEN)?,
+        max_seq_len: inputs.entry(&MAX_SEQ_LEN)?,
+        f32_scores: inputs.entry(&F32_SCORES)?.unwrap_or(false),
+        split_policy: split_policy(inputs)?,
         check: CheckMode::Device,
     };
     let checked = UnifiedRequest {
@@ -122,19 +190,37 @@ pub(super) fn unified(
     )
 }
 
-pub(super) const DECODE_MLA: Names = Names {
-    needed: &["query", "cache", "block_table", "seq_lens"],
-    optional: &["q_scale", "k_scale"],
+pub(super) static DECODE_MLA: Operation = Operation {
+    name: "decode_mla",
+    about: "query tokens attend to a paged latent (MLA) cache",
+    tensors: Names {
+        needed: &["query", "cache", "block_table", "seq_lens"],
+        optional: &["q_scale", "k_scale"],
+    },
+    metadata: Names {
+        needed: &[&KV_LORA_RANK, &SOFTMAX_SCALE],
+        optional: &[&OUT_DTYPE, &MAX_SEQ_LEN, &SPLIT_POLICY],
+    },
+    choices: &[],
+    writes: "out, lse",
+    run: decode_mla,
 };
 
-pub(super) fn decode_mla(
-    inputs: &Inputs<'_>,
-    machine: &dyn Runtime,
-) -> anyhow::Result<Vec<HostTensor>> {
-    let softmax_scale = inputs.file.needed("softmax_scale")?;
-    let head_size_v = inputs.file.needed("kv_lora_rank")?;
+fn decode_mla(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+    let softmax_scale = inputs.needed(&SOFTMAX_SCALE)?;
+    let head_size_v = inputs.needed(&KV_LORA_RANK)? as usize;
+    let [num_seqs, query_len, num_query_heads, _] = inputs.shape("query")?;
+    let [_, _, head_size] = inputs.shape("cache")?;
+    let rows = num_seqs * query_len * num_query_heads;
+    let head_size_v = extent("kv_lora_rank", head_size_v, head_size, 2 * rows)?;
     let job = job::<4>(inputs, machine, out_dtype(inputs)?, head_size_v)?;
-    let q_scale = job.optional("q_scale")?;
+    let scales = match job.optional("k_scale")? {
+        Some(k_scale) => Some(MlaScales {
+            q_scale: job.optional("q_scale")?,
+            k_scale,
+        }),
+        None => None,
+    };
     let checked = DecodeMlaRequest {
         query: job.view("query")?,
         cache: job.view("cache")?,
@@ -143,9 +229,7 @@ pub(super) fn decode_mla(
         out: job.view_mut("out")?,
         lse: Some(job.view_mut("lse")?),
         softmax_scale,
-        scales: job
-            .optional("k_scale")?
-            .map(|k_scale| MlaScales { q_scale, k_scale }),
+        scales,
         options: options(inputs, CheckMode::Device)?,
     }
     .check()?;
@@ -157,41 +241,45 @@ pub(super) fn decode_mla(
     )
 }
 
-pub(super) const DECODE_MLA_ENTRY: Names = Names {
-    needed: &["query", "cache"],
-    optional: &[
-        "sinks",
-        "block_table",
-        "seq_lens",
-        "topk_indices",
-        "topk_length",
-        "window_cache",
-        "window_indices",
-        "window_length",
+pub(super) static DECODE_MLA_ENTRY: Operation = Operation {
+    name: "decode_mla_entry",
+    about: "query tokens attend to a paged latent cache of FP8 entries",
+    tensors: Names {
+        needed: &["query", "cache"],
+        optional: &[
+            "sinks",
+            "block_table",
+            "seq_lens",
+            "topk_indices",
+            "topk_length",
+            "window_cache",
+            "window_indices",
+            "window_length",
+        ],
+    },
+    metadata: Names {
+        needed: &[&FORM, &SOFTMAX_SCALE],
+        optional: &[&MAX_SEQ_LEN, &SPLIT_POLICY, &BLOCK_SIZE, &WINDOW_BLOCK_SIZE],
+    },
+    choices: &[
+        "all tokens: block_table, seq_lens, [max_seq_len]",
+        "listed tokens: topk_indices, [topk_length, block_table]",
+        "listed tokens of a second cache, too: window_cache, window_indices, [window_length, window_block_size]",
     ],
+    writes: "out, lse",
+    run: decode_mla_entry,
 };
 
-pub(super) fn decode_mla_entry(
-    inputs: &Inputs<'_>,
-    machine: &dyn Runtime,
-) -> anyhow::Result<Vec<HostTensor>> {
-    let file = inputs.file;
-    let softmax_scale = file.needed("softmax_scale")?;
-    let form = match file.text("form") {
-        Some("fp8_ds_mla") => EntryForm::Fp8Ds,
-        Some("v4") => EntryForm::V4,
-        _ => bail!("the metadata must have form, fp8_ds_mla or v4"),
-    };
+fn decode_mla_entry(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+    let softmax_scale = inputs.needed(&SOFTMAX_SCALE)?;
+    let form = inputs.needed(&FORM)?;
     let job = job::<4>(inputs, machine, Dtype::Bf16, 512)?;
     let by_list = inputs.has("topk_indices");
     let tokens = if by_list {
         let window = if inputs.has("window_cache") {
             Some(WindowTokens {
                 cache: job.view("window_cache")?,
-                block_size: match file.scalar("window_block_size")? {
-                    Some(tokens) => tokens,
-                    None => inputs.block_size("window_cache")?,
-                },
+                block_size: inputs.block_size("window_cache", &WINDOW_BLOCK_SIZE)?,
                 indices: job.view("window_indices")?,
                 length: job.optional("window_length")?,
             })
@@ -220,7 +308,7 @@ pub(super) fn decode_mla_entry(
         query: job.view("query")?,
         form,
         cache: job.view("cache")?,
-        block_size: inputs.block_size("cache")?,
+        block_size: inputs.block_size("cache", &BLOCK_SIZE)?,
         tokens,
         sinks: job.optional("sinks")?,
         out: job.view_mut("out")?,
@@ -234,7 +322,7 @@ pub(super) fn decode_mla_entry(
 
 /// The file's tensors, and an output and an lse for each row of a query of `RANK` dimensions.
 fn job<'m, const RANK: usize>(
-    inputs: &Inputs<'_>,
+    inputs: &'m Inputs<'_>,
     machine: &'m dyn Runtime,
     out_dtype: Dtype,
     head_size_v: usize,
@@ -257,8 +345,8 @@ fn alibi<'j>(job: &'j Job<'_>) -> anyhow::Result<Option<AlibiSlopes<'j>>> {
 
 fn options(inputs: &Inputs<'_>, check: CheckMode) -> anyhow::Result<DecodeOptions<'static>> {
     Ok(DecodeOptions {
-        max_seq_len: inputs.file.scalar("max_seq_len")?,
-        split_policy: inputs.split_policy()?,
+        max_seq_len: inputs.entry(&MAX_SEQ_LEN)?,
+        split_policy: split_policy(inputs)?,
         check,
         ..DecodeOptions::default()
     })
@@ -266,8 +354,17 @@ fn options(inputs: &Inputs<'_>, check: CheckMode) -> anyhow::Result<DecodeOption
 
 /// The output's dtype: the query's, unless the metadata says another.
 fn out_dtype(inputs: &Inputs<'_>) -> anyhow::Result<Dtype> {
-    let dtype = inputs.get("query")?.dtype;
-    inputs.out_dtype(Some(dtype).filter(|dtype| dtype.size() > 1))
+    Ok(
+        match (inputs.entry(&OUT_DTYPE)?, inputs.get("query")?.dtype) {
+            (Some(dtype), _) => dtype,
+            (None, query) if query.size() > 1 => query,
+            (None, query) => bail!("for a query of {query} the metadata must have out_dtype"),
+        },
+    )
+}
+
+fn split_policy(inputs: &Inputs<'_>) -> anyhow::Result<SplitPolicy> {
+    Ok(inputs.entry(&SPLIT_POLICY)?.unwrap_or_default())
 }
 
 fn scales<'j>(job: &'j Job<'_>) -> anyhow::Result<Option<KvScales<'j>>> {

@@ -1,48 +1,80 @@
-//! Cache writes, gathers and copies of blocks on tensors from a file.
+//! Cache writes on tensors from a file.
 
-use anyhow::{Context, bail};
-
-use super::run_job::{Inputs, Job, Names, run};
+use super::run_attention::{BLOCK_SIZE, FORM};
+use super::run_job::{Inputs, Job, run};
+use super::run_names::{Key, Names, Operation};
 use crate::ops::{
-    BlockCaches, CacheScales, CacheWriteRequest, CheckMode, CompactReferences, CompactRequest,
-    ConcatAndCacheMlaGroupedRequest, ConcatAndCacheMlaRequest, CopyBlocksRequest, GatherForm,
-    GatherRequest, GatherRows, MlaCacheForm, RopeAndCacheRequest, RopeQuery, RopeStyle, RopeTable,
-    ScaleRule,
+    CacheScales, CacheWriteRequest, CheckMode, ConcatAndCacheMlaGroupedRequest,
+    ConcatAndCacheMlaRequest, EntryForm, MlaCacheForm, RopeAndCacheRequest, RopeQuery, RopeStyle,
+    RopeTable, ScaleRule,
 };
 use crate::reference::HostTensor;
 use crate::runtime::Runtime;
 use crate::tensor::Dtype;
 
-pub(super) const WRITE: Names = Names {
-    needed: &["key", "value", "key_cache", "value_cache", "slot_mapping"],
-    optional: &["k_scale", "v_scale", "k_scale_cache", "v_scale_cache"],
+static STYLE: Key<RopeStyle> = Key::words(
+    "style",
+    &[("neox", RopeStyle::Neox), ("gptj", RopeStyle::GptJ)],
+);
+static SCALE_RULE: Key<ScaleRule> = Key::words(
+    "scale_rule",
+    &[
+        ("exact", ScaleRule::Exact),
+        ("power_of_two", ScaleRule::PowerOfTwo),
+    ],
+);
+
+pub(super) static WRITE: Operation = Operation {
+    name: "reshape_and_cache_flash",
+    about: "new keys and values into a paged cache",
+    tensors: Names {
+        needed: &["key", "value", "key_cache", "value_cache", "slot_mapping"],
+        optional: &["k_scale", "v_scale", "k_scale_cache", "v_scale_cache"],
+    },
+    metadata: Names {
+        needed: &[],
+        optional: &[&BLOCK_SIZE],
+    },
+    choices: &[
+        "given scales: k_scale, v_scale",
+        "a scale per token and head, which are written: k_scale_cache, v_scale_cache",
+    ],
+    writes: "key_cache, value_cache, [k_scale_cache, v_scale_cache]",
+    run: write,
 };
 
-pub(super) fn write(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+fn write(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
     let job = Job::new(machine, inputs, &[])?;
     let checked = write_request(inputs, &job)?.check()?;
     run!(job, checked, checked.plan(), CheckMode::Device)
 }
 
-pub(super) const ROPE: Names = Names {
-    needed: &[
-        "key",
-        "value",
-        "key_cache",
-        "value_cache",
-        "slot_mapping",
-        "positions",
-        "cos_sin",
-    ],
-    optional: &["k_scale", "v_scale", "query", "q_scale"],
+pub(super) static ROPE: Operation = Operation {
+    name: "rope_and_cache",
+    about: "the same, after keys and queries are rotated",
+    tensors: Names {
+        needed: &[
+            "key",
+            "value",
+            "key_cache",
+            "value_cache",
+            "slot_mapping",
+            "positions",
+            "cos_sin",
+        ],
+        optional: &["k_scale", "v_scale", "query", "q_scale"],
+    },
+    metadata: Names {
+        needed: &[],
+        optional: &[&STYLE, &BLOCK_SIZE],
+    },
+    choices: &["queries, which become fp8_e4m3 if they have a scale: query, [q_scale]"],
+    writes: "key_cache, value_cache, [query_out]",
+    run: rope,
 };
 
-pub(super) fn rope(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
-    let style = match inputs.file.text("style") {
-        None | Some("neox") => RopeStyle::Neox,
-        Some("gptj") => RopeStyle::GptJ,
-        Some(other) => bail!("the metadata's style is `{other}`, neither neox nor gptj"),
-    };
+fn rope(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+    let style = inputs.entry(&STYLE)?.unwrap_or(RopeStyle::Neox);
     let mut outputs = Vec::new();
     if let Ok(query) = inputs.get("query") {
         let dtype = if inputs.has("q_scale") {
@@ -97,42 +129,49 @@ fn write_request<'j>(
         key_cache: job.view_mut("key_cache")?,
         value_cache: job.view_mut("value_cache")?,
         slot_mapping: job.view("slot_mapping")?,
-        block_size: inputs.block_size("key_cache")?,
+        block_size: inputs.block_size("key_cache", &BLOCK_SIZE)?,
         scales,
         check: CheckMode::Device,
     })
 }
 
-pub(super) const MLA_WRITE: Names = Names {
-    needed: &["kv_c", "kv_cache", "slot_mapping"],
-    optional: &["k_pe", "scale"],
+pub(super) static MLA_WRITE: Operation = Operation {
+    name: "concat_and_cache_mla",
+    about: "new latents and rotary parts into a paged MLA cache",
+    tensors: Names {
+        needed: &["kv_c", "kv_cache", "slot_mapping"],
+        optional: &["k_pe", "scale"],
+    },
+    metadata: Names {
+        needed: &[],
+        optional: &[&FORM, &SCALE_RULE, &BLOCK_SIZE],
+    },
+    choices: &[
+        "an FP8 cache with one scale: scale",
+        "entries with scales of their own: form, [scale_rule]",
+    ],
+    writes: "kv_cache",
+    run: mla_write,
 };
 
-pub(super) fn mla_write(
-    inputs: &Inputs<'_>,
-    machine: &dyn Runtime,
-) -> anyhow::Result<Vec<HostTensor>> {
-    let rule = match inputs.file.text("scale_rule") {
-        None | Some("exact") => ScaleRule::Exact,
-        Some("power_of_two") => ScaleRule::PowerOfTwo,
-        Some(other) => {
-            bail!("the metadata's scale_rule is `{other}`, neither exact nor power_of_two")
-        }
-    };
+fn mla_write(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
     let job = Job::new(machine, inputs, &[])?;
-    let form = match (inputs.file.text("form"), job.optional("scale")?) {
-        (None, None) => MlaCacheForm::Plain,
-        (None, Some(scale)) => MlaCacheForm::Fp8 { scale },
-        (Some("fp8_ds_mla"), _) => MlaCacheForm::Fp8Ds { rule },
-        (Some("v4"), _) => MlaCacheForm::V4,
-        (Some(other), _) => bail!("the metadata's form is `{other}`, neither fp8_ds_mla nor v4"),
+    let form = match inputs.entry(&FORM)? {
+        None => match job.optional("scale")? {
+            None => MlaCacheForm::Plain,
+            Some(scale) => MlaCacheForm::Fp8 { scale },
+        },
+        Some(EntryForm::Fp8Ds) => MlaCacheForm::Fp8Ds {
+            rule: inputs.entry(&SCALE_RULE)?.unwrap_or(ScaleRule::Exact),
+        },
+        Some(EntryForm::V4) => MlaCacheForm::V4,
     };
     let checked = ConcatAndCacheMlaRequest {
         kv_c: job.view("kv_c")?,
         k_pe: job.optional("k_pe")?,
         kv_cache: job.view_mut("kv_cache")?,
         slot_mapping: job.view("slot_mapping")?,
-        block_size: inputs.block_size("kv_cache")?,
+        block_size: inputs.block_size("kv_cache", &BLOCK_SIZE)?,
         form,
         check: CheckMode::Device,
     }
@@ -140,12 +179,20 @@ pub(super) fn mla_write(
     run!(job, checked, checked.plan(), CheckMode::Device)
 }
 
-pub(super) const MLA_WRITE_GROUPED: Names = Names {
-    needed: &["kv_c", "k_pe", "kv_caches", "slot_mapping"],
-    optional: &["scales"],
+pub(super) static MLA_WRITE_GROUPED: Operation = Operation {
+    name: "concat_and_cache_mla_grouped",
+    about: "the same for many layers, with caches [num_layers, num_blocks, block_size, entry]",
+    tensors: Names {
+        needed: &["kv_c", "k_pe", "kv_caches", "slot_mapping"],
+        optional: &["scales"],
+    },
+    metadata: Names::NONE,
+    choices: &[],
+    writes: "kv_caches",
+    run: mla_write_grouped,
 };
 
-pub(super) fn mla_write_grouped(
+fn mla_write_grouped(
     inputs: &Inputs<'_>,
     machine: &dyn Runtime,
 ) -> anyhow::Result<Vec<HostTensor>> {
@@ -163,189 +210,4 @@ pub(super) fn mla_write_grouped(
     }
     .check()?;
     run!(job, checked, checked.plan(), CheckMode::Device)
-}
-
-pub(super) const GATHER: Names = Names {
-    needed: &["cache"],
-    optional: &[
-        "scale",
-        "block_table",
-        "row_starts",
-        "first_tokens",
-        "seq_lens",
-        "lens",
-        "topk_indices",
-        "seqs",
-        "slots",
-    ],
-};
-
-pub(super) fn gather(
-    inputs: &Inputs<'_>,
-    machine: &dyn Runtime,
-) -> anyhow::Result<Vec<HostTensor>> {
-    let form = inputs.file.text("form");
-    let (dtype, row) = match form {
-        None if inputs.has("scale") => {
-            let [_, _, row] = inputs.shape("cache")?;
-            (inputs.out_dtype(Some(Dtype::Bf16))?, row)
-        }
-        None => {
-            let [_, _, row] = inputs.shape("cache")?;
-            (inputs.get("cache")?.dtype, row)
-        }
-        Some("fp8_ds_mla") => (Dtype::Bf16, 576),
-        Some("v4") => (Dtype::Bf16, 512),
-        Some(other) => bail!("the metadata's form is `{other}`, neither fp8_ds_mla nor v4"),
-    };
-    let shape = gather_shape(inputs, row)?;
-    let job = Job::new(machine, inputs, &[("out", dtype, &shape)])?;
-    let checked = GatherRequest {
-        cache: job.view("cache")?,
-        block_size: inputs.block_size("cache")?,
-        form: match (form, job.optional("scale")?) {
-            (Some("fp8_ds_mla"), _) => GatherForm::Fp8Ds,
-            (Some(_), _) => GatherForm::V4,
-            (None, Some(scale)) => GatherForm::Fp8 { scale },
-            (None, None) => GatherForm::Raw,
-        },
-        out: job.view_mut("out")?,
-        rows: if inputs.has("slots") {
-            GatherRows::Slots {
-                slots: job.view("slots")?,
-            }
-        } else if inputs.has("topk_indices") {
-            GatherRows::TopK {
-                block_table: job.view("block_table")?,
-                indices: job.view("topk_indices")?,
-                seqs: job.optional("seqs")?,
-            }
-        } else if inputs.has("seq_lens") {
-            GatherRows::Padded {
-                block_table: job.view("block_table")?,
-                seq_lens: job.view("seq_lens")?,
-                lens: job.optional("lens")?,
-            }
-        } else {
-            GatherRows::Ragged {
-                block_table: job.view("block_table")?,
-                row_starts: job.view("row_starts")?,
-                first_tokens: job.optional("first_tokens")?,
-            }
-        },
-        zero_missing: true,
-        check: CheckMode::Device,
-    }
-    .check()?;
-    run!(job, checked, checked.plan(), CheckMode::Device)
-}
-
-/// Shape of a gather's output: as many rows as what chooses them says.
-fn gather_shape(inputs: &Inputs<'_>, row: usize) -> anyhow::Result<Vec<usize>> {
-    if inputs.has("slots") {
-        let [num_rows] = inputs.shape("slots")?;
-        return Ok(vec![num_rows, row]);
-    }
-    if inputs.has("topk_indices") {
-        let [num_tokens, topk] = inputs.shape("topk_indices")?;
-        let num_rows = num_tokens.checked_mul(topk).context("too many indices")?;
-        return Ok(vec![num_rows, row]);
-    }
-    if inputs.has("seq_lens") {
-        let [num_seqs] = inputs.shape("seq_lens")?;
-        return Ok(vec![num_seqs, inputs.file.needed("rows_per_seq")?, row]);
-    }
-    let starts = inputs.get("row_starts")?;
-    let [num_starts] = inputs.shape("row_starts")?;
-    let is_read = starts.dtype == Dtype::I32 && num_starts > 0;
-    let end = if is_read {
-        starts.integer(&[num_starts - 1])
-    } else {
-        0
-    };
-    Ok(vec![usize::try_from(end).unwrap_or(0), row])
-}
-
-pub(super) const COPY_BLOCKS: Names = Names {
-    needed: &["pairs"],
-    optional: &["target", "source", "targets", "sources"],
-};
-
-pub(super) fn copy_blocks(
-    inputs: &Inputs<'_>,
-    machine: &dyn Runtime,
-) -> anyhow::Result<Vec<HostTensor>> {
-    let job = Job::new(machine, inputs, &[])?;
-    if inputs.has("targets") {
-        let sources = job.optional_caches("sources")?;
-        let targets = job.caches_mut("targets")?;
-        let target = targets.table()?;
-        let source = match &sources {
-            Some(sources) => sources.table()?,
-            None => target,
-        };
-        return copy(&job, BlockCaches::Tables { source, target });
-    }
-    let source = job.optional("source")?;
-    let target = job.view_mut("target")?;
-    let caches = match source {
-        Some(source) => BlockCaches::Between { source, target },
-        None => BlockCaches::Within(target),
-    };
-    copy(&job, caches)
-}
-
-fn copy(job: &Job<'_>, caches: BlockCaches<'_>) -> anyhow::Result<Vec<HostTensor>> {
-    let checked = CopyBlocksRequest {
-        caches,
-        pairs: job.view("pairs")?,
-        check: CheckMode::Device,
-    }
-    .check()?;
-    run!(job, checked, checked.plan(), CheckMode::Device)
-}
-
-pub(super) const COMPACT: Names = Names {
-    needed: &["cache"],
-    optional: &["block_table", "seq_lens", "slots"],
-};
-
-pub(super) fn compact(
-    inputs: &Inputs<'_>,
-    machine: &dyn Runtime,
-) -> anyhow::Result<Vec<HostTensor>> {
-    let cache = inputs.get("cache")?;
-    let mut compact = cache.shape.clone();
-    *compact.first_mut().context("`cache` has no dimensions")? =
-        inputs.file.needed("num_compact_blocks")?;
-    let by_slots = inputs.has("slots");
-    let names = inputs.get(if by_slots { "slots" } else { "block_table" })?;
-    let job = Job::new(
-        machine,
-        inputs,
-        &[
-            ("compact", cache.dtype, &compact),
-            ("renamed", Dtype::I32, &names.shape),
-            ("num_wanted", Dtype::I32, &[1]),
-        ],
-    )?;
-    let checked = CompactRequest {
-        caches: vec![(job.view("cache")?, job.view_mut("compact")?)],
-        block_size: inputs.block_size("cache")?,
-        references: if by_slots {
-            CompactReferences::Slots {
-                slots: job.view("slots")?,
-                renamed: job.view_mut("renamed")?,
-            }
-        } else {
-            CompactReferences::Tables {
-                block_table: job.view("block_table")?,
-                seq_lens: job.view("seq_lens")?,
-                renamed: job.view_mut("renamed")?,
-            }
-        },
-        num_wanted: job.view_mut("num_wanted")?,
-    }
-    .check()?;
-    run!(job, checked, checked.plan(), CheckMode::Off)
 }

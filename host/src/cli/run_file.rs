@@ -1,9 +1,6 @@
 //! Tensors in `.safetensors` files.
 
 use std::collections::HashMap;
-use std::fs;
-use std::path::Path;
-use std::str::FromStr;
 
 use anyhow::{Context, bail, ensure};
 use safetensors::SafeTensors;
@@ -42,6 +39,20 @@ impl<'a> File<'a> {
         })
     }
 
+    /// Names of the tensors, in order.
+    pub(super) fn names(&self) -> Vec<&str> {
+        let mut names = self.tensors.names();
+        names.sort_unstable();
+        names
+    }
+
+    /// Names of the metadata's entries, in order.
+    pub(super) fn entries(&self) -> Vec<&str> {
+        let mut names: Vec<_> = self.metadata.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
     pub(super) fn optional_tensor(&self, name: &'static str) -> anyhow::Result<Option<HostTensor>> {
         let there = self.tensors.names().contains(&name);
         there.then(|| self.tensor(name)).transpose()
@@ -49,9 +60,7 @@ impl<'a> File<'a> {
 
     pub(super) fn tensor(&self, name: &'static str) -> anyhow::Result<HostTensor> {
         let Ok(view) = self.tensors.tensor(name) else {
-            let mut names = self.tensors.names();
-            names.sort_unstable();
-            bail!("there is no tensor `{name}`, only {names:?}");
+            bail!("there is no tensor `{name}`, only {:?}", self.names());
         };
         let known = DTYPES.iter().find(|(_, in_file)| *in_file == view.dtype());
         let Some(&(dtype, _)) = known else {
@@ -59,13 +68,9 @@ impl<'a> File<'a> {
             bail!("`{name}` has dtype {dtype}, which no operation takes");
         };
         let shape = view.shape();
-        // An empty tensor may claim any other extents; strides are made from their product.
-        let extent = |product: usize, &extent: &usize| product.checked_mul(extent.max(1));
+        // Of an empty tensor, nothing in the file bounds the other extents.
         ensure!(
-            shape
-                .iter()
-                .try_fold(dtype.size(), extent)
-                .is_some_and(|bytes| bytes <= 1 << 60),
+            span_bytes(dtype, shape).is_some_and(|bytes| bytes <= 1 << 60),
             "`{name}` has shape {shape:?}: too large"
         );
         Ok(HostTensor::contiguous(
@@ -80,28 +85,16 @@ impl<'a> File<'a> {
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         self.metadata.get(name).map(String::as_str)
     }
-
-    /// An entry that is a number, or another thing that is written in one word.
-    pub(super) fn scalar<T: FromStr>(&self, name: &str) -> anyhow::Result<Option<T>> {
-        self.metadata
-            .get(name)
-            .map(|text| {
-                text.trim().parse().ok().with_context(|| {
-                    format!("the metadata's {name} is `{text}`, which is not such a number")
-                })
-            })
-            .transpose()
-    }
-
-    /// The same, where there must be one.
-    pub(super) fn needed<T: FromStr>(&self, name: &str) -> anyhow::Result<T> {
-        self.scalar(name)?
-            .with_context(|| format!("the metadata must have {name}"))
-    }
 }
 
-/// Writes tensors to a file.
-pub(super) fn write(tensors: &[HostTensor], path: &Path) -> anyhow::Result<()> {
+/// Bytes of a tensor if those of its extents that are 0 were 1: strides are made from products like it.
+pub(super) fn span_bytes(dtype: Dtype, shape: &[usize]) -> Option<usize> {
+    let extent = |product: usize, &extent: &usize| product.checked_mul(extent.max(1));
+    shape.iter().try_fold(dtype.size(), extent)
+}
+
+/// A file of tensors.
+pub(super) fn bytes(tensors: &[HostTensor]) -> anyhow::Result<Vec<u8>> {
     let views = tensors
         .iter()
         .map(|tensor| {
@@ -111,6 +104,5 @@ pub(super) fn write(tensors: &[HostTensor], path: &Path) -> anyhow::Result<()> {
             Ok((tensor.storage.name, view))
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
-    fs::write(path, safetensors::serialize(views, None)?)?;
-    Ok(())
+    Ok(safetensors::serialize(views, None)?)
 }

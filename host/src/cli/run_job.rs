@@ -1,49 +1,56 @@
 //! One operation's tensors on a machine: those of a file, and those that it writes.
 
 use std::cell::RefCell;
-use std::fmt::Display;
+use std::collections::BTreeSet;
+use std::fmt::{Debug, Display};
 
 use anyhow::{Context, bail, ensure};
 
-use super::run_file::File;
+use super::run_file::{File, span_bytes};
+use super::run_names::{Key, Operation};
 use crate::cases::{Uploads, fill::POISON};
 use crate::error::Result;
 use crate::ops::{CHECK_BYTES, CacheTable, CheckMode, check_result};
-use crate::plan::{MOST_CTAS_YZ, SplitPolicy};
+use crate::plan::MOST_CTAS_YZ;
 use crate::reference::HostTensor;
 use crate::runtime::{Buffer, Launcher, Runtime};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
-/// Most bytes of an output: far more than machines have.
-const MAX_OUT_BYTES: usize = 1 << 36;
+/// Most bytes of all that an operation makes, and of its workspace: `run --help` says so.
+pub(super) const MOST_BYTES: usize = 1 << 30;
+/// Most bytes of an output of which the request cannot need all, as where rows are padded to a round number.
+const MOST_SPARE_BYTES: usize = 1 << 24;
 /// Most caches of one tensor: a launch has a layer of its grid for each.
 const MAX_CACHES: usize = MOST_CTAS_YZ as usize;
 
-/// The tensors that an operation knows, by their names in files.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Names {
-    /// It reads these, or writes into them.
-    pub(super) needed: &'static [&'static str],
-    /// If they are in the file, these too.
-    pub(super) optional: &'static [&'static str],
-}
-
-/// The tensors of a file that an operation knows.
+/// What a file has for an operation.
 pub(super) struct Inputs<'f> {
-    pub(super) file: &'f File<'f>,
+    op: &'static Operation,
+    file: &'f File<'f>,
     tensors: Vec<HostTensor>,
+    /// Names that the operation has asked for.
+    asked: RefCell<BTreeSet<&'static str>>,
 }
 
 impl<'f> Inputs<'f> {
-    pub(super) fn read(file: &'f File<'f>, names: Names) -> anyhow::Result<Self> {
+    pub(super) fn read(op: &'static Operation, file: &'f File<'f>) -> anyhow::Result<Self> {
         let mut tensors = Vec::new();
-        for name in names.needed {
+        for name in op.tensors.needed {
             tensors.push(file.tensor(name)?);
         }
-        for name in names.optional {
+        for name in op.tensors.optional {
             tensors.extend(file.optional_tensor(name)?);
         }
-        Ok(Self { file, tensors })
+        for entry in op.metadata.needed {
+            let name = entry.name();
+            ensure!(file.text(name).is_some(), "the metadata must have {name}");
+        }
+        Ok(Self {
+            op,
+            file,
+            tensors,
+            asked: RefCell::default(),
+        })
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
@@ -70,42 +77,64 @@ impl<'f> Inputs<'f> {
             .with_context(|| format!("`{name}` must have {RANK} dimensions, not {shape:?}"))
     }
 
-    /// The dtype that the metadata calls `out_dtype`, or else `usual`.
-    pub(super) fn out_dtype(&self, usual: Option<Dtype>) -> anyhow::Result<Dtype> {
-        Ok(match (self.file.text("out_dtype"), usual) {
-            (None, None) => bail!("for this query the metadata must have out_dtype"),
-            (None, Some(usual)) => usual,
-            (Some("bf16"), _) => Dtype::Bf16,
-            (Some("f16"), _) => Dtype::F16,
-            (Some("f32"), _) => Dtype::F32,
-            (Some("fp8_e4m3"), _) => Dtype::F8E4m3,
-            (Some(other), _) => {
-                bail!("the metadata's out_dtype is `{other}`, none of bf16, f16, f32 and fp8_e4m3")
-            }
-        })
+    /// What an entry of the metadata says, if it is there.
+    pub(super) fn entry<T: Copy + Debug + Sync>(&self, key: &Key<T>) -> anyhow::Result<Option<T>> {
+        let name = key.name();
+        assert!(self.op.takes_entry(name), "{name} is in no list of names");
+        self.asked.borrow_mut().insert(name);
+        self.file.text(name).map(|text| key.read(text)).transpose()
     }
 
-    pub(super) fn split_policy(&self) -> anyhow::Result<SplitPolicy> {
-        Ok(match self.file.text("split_policy") {
-            None | Some("auto") => SplitPolicy::Auto,
-            Some("invariant") => SplitPolicy::BatchInvariant,
-            Some(_) => SplitPolicy::Fixed(self.file.needed("split_policy")?),
-        })
+    /// The same, where there must be one.
+    pub(super) fn needed<T: Copy + Debug + Sync>(&self, key: &Key<T>) -> anyhow::Result<T> {
+        let name = key.name();
+        self.entry(key)?
+            .with_context(|| format!("the metadata must have {name}"))
     }
 
-    /// `block_size` of a cache that has it as its second dimension, or in the metadata.
-    pub(super) fn block_size(&self, cache: &str) -> anyhow::Result<usize> {
-        match (self.file.scalar("block_size")?, &self.get(cache)?.shape[..]) {
-            (Some(tokens), _) => Ok(tokens),
+    /// `block_size` of a cache: what `key` says, or its second dimension.
+    pub(super) fn block_size(&self, cache: &str, key: &Key<u32>) -> anyhow::Result<usize> {
+        match (self.entry(key)?, &self.get(cache)?.shape[..]) {
+            (Some(tokens), _) => Ok(tokens as usize),
             (None, &[_, tokens, _, ..]) => Ok(tokens),
-            (None, _) => bail!("the metadata must have block_size"),
+            (None, _) => bail!("the metadata must have {}", key.name()),
         }
     }
+
+    /// Names that are in the file, that the operation takes, and that it did not ask for: they would have no effect.
+    fn refuse_unasked(&self) -> anyhow::Result<()> {
+        let asked = self.asked.borrow();
+        let tensors = self.tensors.iter().map(|tensor| tensor.storage.name);
+        let entries = self.op.metadata.all().map(|entry| entry.name());
+        let entries = entries.filter(|name| self.file.text(name).is_some());
+        if let Some(name) = tensors.chain(entries).find(|name| !asked.contains(name)) {
+            let op = self.op.name;
+            bail!("{op} takes `{name}`, but not together with what else is in this file");
+        }
+        Ok(())
+    }
+}
+
+/// A number of the file's by which an output is as large as it is, `part_bytes` for each. More than the request can
+/// need is refused before it is allocated, unless it is little.
+pub(super) fn extent(
+    name: &str,
+    asked: usize,
+    needed: usize,
+    part_bytes: usize,
+) -> anyhow::Result<usize> {
+    let bytes = asked.checked_mul(part_bytes.max(1));
+    ensure!(
+        asked <= needed || bytes.is_some_and(|bytes| bytes <= MOST_SPARE_BYTES),
+        "{name} is {asked}, but these tensors have no use for more than {needed}"
+    );
+    Ok(asked)
 }
 
 /// The same on a machine, with the tensors that are made for the operation to write.
 pub(super) struct Job<'m> {
     machine: &'m dyn Runtime,
+    inputs: &'m Inputs<'m>,
     tensors: Vec<HostTensor>,
     /// Names of tensors that somebody has a view to write of.
     written: RefCell<Vec<String>>,
@@ -116,15 +145,19 @@ impl<'m> Job<'m> {
     /// Outputs are poisoned.
     pub(super) fn new(
         machine: &'m dyn Runtime,
-        inputs: &Inputs<'_>,
+        inputs: &'m Inputs<'_>,
         outputs: &[(&'static str, Dtype, &[usize])],
     ) -> anyhow::Result<Self> {
         let mut tensors = inputs.tensors.clone();
+        let mut left = MOST_BYTES;
         for &(name, dtype, shape) in outputs {
-            tensors.push(poisoned(name, dtype, shape)?);
+            let output = poisoned(name, dtype, shape, left)?;
+            left -= output.storage.len;
+            tensors.push(output);
         }
         Ok(Self {
             machine,
+            inputs,
             uploads: Uploads::new(machine, &tensors)?,
             tensors,
             written: RefCell::default(),
@@ -132,9 +165,10 @@ impl<'m> Job<'m> {
     }
 
     fn find(&self, name: &str) -> Option<&HostTensor> {
-        self.tensors
-            .iter()
-            .find(|tensor| tensor.storage.name == name)
+        let mut tensors = self.tensors.iter();
+        let found = tensors.find(|tensor| tensor.storage.name == name)?;
+        self.inputs.asked.borrow_mut().insert(found.storage.name);
+        Some(found)
     }
 
     /// A tensor to read, if there is one.
@@ -191,6 +225,11 @@ impl<'m> Job<'m> {
         check: CheckMode,
         launch: impl FnOnce(&mut TensorViewMut<'_>, &dyn Launcher) -> Result<()>,
     ) -> anyhow::Result<Vec<HostTensor>> {
+        self.inputs.refuse_unasked()?;
+        ensure!(
+            workspace_bytes <= MOST_BYTES,
+            "this needs a workspace of {workspace_bytes} bytes, which is more than {MOST_BYTES}"
+        );
         eprintln!("{plan}");
         // Zeros: a check record that says that nothing was found, even if nothing is launched.
         let bytes = workspace_bytes.max(CHECK_BYTES);
@@ -267,12 +306,18 @@ impl<'j> Caches<'j> {
     }
 }
 
-fn poisoned(name: &'static str, dtype: Dtype, shape: &[usize]) -> anyhow::Result<HostTensor> {
-    let bytes = shape
-        .iter()
-        .try_fold(dtype.size(), |bytes, &extent| bytes.checked_mul(extent))
-        .filter(|&bytes| bytes <= MAX_OUT_BYTES)
-        .with_context(|| format!("`{name}` would have shape {shape:?}: too large"))?;
+/// A tensor of at most `most_bytes` bytes that nobody has written.
+fn poisoned(
+    name: &'static str,
+    dtype: Dtype,
+    shape: &[usize],
+    most_bytes: usize,
+) -> anyhow::Result<HostTensor> {
+    let span = span_bytes(dtype, shape).filter(|&bytes| bytes <= most_bytes);
+    span.with_context(|| {
+        format!("`{name}` would have shape {shape:?}: all that is made may have {MOST_BYTES} bytes")
+    })?;
+    let bytes = shape.iter().product::<usize>() * dtype.size();
     Ok(HostTensor::contiguous(
         name,
         dtype,

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::machines::{self, Choice, PtxSets};
+use super::machines::{self, Choices, PtxSets};
 use crate::cases::grids::GRIDS;
 use crate::cases::{Case, Outcome, run_case_again};
 use crate::runtime::Runtime;
@@ -35,8 +35,8 @@ pub(super) struct SweepArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Which machines
-    #[arg(long, value_enum, default_value_t = Choice::Auto)]
-    runtime: Choice,
+    #[arg(long, value_enum, default_value_t = Choices::Auto)]
+    runtime: Choices,
     /// Whose PTX the GPU runs; with `both`, every case runs with each, and the outputs have to agree bit for
     /// bit [env: FERROATTN_PTX] [default: rust-cuda's, if this build has it]
     #[arg(long, value_enum)]
@@ -150,7 +150,7 @@ impl SweepArgs {
     fn machines(&self) -> anyhow::Result<Vec<Vec<Machine>>> {
         if self.ptx == Some(PtxSets::Both) {
             anyhow::ensure!(
-                self.runtime != Choice::Emulator,
+                self.runtime != Choices::Emulator,
                 "--ptx both is for the GPU: the emulator runs no PTX"
             );
             let machine = |route| -> anyhow::Result<Machine> {

@@ -1,0 +1,253 @@
+//! Gathers, copies and compaction of blocks on tensors from a file.
+
+use anyhow::{Context, ensure};
+
+use super::run_attention::{BLOCK_SIZE, FORM, OUT_DTYPE};
+use super::run_job::{Inputs, Job, extent, run};
+use super::run_names::{Key, Names, Operation};
+use crate::ops::{
+    BlockCaches, CheckMode, CompactReferences, CompactRequest, CopyBlocksRequest, EntryForm,
+    GatherForm, GatherRequest, GatherRows,
+};
+use crate::reference::HostTensor;
+use crate::runtime::Runtime;
+use crate::tensor::Dtype;
+
+static ROWS_PER_SEQ: Key<u32> = Key::count("rows_per_seq");
+static NUM_COMPACT_BLOCKS: Key<u32> = Key::count("num_compact_blocks");
+
+pub(super) static GATHER: Operation = Operation {
+    name: "gather",
+    about: "tokens of a paged cache as rows side by side; rows without a token are zeros",
+    tensors: Names {
+        needed: &["cache"],
+        optional: &[
+            "scale",
+            "block_table",
+            "row_starts",
+            "first_tokens",
+            "seq_lens",
+            "lens",
+            "topk_indices",
+            "seqs",
+            "slots",
+        ],
+    },
+    metadata: Names {
+        needed: &[],
+        optional: &[&FORM, &OUT_DTYPE, &BLOCK_SIZE, &ROWS_PER_SEQ],
+    },
+    choices: &[
+        "whole sequences: block_table, row_starts, [first_tokens]",
+        "the last tokens of sequences: block_table, seq_lens, rows_per_seq, [lens]",
+        "chosen tokens: block_table, topk_indices, [seqs]",
+        "named slots: slots",
+        "an FP8 cache with one scale: scale, [out_dtype]",
+        "entries with scales of their own: form",
+    ],
+    writes: "out",
+    run: gather,
+};
+
+fn gather(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+    let form = inputs.entry(&FORM)?;
+    let (dtype, row) = match form {
+        None => {
+            let [_, _, row] = inputs.shape("cache")?;
+            let dtype = if inputs.has("scale") {
+                inputs.entry(&OUT_DTYPE)?.unwrap_or(Dtype::Bf16)
+            } else {
+                inputs.get("cache")?.dtype
+            };
+            (dtype, row)
+        }
+        Some(EntryForm::Fp8Ds) => (Dtype::Bf16, 576),
+        Some(EntryForm::V4) => (Dtype::Bf16, 512),
+    };
+    let block_size = inputs.block_size("cache", &BLOCK_SIZE)?;
+    let shape = gather_shape(inputs, block_size, row, dtype)?;
+    let job = Job::new(machine, inputs, &[("out", dtype, &shape)])?;
+    let checked = GatherRequest {
+        cache: job.view("cache")?,
+        block_size,
+        form: match form {
+            Some(EntryForm::Fp8Ds) => GatherForm::Fp8Ds,
+            Some(EntryForm::V4) => GatherForm::V4,
+            None => match job.optional("scale")? {
+                Some(scale) => GatherForm::Fp8 { scale },
+                None => GatherForm::Raw,
+            },
+        },
+        out: job.view_mut("out")?,
+        rows: if inputs.has("slots") {
+            GatherRows::Slots {
+                slots: job.view("slots")?,
+            }
+        } else if inputs.has("topk_indices") {
+            GatherRows::TopK {
+                block_table: job.view("block_table")?,
+                indices: job.view("topk_indices")?,
+                seqs: job.optional("seqs")?,
+            }
+        } else if inputs.has("seq_lens") {
+            GatherRows::Padded {
+                block_table: job.view("block_table")?,
+                seq_lens: job.view("seq_lens")?,
+                lens: job.optional("lens")?,
+            }
+        } else {
+            GatherRows::Ragged {
+                block_table: job.view("block_table")?,
+                row_starts: job.view("row_starts")?,
+                first_tokens: job.optional("first_tokens")?,
+            }
+        },
+        zero_missing: true,
+        check: CheckMode::Device,
+    }
+    .check()?;
+    run!(job, checked, checked.plan(), CheckMode::Device)
+}
+
+/// Shape of a gather's output: as many rows as what chooses them says.
+fn gather_shape(
+    inputs: &Inputs<'_>,
+    block_size: usize,
+    row: usize,
+    dtype: Dtype,
+) -> anyhow::Result<Vec<usize>> {
+    if inputs.has("slots") {
+        let [num_rows] = inputs.shape("slots")?;
+        return Ok(vec![num_rows, row]);
+    }
+    let [num_seqs, width] = inputs.shape("block_table")?;
+    if inputs.has("topk_indices") {
+        let [num_tokens, topk] = inputs.shape("topk_indices")?;
+        return Ok(vec![num_tokens * topk, row]);
+    }
+    let row_bytes = row.saturating_mul(dtype.size());
+    let most_tokens = width.saturating_mul(block_size);
+    if inputs.has("seq_lens") {
+        let rows = inputs.needed(&ROWS_PER_SEQ)? as usize;
+        let bytes = num_seqs.saturating_mul(row_bytes);
+        let rows = extent("rows_per_seq", rows, most_tokens, bytes)?;
+        return Ok(vec![num_seqs, rows, row]);
+    }
+    let starts = inputs.get("row_starts")?;
+    let [num_starts] = inputs.shape("row_starts")?;
+    if starts.dtype != Dtype::I32 || num_starts == 0 {
+        // The request will say what it had to be.
+        return Ok(vec![0, row]);
+    }
+    let last = num_starts - 1;
+    let (end, name) = (starts.integer(&[last]), format!("`row_starts[{last}]`"));
+    ensure!(end >= 0, "{name} is {end}, but it is a number of rows");
+    let end = usize::try_from(end)?;
+    let end = extent(&name, end, num_seqs.saturating_mul(most_tokens), row_bytes)?;
+    Ok(vec![end, row])
+}
+
+pub(super) static COPY_BLOCKS: Operation = Operation {
+    name: "copy_blocks",
+    about: "whole blocks, each from the first of a pair to the second",
+    tensors: Names {
+        needed: &["pairs"],
+        optional: &["target", "source", "targets", "sources"],
+    },
+    metadata: Names::NONE,
+    choices: &[
+        "one cache, or two: target, [source]",
+        "caches along the first dimension: targets, [sources]",
+    ],
+    writes: "target or targets",
+    run: copy_blocks,
+};
+
+fn copy_blocks(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+    let job = Job::new(machine, inputs, &[])?;
+    if inputs.has("targets") {
+        let sources = job.optional_caches("sources")?;
+        let targets = job.caches_mut("targets")?;
+        let target = targets.table()?;
+        let source = match &sources {
+            Some(sources) => sources.table()?,
+            None => target,
+        };
+        return copy(&job, BlockCaches::Tables { source, target });
+    }
+    let source = job.optional("source")?;
+    let target = job.view_mut("target")?;
+    let caches = match source {
+        Some(source) => BlockCaches::Between { source, target },
+        None => BlockCaches::Within(target),
+    };
+    copy(&job, caches)
+}
+
+fn copy(job: &Job<'_>, caches: BlockCaches<'_>) -> anyhow::Result<Vec<HostTensor>> {
+    let checked = CopyBlocksRequest {
+        caches,
+        pairs: job.view("pairs")?,
+        check: CheckMode::Device,
+    }
+    .check()?;
+    run!(job, checked, checked.plan(), CheckMode::Device)
+}
+
+pub(super) static COMPACT: Operation = Operation {
+    name: "compact",
+    about: "the blocks that are referred to, and no others, as a cache of their own",
+    tensors: Names {
+        needed: &["cache"],
+        optional: &["block_table", "seq_lens", "slots"],
+    },
+    metadata: Names {
+        needed: &[&NUM_COMPACT_BLOCKS],
+        optional: &[&BLOCK_SIZE],
+    },
+    choices: &[
+        "whole sequences: block_table, seq_lens",
+        "named slots: slots",
+    ],
+    writes: "compact, renamed, num_wanted",
+    run: compact,
+};
+
+fn compact(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+    let cache = inputs.get("cache")?;
+    let mut compact = cache.shape.clone();
+    let num_blocks = compact.first_mut().context("`cache` has no dimensions")?;
+    let asked = inputs.needed(&NUM_COMPACT_BLOCKS)? as usize;
+    let block_bytes = cache.shape[1..].iter().product::<usize>() * cache.dtype.size();
+    *num_blocks = extent("num_compact_blocks", asked, *num_blocks, block_bytes)?;
+    let by_slots = inputs.has("slots");
+    let names = inputs.get(if by_slots { "slots" } else { "block_table" })?;
+    let job = Job::new(
+        machine,
+        inputs,
+        &[
+            ("compact", cache.dtype, &compact),
+            ("renamed", Dtype::I32, &names.shape),
+            ("num_wanted", Dtype::I32, &[1]),
+        ],
+    )?;
+    let checked = CompactRequest {
+        caches: vec![(job.view("cache")?, job.view_mut("compact")?)],
+        block_size: inputs.block_size("cache", &BLOCK_SIZE)?,
+        references: if by_slots {
+            CompactReferences::Slots {
+                slots: job.view("slots")?,
+                renamed: job.view_mut("renamed")?,
+            }
+        } else {
+            CompactReferences::Tables {
+                block_table: job.view("block_table")?,
+                seq_lens: job.view("seq_lens")?,
+                renamed: job.view_mut("renamed")?,
+            }
+        },
+        num_wanted: job.view_mut("num_wanted")?,
+    }
+    .check()?;
+    run!(job, checked, checked.plan(), CheckMode::Off)
+}
