@@ -169,7 +169,8 @@ impl Row {
             unsafe { complain::<G, CHECKS>(gpu, params, fault) };
             return None;
         }
-        let token = row - start as u32 + first_token;
+        // A start below 0 gives no token that means anything; the check names it.
+        let token = row.wrapping_sub(start as u32).wrapping_add(first_token);
         // SAFETY: the sequence has a row in the block table.
         unsafe { Self::look_up::<G, CHECKS>(gpu, params, row, seq, token) }
     }
