@@ -21,7 +21,7 @@ use run_input::*;
 use serde_json::{Map, Value, json};
 use tensors::{Random, ints};
 
-const NUM_MUTATIONS: u64 = 1500;
+const NUM_MUTATIONS: u64 = 800;
 
 /// Extents and offsets that break sums and products.
 const SIZES: [u64; 14] = [
@@ -213,10 +213,7 @@ fn mutated_files_end_in_results_or_words() {
             }
         }
     }
-    assert!(
-        done > 100 && refused > 500,
-        "{done} done, {refused} refused"
-    );
+    assert!(done > 50 && refused > 250, "{done} done, {refused} refused");
 }
 
 /// Sizes that only numbers in the file ask for.

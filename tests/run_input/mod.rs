@@ -107,7 +107,7 @@ pub(crate) fn inputs() -> Vec<Input> {
         .with(filled("v_scale_cache", F32, &[1, BLOCK_SIZE, 1], |_| 0.0));
 
     let cache = filled("cache", F8E4m3, &[1, BLOCK_SIZE, 16], |at| at as f32 / 16.0);
-    let gather = Input::new("gather", &[cache.clone()]);
+    let gather = Input::new("gather", std::slice::from_ref(&cache));
     let by_table = gather.clone().with(table.clone());
     let pairs = tensor("pairs", I64, &[1, 2], le_bytes(&[0, 1]));
     let caches = |name| filled(name, Bf16, &[2, 2, BLOCK_SIZE, 16], |at| at as f32);

@@ -35,6 +35,9 @@ pub(super) struct Names<N: 'static> {
     pub(super) optional: &'static [N],
 }
 
+/// Makes of a text what it means, if it can.
+type Read<T> = fn(&str) -> Option<T>;
+
 /// An entry of the metadata.
 #[derive(Debug)]
 pub(super) struct Key<T: 'static> {
@@ -42,7 +45,7 @@ pub(super) struct Key<T: 'static> {
     /// What it may be, and what that means.
     words: &'static [(&'static str, T)],
     /// What else it may be, and how that is read.
-    other: Option<(&'static str, fn(&str) -> Option<T>)>,
+    other: Option<(&'static str, Read<T>)>,
 }
 
 /// The same, whatever it means.
@@ -64,8 +67,8 @@ impl Operation {
     /// Refuses a file with names that the operation does not take; `all` are the operations that there are.
     pub(super) fn refuse_unknown<'n>(
         &self,
-        tensors: impl Iterator<Item = &'n str>,
-        metadata: impl Iterator<Item = &'n str>,
+        mut tensors: impl Iterator<Item = &'n str>,
+        mut metadata: impl Iterator<Item = &'n str>,
         all: &[&Operation],
     ) -> anyhow::Result<()> {
         let op = self.name;
@@ -77,7 +80,7 @@ impl Operation {
                 _ => format!(" ({} has it)", listed(&others, "and")),
             }
         };
-        for name in tensors.filter(|name| !self.takes_tensor(name)) {
+        if let Some(name) = tensors.find(|name| !self.takes_tensor(name)) {
             let shown = shortened(name);
             if self.takes_entry(name) {
                 bail!("{op} takes `{shown}` from the metadata, not as a tensor");
@@ -88,7 +91,8 @@ impl Operation {
                 "{op} takes no tensor `{shown}`{others}; the nearest that it takes is `{nearest}`"
             );
         }
-        for name in metadata.filter(|name| !self.takes_entry(name) && *name != WRITERS_ENTRY) {
+        let is_unknown = |name: &&str| !self.takes_entry(name) && *name != WRITERS_ENTRY;
+        if let Some(name) = metadata.find(is_unknown) {
             let shown = shortened(name);
             if self.takes_tensor(name) {
                 bail!("{op} takes `{shown}` as a tensor, not from the metadata");
@@ -163,7 +167,7 @@ impl<T> Key<T> {
         }
     }
 
-    const fn other(name: &'static str, what: &'static str, read: fn(&str) -> Option<T>) -> Self {
+    const fn other(name: &'static str, what: &'static str, read: Read<T>) -> Self {
         Self {
             name,
             words: &[],
@@ -172,7 +176,7 @@ impl<T> Key<T> {
     }
 
     /// Or what `read` can read; `what` says what that is.
-    pub(super) const fn or(self, what: &'static str, read: fn(&str) -> Option<T>) -> Self {
+    pub(super) const fn or(self, what: &'static str, read: Read<T>) -> Self {
         let Self { name, words, .. } = self;
         Self {
             name,
