@@ -255,7 +255,11 @@ fn number(at: usize) -> [u8; 4] {
         .to_le_bytes()
 }
 
-impl DeviceCase for ExactBlocks<'_> {
+impl<'m> DeviceCase<'m> for ExactBlocks<'m> {
+    fn uploads(&self) -> &Uploads<'m> {
+        &self.uploads
+    }
+
     fn launch(&mut self, _set: usize, launcher: &dyn Launcher) -> Result<String> {
         let uploads = &self.uploads;
         // SAFETY: `self` is borrowed exclusively, and launches of one stream run in order.

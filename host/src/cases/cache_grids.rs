@@ -2,7 +2,7 @@
 
 use super::grids::write;
 use super::{
-    BlocksCase, BlocksOperation, CacheWriteCase, Case, GatherBy, GatherCase, Layout, MlaForm,
+    BlocksCase, BlocksOperation, CacheWriteCase, Case, Fill, GatherBy, GatherCase, Layout, MlaForm,
     MlaWriteCase, RopeCase, ScaleForm,
 };
 use crate::ops::{CheckMode, RopeStyle};
@@ -31,7 +31,11 @@ fn scaled(mut case: CacheWriteCase, (kv, scales): (Dtype, ScaleForm)) -> CacheWr
     case
 }
 
-fn rotated(mut case: CacheWriteCase, style: RopeStyle, rotary_dim: usize) -> CacheWriteCase {
+pub(super) fn rotated(
+    mut case: CacheWriteCase,
+    style: RopeStyle,
+    rotary_dim: usize,
+) -> CacheWriteCase {
     case.rope = Some(RopeCase {
         style,
         rotary_dim,
@@ -41,17 +45,24 @@ fn rotated(mut case: CacheWriteCase, style: RopeStyle, rotary_dim: usize) -> Cac
     case
 }
 
-fn mla(form: MlaForm, block_size: usize, num_tokens: usize, skip_every: usize) -> Case {
+pub(super) fn mla(form: MlaForm, block_size: usize, num_tokens: usize, skip_every: usize) -> Case {
     Case::MlaWrite(MlaWriteCase {
         dtype: Dtype::Bf16,
         form,
         block_size,
         num_tokens,
         skip_every,
+        fill: Fill::Plain,
     })
 }
 
-fn gather(form: MlaForm, by: GatherBy, page: usize, num_seqs: usize, rows: usize) -> Case {
+pub(super) fn gather(
+    form: MlaForm,
+    by: GatherBy,
+    page: usize,
+    num_seqs: usize,
+    rows: usize,
+) -> Case {
     Case::Gather(GatherCase {
         dtype: Dtype::Bf16,
         form,
@@ -59,6 +70,7 @@ fn gather(form: MlaForm, by: GatherBy, page: usize, num_seqs: usize, rows: usize
         block_size: page,
         num_seqs,
         rows_per_seq: rows,
+        fill: Fill::Plain,
     })
 }
 

@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use super::CacheShape;
 use super::ScaleForm;
 use super::decode::{read_check, write_check};
 use super::fill_cache::POSITIONS;
 use super::text::{CaseError, Fields, MAX_HEADS, MAX_TOKENS, check_size, parse};
+use super::{CacheShape, Fill};
 use crate::ops::{CheckMode, RopeStyle};
 use crate::tensor::Dtype;
 
@@ -31,6 +31,8 @@ pub struct CacheWriteCase {
     pub fused: bool,
     /// Whether slots are checked on the device.
     pub check: CheckMode,
+    /// What the numbers are like that are not only copied.
+    pub fill: Fill,
 }
 
 /// The rotation ahead of a cache write.
@@ -154,6 +156,7 @@ impl CacheWriteCase {
                 Some(other) => return Err(CaseError(format!("`from={other}`: given, it is qkv"))),
             },
             check: read_check(fields)?,
+            fill: fields.optional("fill")?.unwrap_or_default(),
         })
     }
 }
@@ -232,6 +235,7 @@ impl fmt::Display for CacheWriteCase {
         if self.fused {
             write!(f, " from=qkv")?;
         }
-        write_check(self.check, f)
+        write_check(self.check, f)?;
+        self.fill.write(f)
     }
 }

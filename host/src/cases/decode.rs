@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::text::{CaseError, Fields, MAX_HEADS, check_size, parse};
-use super::{CacheShape, Lens, ScoreCase};
+use super::{CacheShape, Fill, Lens, ScoreCase};
 use crate::ops::{CheckMode, DecodeOptions};
 use crate::plan::SplitPolicy;
 use crate::tensor::Dtype;
@@ -65,6 +65,8 @@ pub struct DecodeCase {
     pub latent: Option<usize>,
     /// What becomes of scores; nothing if the cache is latent.
     pub scores: ScoreCase,
+    /// What the numbers are like.
+    pub fill: Fill,
 }
 
 impl DecodeCase {
@@ -299,6 +301,7 @@ impl DecodeCase {
                 true => ScoreCase::default(),
                 false => ScoreCase::read(fields)?,
             },
+            fill: fields.optional("fill")?.unwrap_or_default(),
         })
     }
 }
@@ -349,6 +352,7 @@ impl fmt::Display for DecodeCase {
         if let Some(len @ 2..) = self.latent {
             write!(f, " q_len={len}")?;
         }
+        self.fill.write(f)?;
         self.scores.fmt(f)
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::DecodeCase;
+use super::break_one::{BenderCell, Parts};
 use super::fill::{DecodeTensors, HostScales};
 use crate::error::{RequestError, Result};
 use crate::ops::{DecodeMlaRequest, DecodeOptions, DecodePlan, DecodeRequest, KvScales, MlaScales};
@@ -15,6 +16,7 @@ use crate::tensor::{Dtype, TensorView, TensorViewMut};
 pub(crate) struct Uploads<'m> {
     memory: &'m dyn DeviceMemory,
     storages: Vec<(Arc<Storage>, Buffer<'m>)>,
+    bender: BenderCell,
 }
 
 impl<'m> Uploads<'m> {
@@ -26,6 +28,7 @@ impl<'m> Uploads<'m> {
         let mut uploads = Self {
             memory,
             storages: Vec::new(),
+            bender: BenderCell::default(),
         };
         for tensor in tensors {
             uploads.add(&tensor.storage)?;
@@ -62,18 +65,33 @@ impl<'m> Uploads<'m> {
             .expect("a tensor whose storage was uploaded")
     }
 
-    /// Address, shape and strides of a tensor on the machine.
-    fn place(&self, tensor: &HostTensor) -> (u64, Vec<i64>) {
+    /// The tensor's view on the machine, taken apart.
+    fn place(&self, tensor: &HostTensor) -> Parts {
         let offset = (tensor.offset * tensor.dtype.size()) as u64;
-        let strides = tensor.strides.iter().map(|&stride| stride as i64).collect();
-        (self.buffer(tensor).view().address() + offset, strides)
+        let strides = tensor.strides.iter().map(|&stride| stride as i64);
+        let mut parts = Parts {
+            address: self.buffer(tensor).view().address() + offset,
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            strides: strides.collect(),
+        };
+        if let Some(bender) = self.bender.borrow_mut().as_mut() {
+            bender.see(tensor.storage.name, &mut parts);
+        }
+        parts
+    }
+
+    /// What makes a mistake in a view, if anything does.
+    pub(super) fn bender(&self) -> &BenderCell {
+        &self.bender
     }
 
     /// The tensor, to read.
     pub(crate) fn view(&self, tensor: &HostTensor) -> Result<TensorView<'_>, RequestError> {
-        let (address, strides) = self.place(tensor);
-        // SAFETY: the tensor lies within its storage, whose buffer lives as long as `self`.
-        unsafe { TensorView::from_raw(address, tensor.dtype, &tensor.shape, &strides) }
+        let view = self.place(tensor);
+        // SAFETY: the tensor lies within its storage, whose buffer lives as long as `self`. Whoever bends a view has an
+        // emulator look at every access.
+        unsafe { TensorView::from_raw(view.address, view.dtype, &view.shape, &view.strides) }
     }
 
     /// The tensor, to write.
@@ -84,9 +102,9 @@ impl<'m> Uploads<'m> {
         &self,
         tensor: &HostTensor,
     ) -> Result<TensorViewMut<'_>, RequestError> {
-        let (address, strides) = self.place(tensor);
+        let view = self.place(tensor);
         // SAFETY: as in `view`, and the caller promises to be alone.
-        unsafe { TensorViewMut::from_raw(address, tensor.dtype, &tensor.shape, &strides) }
+        unsafe { TensorViewMut::from_raw(view.address, view.dtype, &view.shape, &view.strides) }
     }
 
     /// The tensor with the bytes that its storage has on the machine now.
@@ -130,6 +148,10 @@ impl<'m> DeviceDecode<'m> {
     /// The tensors as they were before any launch.
     pub fn tensors(&self) -> &DecodeTensors {
         &self.tensors
+    }
+
+    pub(super) fn uploads(&self) -> &Uploads<'m> {
+        &self.uploads
     }
 
     /// The plan for one copy of the batch.

@@ -201,7 +201,11 @@ impl<'m> ExactWrite<'m> {
     }
 }
 
-impl DeviceCase for ExactWrite<'_> {
+impl<'m> DeviceCase<'m> for ExactWrite<'m> {
+    fn uploads(&self) -> &Uploads<'m> {
+        &self.device.uploads
+    }
+
     fn launch(&mut self, set: usize, launcher: &dyn Launcher) -> Result<String> {
         let workspace = &mut self.workspace.view_mut();
         if let Some(rope) = self.device.tensors.rope.clone() {

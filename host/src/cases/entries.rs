@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::decode::{read_check, write_check};
 use super::text::{CaseError, Fields, MAX_BLOCK_SIZE, MAX_HEADS, MAX_TOKENS, check_size, parse};
-use super::{Lens, LseForm};
+use super::{Fill, Lens, LseForm};
 use crate::ops::{CheckMode, DecodeOptions, EntryForm};
 use crate::plan::SplitPolicy;
 use crate::tensor::Dtype;
@@ -36,6 +36,8 @@ pub struct EntryCase {
     pub split_policy: SplitPolicy,
     /// Whether block table and lengths are checked on the device.
     pub check: CheckMode,
+    /// What the numbers are like.
+    pub fill: Fill,
 }
 
 /// How tokens are chosen.
@@ -69,6 +71,7 @@ impl EntryCase {
             lse: LseForm::On,
             split_policy: SplitPolicy::Auto,
             check: CheckMode::Off,
+            fill: Fill::Plain,
         }
     }
 
@@ -217,6 +220,7 @@ impl EntryCase {
                 Some(tokens) => SplitPolicy::Fixed(parse("split", tokens)?),
             },
             check: read_check(fields)?,
+            fill: fields.optional("fill")?.unwrap_or_default(),
         })
     }
 }
@@ -276,6 +280,7 @@ impl fmt::Display for EntryCase {
             SplitPolicy::BatchInvariant => write!(f, " split=invariant")?,
             SplitPolicy::Fixed(tokens) => write!(f, " split={tokens}")?,
         }
-        write_check(self.check, f)
+        write_check(self.check, f)?;
+        self.fill.write(f)
     }
 }

@@ -8,7 +8,8 @@ use rayon::prelude::*;
 
 use super::entries::TopK;
 use super::fill::{Amount, NO_BLOCK, POISON, SPREAD, fill_row, padded, pattern_blocks, shuffled};
-use super::{EntryCase, LseForm};
+use super::special::{Painter, Role};
+use super::{EntryCase, Fill, LseForm};
 use crate::ops::EntryForm;
 use crate::reference::{EntryCache, HostTensor, Storage};
 use crate::tensor::Dtype;
@@ -50,6 +51,15 @@ pub struct HostList {
 impl EntryTensors {
     /// The tensors of a case.
     pub fn new(case: &EntryCase, seed: u64, amount: Amount) -> Self {
+        let mut tensors = Self::plain(case, seed, amount);
+        Painter::new(case.fill, seed, 1).paint_all(Role::Query, &mut tensors.query);
+        if case.fill == Fill::Poison {
+            tensors.poison(case);
+        }
+        tensors
+    }
+
+    fn plain(case: &EntryCase, seed: u64, amount: Amount) -> Self {
         let num_seqs = case.tokens(seed).len();
         let rows = num_seqs * amount.sets * case.query_len;
         let (heads, d) = (case.num_query_heads, case.head_size());
@@ -134,13 +144,53 @@ impl EntryTensors {
         .chain(&self.lse)
     }
 
+    /// NaN in the entries that no list names, or that the last query token of a sequence alone sees.
+    fn poison(&mut self, case: &EntryCase) {
+        let rows = self.query.shape[0];
+        let seen = |which: usize| -> Vec<i64> {
+            // Without lists, what query tokens before the last see.
+            let sees = |row: usize| {
+                let hides_some = self.topk.is_some() || case.query_len == 1;
+                hides_some || row % case.query_len != case.query_len - 1
+            };
+            let rows = (0..rows).filter(|&row| sees(row));
+            rows.flat_map(|row| self.slots_of(case, row)[which].clone())
+                .collect()
+        };
+        let cache = poisoned(case, &self.cache, &seen(0));
+        let window = self
+            .window
+            .as_ref()
+            .map(|(cache, list)| (poisoned(case, cache, &seen(1)), list.clone()));
+        (self.cache, self.window) = (cache, window);
+    }
+
     /// What query row `row` attends to.
     pub(super) fn tokens_of(&self, case: &EntryCase, row: usize) -> Vec<Vec<f64>> {
-        let cache = |pages| EntryCache {
-            pages,
-            block_size: case.block_size,
-            form: case.form,
+        let [slots, window_slots] = self.slots_of(case, row);
+        let rows = |pages: &HostTensor, slots: Vec<i64>| -> Vec<Vec<f64>> {
+            let cache = EntryCache {
+                pages,
+                block_size: case.block_size,
+                form: case.form,
+            };
+            let rows = slots.into_iter().map(|slot| cache.row(slot));
+            if self.topk.is_some() {
+                rows.flatten().collect()
+            } else {
+                rows.map(|row| row.expect("a token of the sequence"))
+                    .collect()
+            }
         };
+        let mut seen = rows(&self.cache, slots);
+        if let Some((pages, _)) = &self.window {
+            seen.extend(rows(pages, window_slots));
+        }
+        seen
+    }
+
+    /// The slots that query row `row` names in the cache and in the second one.
+    fn slots_of(&self, case: &EntryCase, row: usize) -> [Vec<i64>; 2] {
         let (seq, token) = (row / case.query_len, row % case.query_len);
         let slot_of = |index: i64| {
             let at = usize::try_from(index).unwrap_or(usize::MAX);
@@ -154,22 +204,43 @@ impl EntryTensors {
         let Some(topk) = &self.topk else {
             let hidden = (case.query_len - 1 - token) as i64;
             let len = self.seq_lens.integer(&[seq]) - hidden;
-            let rows = (0..len).map(|at| cache(&self.cache).row(slot_of(at)));
-            return rows
-                .map(|row| row.expect("a token of the sequence"))
-                .collect();
+            return [(0..len).map(slot_of).collect(), Vec::new()];
         };
         let by_table = case.topk.is_some_and(|topk| topk.by_table);
         let slots = topk.named(row).into_iter();
         let slots = slots.map(|index| if by_table { slot_of(index) } else { index });
-        let mut rows: Vec<_> = slots
-            .filter_map(|slot| cache(&self.cache).row(slot))
-            .collect();
-        if let Some((pages, list)) = &self.window {
-            let named = list.named(row).into_iter();
-            rows.extend(named.filter_map(|slot| cache(pages).row(slot)));
+        let window = self.window.as_ref();
+        [
+            slots.collect(),
+            window.map_or(Vec::new(), |(_, list)| list.named(row)),
+        ]
+    }
+}
+
+/// The cache with NaN in every entry but these.
+fn poisoned(case: &EntryCase, cache: &HostTensor, seen: &[i64]) -> HostTensor {
+    if cache.storage.bytes.len() != cache.storage.len {
+        return cache.clone();
+    }
+    let mut bytes = vec![POISON; cache.storage.len];
+    for slot in seen.iter().filter_map(|&slot| usize::try_from(slot).ok()) {
+        let (block, slot) = (slot / case.block_size, slot % case.block_size);
+        if block >= cache.shape[0] {
+            continue;
         }
-        rows
+        for (at, len) in places_of(case, slot) {
+            let at = block * cache.strides[0] + at;
+            bytes[at..at + len].copy_from_slice(&cache.storage.bytes[at..at + len]);
+        }
+    }
+    cache.with_bytes(bytes)
+}
+
+/// Where the bytes of a token begin in its block, and how many there are.
+fn places_of(case: &EntryCase, slot: usize) -> Vec<(usize, usize)> {
+    match case.form {
+        EntryForm::Fp8Ds => vec![(656 * slot, 656)],
+        EntryForm::V4 => vec![(576 * slot, 576), (576 * case.block_size + 8 * slot, 8)],
     }
 }
 
@@ -315,8 +386,12 @@ fn pages(
             };
             let mut random = ChaCha8Rng::seed_from_u64(seed);
             random.set_stream(2 + id as u64);
+            let mut painter = Painter::new(case.fill, seed, 2 + id as u64);
             for slot in 0..tokens {
                 fill_entry(case, block, slot, &mut random);
+                if !painter.leaves_rows() {
+                    paint_entry(case, block, slot, &mut painter);
+                }
             }
         });
     let shape = match case.form {
@@ -333,6 +408,18 @@ fn pages(
         },
         shape,
     }
+}
+
+/// The latents and the RoPE values of an entry as the fill wants them.
+fn paint_entry(case: &EntryCase, block: &mut [u8], slot: usize, painter: &mut Painter) {
+    let (at, latents, rope) = match case.form {
+        EntryForm::Fp8Ds => (656 * slot, 512, 528),
+        EntryForm::V4 => (576 * slot, 448, 448),
+    };
+    let row = &mut block[at..at + latents];
+    painter.paint(Role::Key, Dtype::F8E4m3, row, 0);
+    let row = &mut block[at + rope..at + rope + 128];
+    painter.paint(Role::Key, Dtype::Bf16, row, 0);
 }
 
 /// A random entry whose values spread as keys do; no two neighbouring groups have the same scale.

@@ -5,15 +5,17 @@ use super::device_write::ExactWrite;
 use super::fill::Amount;
 use super::gather::ExactGather;
 use super::mla_write::ExactMlaWrite;
-use super::{Accuracy, Case, Mismatch, Outcome, compare};
+use super::{Accuracy, Case, Mismatch, Outcome, Uploads, compare};
 use crate::error::Result;
 use crate::reference::HostTensor;
 use crate::runtime::{Launcher, Runtime};
 
 /// Such a case on a machine.
-pub(crate) trait DeviceCase {
+pub(crate) trait DeviceCase<'m> {
     /// Enqueues the operation on copy `set` of the inputs; returns the plan, on one line.
     fn launch(&mut self, set: usize, launcher: &dyn Launcher) -> Result<String>;
+    /// The tensors on the machine.
+    fn uploads(&self) -> &Uploads<'m>;
     /// Waits, and reads every tensor that is written.
     fn outputs(&self) -> Result<Vec<HostTensor>>;
     /// The bytes that the outputs have to have after a launch of the first set.
@@ -27,7 +29,7 @@ impl Case {
         runtime: &'m dyn Runtime,
         seed: u64,
         amount: Amount,
-    ) -> Result<Option<Box<dyn DeviceCase + 'm>>> {
+    ) -> Result<Option<Box<dyn DeviceCase<'m> + 'm>>> {
         Ok(match self {
             Self::Decode(_) | Self::DecodeEntries(_) | Self::Unified(_) => None,
             Self::CacheWrite(case) => Some(Box::new(ExactWrite::new(case, runtime, seed, amount)?)),
@@ -41,7 +43,7 @@ impl Case {
 }
 
 /// Launches the first set and compares.
-pub(super) fn run(device: &mut dyn DeviceCase, runtime: &dyn Runtime) -> Result<Outcome> {
+pub(super) fn run(device: &mut dyn DeviceCase<'_>, runtime: &dyn Runtime) -> Result<Outcome> {
     let plan = device.launch(0, runtime)?;
     runtime.synchronize()?;
     let outputs = device.outputs()?;

@@ -90,6 +90,11 @@ impl HostScales {
 
 /// The tensors of a decode step.
 pub fn decode(case: &DecodeCase, seed: u64, amount: Amount) -> DecodeTensors {
+    plain(case, seed, amount).special(case, seed)
+}
+
+/// The same, whatever the fill.
+pub(super) fn plain(case: &DecodeCase, seed: u64, amount: Amount) -> DecodeTensors {
     let (cache, heads) = (&case.cache, case.num_query_heads);
     let tokens = case.tokens(seed);
     let lens = case.lens.draw(seed);

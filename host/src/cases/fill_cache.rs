@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::fill::{Amount, noise, pattern_blocks, place, random, shuffled};
 use super::layout::Placement;
+use super::special::{Fill, Painter, Role, poison};
 use super::{CacheWriteCase, RopeCase, ScaleForm};
 use crate::reference::{HostTensor, Storage};
 use crate::tensor::Dtype;
@@ -92,7 +93,7 @@ pub fn cache_write(case: &CacheWriteCase, seed: u64, amount: Amount) -> CacheWri
         Storage::repeating(name, bytes, num_blocks * block_bytes)
     };
     let (key_cache, value_cache) = place(cache, num_blocks, storage);
-    CacheWriteTensors {
+    let tensors = CacheWriteTensors {
         key,
         value,
         key_cache,
@@ -116,8 +117,60 @@ pub fn cache_write(case: &CacheWriteCase, seed: u64, amount: Amount) -> CacheWri
             })
         }),
         rope: case.rope.map(|rope| rope_tensors(case, rope, rows, seed)),
+    };
+    if is_copied && case.fill != Fill::Poison {
+        return tensors;
+    }
+    tensors.special(case.fill, seed)
+}
+
+impl CacheWriteTensors {
+    /// The tensors as the fill wants them.
+    fn special(mut self, fill: Fill, seed: u64) -> Self {
+        for (stream, new) in [(20, &mut self.key), (21, &mut self.value)] {
+            if fill == Fill::Poison {
+                poison_unwritten(new, &self.slot_mapping);
+            } else {
+                Painter::new(fill, seed, stream).paint_all(written_role(fill), new);
+            }
+        }
+        if let Some(rope) = &mut self.rope {
+            Painter::new(fill, seed, 22).paint_all(written_role(fill), &mut rope.query);
+        }
+        self
     }
 }
+
+/// How rows are painted that are stored: NaN and infinities may be anywhere in them.
+pub(super) fn written_role(fill: Fill) -> Role {
+    if fill == Fill::NotFinite {
+        Role::Query
+    } else {
+        Role::Value
+    }
+}
+
+/// NaN in the rows of tokens without a slot.
+pub(super) fn poison_unwritten(new: &mut HostTensor, slots: &HostTensor) {
+    let size = new.dtype.size();
+    let width = new.shape[new.shape.len() - 1];
+    let rows_per_token = new.num_elements() / width.max(1) / new.shape[0].max(1);
+    let mut bytes = new.storage.bytes.clone();
+    for token in 0..new.shape[0] {
+        let is_written = token < slots.shape[0] && slots.integer(&[token]) >= 0;
+        if is_written {
+            continue;
+        }
+        for row in token * rows_per_token..(token + 1) * rows_per_token {
+            let at = size * new.row_position(row);
+            poison(new.dtype, &mut bytes[at..at + size * width], token, false);
+        }
+    }
+    *new = new.with_bytes(bytes);
+}
+
+/// What marks tokens without a slot: anything negative, whatever its low half looks like.
+const PADDING: [i64; 5] = [-1, -2, i64::MIN, -(1 << 32) + 3, i64::MIN + 7];
 
 /// A slot for each token, none twice, in no order; every `skip_every`-th is padding.
 pub(super) fn slot_mapping(
@@ -133,7 +186,11 @@ pub(super) fn slot_mapping(
         .map(|(token, &slot)| {
             let skipped = skip_every > 0 && token % skip_every == skip_every - 1;
             let slot = i64::try_from(slot).expect("cases have few slots");
-            if skipped { -1 } else { slot }
+            if skipped {
+                PADDING[token / skip_every % PADDING.len()]
+            } else {
+                slot
+            }
         });
     let bytes = slots.flat_map(i64::to_le_bytes).collect();
     HostTensor::contiguous("slot_mapping", Dtype::I64, &[num_tokens], bytes)

@@ -5,11 +5,11 @@ use std::fmt;
 use half::bf16;
 
 use super::exact::DeviceCase;
-use super::fill::{Amount, noise, shuffled};
+use super::fill::{Amount, POISON, noise, shuffled};
 use super::fill_cache::given_scales;
 use super::run::workspace;
 use super::text::{CaseError, Fields, MAX_BLOCK_SIZE, MAX_SEQS, MAX_TOKENS, check_size};
-use super::{MlaForm, Uploads};
+use super::{Fill, MlaForm, Uploads};
 use crate::error::Result;
 use crate::ops::{CheckMode, GatherForm, GatherRequest, GatherRows};
 use crate::reference::{HostTensor, Pages, fp8_value, mla_fp8_ds_values, mla_v4_values};
@@ -31,6 +31,8 @@ pub struct GatherCase {
     pub num_seqs: usize,
     /// Rows of each.
     pub rows_per_seq: usize,
+    /// What the cache's numbers are like, where they are not only copied.
+    pub fill: Fill,
 }
 
 /// What names the tokens of a gather.
@@ -107,6 +109,7 @@ impl GatherCase {
             block_size: fields.size("page", MAX_BLOCK_SIZE)?,
             num_seqs: fields.size("seqs", MAX_SEQS)?,
             rows_per_seq: fields.size("rows", MAX_TOKENS)?,
+            fill: fields.optional("fill")?.unwrap_or_default(),
         };
         check_size("seqs", case.rows(), MAX_TOKENS)?;
         Ok(case)
@@ -130,7 +133,8 @@ impl fmt::Display for GatherCase {
         write!(
             f,
             "gather {dtype} form={form} by={by} page={block_size} seqs={num_seqs} rows={rows_per_seq}"
-        )
+        )?;
+        self.fill.write(f)
     }
 }
 
@@ -165,7 +169,7 @@ impl<'m> ExactGather<'m> {
             let pattern =
                 super::fill::pattern_blocks(num_blocks, block_bytes, amount.pattern_bytes);
             (0..pattern as u64)
-                .flat_map(|id| form.block(page, block_bytes, seed ^ (id + 1) << 20))
+                .flat_map(|id| form.block(page, block_bytes, seed ^ (id + 1) << 20, case.fill))
                 .collect()
         });
         let ids = shuffled(num_blocks, seed);
@@ -197,6 +201,12 @@ impl<'m> ExactGather<'m> {
         let out_bytes = noise(2 * shape[0] * shape[1], seed, "out");
         let out = HostTensor::contiguous("out", case.dtype, &shape, out_bytes);
         let scale = given_scales("scale", 1, 0.037);
+        let cache = if case.fill == Fill::Poison {
+            let named = slots(case, &block_table, &rows, num_blocks);
+            poisoned(case, &cache, &named)
+        } else {
+            cache
+        };
         let uploads = Uploads::new(runtime, [&cache, &out, &block_table, &rows, &scale])?;
         Ok(Self {
             case: case.clone(),
@@ -208,36 +218,6 @@ impl<'m> ExactGather<'m> {
             rows,
             scale,
         })
-    }
-
-    /// The slot of each row of the first set.
-    fn slots(&self) -> Vec<Option<usize>> {
-        let case = &self.case;
-        let seqs = case.num_seqs;
-        let table = self.block_table.slice(0, seqs);
-        let pages = Pages {
-            block_table: &table,
-            block_size: case.block_size,
-            num_blocks: self.cache.shape[0],
-        };
-        let lens = vec![case.rows_per_seq; seqs];
-        match case.by {
-            GatherBy::Ragged => {
-                let starts: Vec<usize> = (0..=seqs).map(|seq| seq * case.rows_per_seq).collect();
-                pages.ragged(&starts, &vec![0; seqs], case.rows())
-            }
-            GatherBy::Padded => pages.padded(&lens, &lens, case.rows_per_seq),
-            GatherBy::TopK => {
-                let seq_of: Vec<usize> = (0..seqs).collect();
-                pages.topk(&self.rows.slice(0, seqs), &seq_of)
-            }
-            GatherBy::Slots => (0..case.rows())
-                .map(|row| {
-                    let at = [row / case.rows_per_seq, row % case.rows_per_seq];
-                    usize::try_from(self.rows.integer(&at)).ok()
-                })
-                .collect(),
-        }
     }
 
     /// The row that a slot becomes.
@@ -270,6 +250,62 @@ impl<'m> ExactGather<'m> {
     }
 }
 
+/// The slot of each row of the first set.
+fn slots(
+    case: &GatherCase,
+    block_table: &HostTensor,
+    rows: &HostTensor,
+    num_blocks: usize,
+) -> Vec<Option<usize>> {
+    let seqs = case.num_seqs;
+    let table = block_table.slice(0, seqs);
+    let pages = Pages {
+        block_table: &table,
+        block_size: case.block_size,
+        num_blocks,
+    };
+    let lens = vec![case.rows_per_seq; seqs];
+    match case.by {
+        GatherBy::Ragged => {
+            let starts: Vec<usize> = (0..=seqs).map(|seq| seq * case.rows_per_seq).collect();
+            pages.ragged(&starts, &vec![0; seqs], case.rows())
+        }
+        GatherBy::Padded => pages.padded(&lens, &lens, case.rows_per_seq),
+        GatherBy::TopK => {
+            let seq_of: Vec<usize> = (0..seqs).collect();
+            pages.topk(&rows.slice(0, seqs), &seq_of)
+        }
+        GatherBy::Slots => (0..case.rows())
+            .map(|row| {
+                let at = [row / case.rows_per_seq, row % case.rows_per_seq];
+                usize::try_from(rows.integer(&at)).ok()
+            })
+            .collect(),
+    }
+}
+
+/// The cache with NaN in every token but these.
+fn poisoned(case: &GatherCase, cache: &HostTensor, named: &[Option<usize>]) -> HostTensor {
+    let (form, page) = (case.form, case.block_size);
+    let block_bytes = cache.strides[0] * cache.dtype.size();
+    let mut bytes = vec![POISON; cache.storage.bytes.len()];
+    for slot in named.iter().flatten() {
+        let block = slot / page * block_bytes;
+        let [at, scales_at] = form.entry(slot % page, page);
+        let (len, scales) = match form {
+            MlaForm::V4 => (576, 8),
+            _ => (form.stored_bytes(), 0),
+        };
+        for part in [
+            block + at..block + at + len,
+            block + scales_at..block + scales_at + scales,
+        ] {
+            bytes[part.clone()].copy_from_slice(&cache.storage.bytes[part]);
+        }
+    }
+    cache.with_bytes(bytes)
+}
+
 /// Token or slot `name`, unless it is one of those that are −1.
 fn chosen((at, &name): (usize, &usize)) -> i32 {
     if at % MISSING_EVERY == MISSING_EVERY - 1 {
@@ -288,7 +324,11 @@ fn integers(name: &'static str, shape: &[usize], values: impl Iterator<Item = i3
     HostTensor::contiguous(name, Dtype::I32, shape, bytes)
 }
 
-impl DeviceCase for ExactGather<'_> {
+impl<'m> DeviceCase<'m> for ExactGather<'m> {
+    fn uploads(&self) -> &Uploads<'m> {
+        &self.uploads
+    }
+
     fn launch(&mut self, set: usize, launcher: &dyn Launcher) -> Result<String> {
         let (case, uploads) = (&self.case, &self.uploads);
         let (seqs, rows) = (case.num_seqs, case.rows());
@@ -353,7 +393,9 @@ impl DeviceCase for ExactGather<'_> {
     fn expected(&self) -> Vec<Vec<u8>> {
         let mut bytes = self.out.storage.bytes.clone();
         let row_bytes = 2 * self.case.form.values();
-        for (row, slot) in self.slots().into_iter().enumerate() {
+        let num_blocks = self.cache.shape[0];
+        let slots = slots(&self.case, &self.block_table, &self.rows, num_blocks);
+        for (row, slot) in slots.into_iter().enumerate() {
             if let Some(slot) = slot {
                 let at = row * row_bytes;
                 bytes[at..at + row_bytes].copy_from_slice(&self.row(slot));

@@ -1,8 +1,9 @@
 //! The named lists of cases.
 
 use super::{
-    CacheShape, CacheWriteCase, Case, DecodeCase, Layout, Lens, LseForm, ScaleForm, ScoreCase,
-    cache_grids, entry_grids, mla_grids, scaled_grids, scored_grids, unified_grids,
+    CacheShape, CacheWriteCase, Case, DecodeCase, Fill, Layout, Lens, LseForm, ScaleForm,
+    ScoreCase, cache_grids, entry_grids, mla_grids, scaled_grids, scored_grids, special_grids,
+    unified_grids,
 };
 use crate::ops::CheckMode;
 use crate::plan::{SplitPolicy, variants};
@@ -77,6 +78,7 @@ pub(super) fn decode(
         max_seq_len: None,
         latent: None,
         scores: ScoreCase::default(),
+        fill: Fill::Plain,
     }
 }
 
@@ -105,6 +107,7 @@ pub(super) fn write(
         skip_every: 0,
         fused: false,
         check: CheckMode::Off,
+        fill: Fill::Plain,
     }
 }
 
@@ -246,6 +249,7 @@ fn smoke() -> Vec<Case> {
     cases.extend(entry_grids::smoke());
     cases.extend(unified_grids::smoke());
     cases.extend(cache_grids::smoke());
+    cases.extend(special_grids::smoke());
     cases
 }
 
@@ -420,6 +424,7 @@ fn sweep() -> Vec<Case> {
     cases.extend(entry_grids::sweep());
     cases.extend(unified_grids::sweep());
     cases.extend(cache_grids::sweep());
+    cases.extend(special_grids::sweep());
     cases
 }
 

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use super::CaseError;
 use super::fill::{fill_row, noise};
+use super::special::{Fill, Painter, Role};
 use crate::reference::{HostTensor, Storage};
 use crate::tensor::Dtype;
 
@@ -84,7 +85,13 @@ impl MlaForm {
     }
 
     /// A block whose tokens can all be read: finite values and scales.
-    pub(super) fn block(self, block_size: usize, block_bytes: usize, seed: u64) -> Vec<u8> {
+    pub(super) fn block(
+        self,
+        block_size: usize,
+        block_bytes: usize,
+        seed: u64,
+        fill: Fill,
+    ) -> Vec<u8> {
         use rand::SeedableRng;
         let mut block = noise(block_bytes, seed, "kv_cache");
         if self == Self::Plain {
@@ -92,6 +99,7 @@ impl MlaForm {
         }
         let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
         let scales = noise(8 * block_size, seed, "scales");
+        let mut painter = Painter::new(fill, seed, 0);
         for offset in 0..block_size {
             let [at, scales_at] = self.entry(offset, block_size);
             let latents = if self == Self::Fp8 {
@@ -105,18 +113,27 @@ impl MlaForm {
                 0.0,
                 &mut random,
             );
+            painter.paint(Role::Value, Dtype::F8E4m3, &mut block[at..at + latents], 0);
             let scales = &scales[8 * offset..8 * offset + 8];
             match self {
                 Self::Ds656 => {
                     for (group, &byte) in scales[..4].iter().enumerate() {
-                        let scale = 0.001 + f32::from(byte) / 3000.0;
+                        let scale = match fill {
+                            Fill::Tiny => f32::from_bits(u32::from(byte) + 1),
+                            Fill::Huge => f32::from(byte) * 2f32.powi(112),
+                            _ => 0.001 + f32::from(byte) / 3000.0,
+                        };
                         let at = at + 512 + 4 * group;
                         block[at..at + 4].copy_from_slice(&scale.to_le_bytes());
                     }
                 }
                 Self::V4 => {
                     for (group, &byte) in scales[..7].iter().enumerate() {
-                        block[scales_at + group] = 110 + byte % 24;
+                        block[scales_at + group] = match fill {
+                            Fill::Tiny => byte % 3,
+                            Fill::Huge => 254 - byte % 16,
+                            _ => 110 + byte % 24,
+                        };
                     }
                 }
                 _ => {}

@@ -12,7 +12,7 @@ fn caches(dtype: Dtype) -> [Dtype; 3] {
 }
 
 /// Rows of 576 values, 512 of them the value, at the scale of a model with heads of 128 + 64.
-fn mla(dtype: Dtype, heads: usize, page: usize, lens: Lens) -> DecodeCase {
+pub(super) fn mla(dtype: Dtype, heads: usize, page: usize, lens: Lens) -> DecodeCase {
     let mut case = decode(dtype, (heads, 1), 576, page, lens);
     case.cache.head_size_v = 512;
     case.softmax_scale = Some(0.072_168_78);

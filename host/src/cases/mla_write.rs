@@ -4,9 +4,10 @@ use std::fmt;
 
 use super::exact::DeviceCase;
 use super::fill::{Amount, noise, random};
-use super::fill_cache::{given_scales, slot_mapping};
+use super::fill_cache::{given_scales, poison_unwritten, slot_mapping, written_role};
 use super::mla_form::ROPE;
 use super::run::workspace;
+use super::special::{Fill, Painter};
 use super::text::{CaseError, Fields, MAX_BLOCK_SIZE, MAX_TOKENS};
 use super::{MlaForm, Uploads};
 use crate::error::Result;
@@ -30,6 +31,8 @@ pub struct MlaWriteCase {
     pub num_tokens: usize,
     /// Every so many tokens one is padding, with slot −1; 0 for none.
     pub skip_every: usize,
+    /// What the numbers are like.
+    pub fill: Fill,
 }
 
 impl MlaWriteCase {
@@ -58,6 +61,7 @@ impl MlaWriteCase {
             block_size: fields.size("page", MAX_BLOCK_SIZE)?,
             num_tokens: fields.required("tokens")?,
             skip_every: fields.optional("skip")?.unwrap_or(0),
+            fill: fields.optional("fill")?.unwrap_or_default(),
         };
         if case.num_tokens > MAX_TOKENS {
             return Err(CaseError(format!("tokens go up to {MAX_TOKENS}")));
@@ -74,6 +78,7 @@ impl fmt::Display for MlaWriteCase {
             block_size,
             num_tokens,
             skip_every,
+            fill,
         } = self;
         write!(
             f,
@@ -82,7 +87,7 @@ impl fmt::Display for MlaWriteCase {
         if *skip_every > 0 {
             write!(f, " skip={skip_every}")?;
         }
-        Ok(())
+        fill.write(f)
     }
 }
 
@@ -107,14 +112,21 @@ impl<'m> ExactMlaWrite<'m> {
     ) -> Result<Self> {
         let (form, rows) = (case.form, case.num_tokens * amount.sets);
         let num_blocks = rows.div_ceil(case.block_size) * 5 / 4 + 2;
-        let kv_c = random("kv_c", case.dtype, &[rows, form.rank()], 1.5, (seed, 30));
-        let k_pe = random("k_pe", case.dtype, &[rows, ROPE], 0.75, (seed, 31));
+        let mut kv_c = random("kv_c", case.dtype, &[rows, form.rank()], 1.5, (seed, 30));
+        let mut k_pe = random("k_pe", case.dtype, &[rows, ROPE], 0.75, (seed, 31));
         let kv_cache = form.cache(case.dtype, num_blocks, case.block_size, |block_bytes| {
             let pattern =
                 super::fill::pattern_blocks(num_blocks, block_bytes, amount.pattern_bytes);
             noise(pattern * block_bytes, seed, "kv_cache")
         });
         let slots = slot_mapping(rows, num_blocks * case.block_size, case.skip_every, seed);
+        for (stream, new) in [(30, &mut kv_c), (31, &mut k_pe)] {
+            if case.fill == Fill::Poison {
+                poison_unwritten(new, &slots);
+            } else {
+                Painter::new(case.fill, seed, stream).paint_all(written_role(case.fill), new);
+            }
+        }
         let scale = given_scales("scale", 1, 0.013);
         let all = [&kv_c, &k_pe, &kv_cache, &slots, &scale];
         Ok(Self {
@@ -130,7 +142,11 @@ impl<'m> ExactMlaWrite<'m> {
     }
 }
 
-impl DeviceCase for ExactMlaWrite<'_> {
+impl<'m> DeviceCase<'m> for ExactMlaWrite<'m> {
+    fn uploads(&self) -> &Uploads<'m> {
+        &self.uploads
+    }
+
     fn launch(&mut self, set: usize, launcher: &dyn Launcher) -> Result<String> {
         let (uploads, n) = (&self.uploads, self.case.num_tokens);
         let part = |tensor: &HostTensor| uploads.view(&tensor.slice(set * n, n));

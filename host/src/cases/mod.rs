@@ -5,12 +5,14 @@
 //! wherever nothing may read; [`run_case`] runs them on a machine and [`compare`] judges what came back.
 
 mod blocks;
+mod break_one;
 mod cache_grids;
 mod cache_write;
 pub mod compare;
 mod decode;
 mod device;
 mod device_write;
+mod draw;
 mod entries;
 mod entries_device;
 mod entries_fill;
@@ -18,6 +20,7 @@ mod entry_grids;
 mod exact;
 pub mod fill;
 mod fill_cache;
+pub mod fuzz;
 mod gather;
 pub mod grids;
 mod layout;
@@ -30,12 +33,16 @@ mod run;
 mod scaled_grids;
 mod scored_grids;
 mod scores;
+mod special;
+mod special_fill;
+mod special_grids;
 mod text;
 mod unified;
 mod unified_device;
 mod unified_grids;
 
 pub use blocks::{BlocksCase, BlocksOperation};
+use break_one::break_one;
 pub use cache_write::{CacheWriteCase, RopeCase};
 pub use compare::{Accuracy, ScoreSums};
 pub use decode::{DecodeCase, LseForm, ScaleForm};
@@ -55,6 +62,7 @@ pub use run::{
     Outcome, compare_decode, compare_unified, run_case, run_case_again, sample_seqs, score_sums,
 };
 pub use scores::{ScoreCase, ScoreTensors};
+pub use special::Fill;
 pub use text::CaseError;
 pub use unified::{Causal, QueryLens, UnifiedCase};
 pub use unified_device::{DeviceUnified, UnifiedTensors};

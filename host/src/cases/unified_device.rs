@@ -30,7 +30,7 @@ impl UnifiedTensors {
     /// # Errors
     /// A sequence has more query tokens than there is room for positions.
     pub fn new(case: &UnifiedCase, seed: u64, amount: Amount) -> Result<Self, CaseError> {
-        let base = fill::decode(&case.base, seed, amount);
+        let base = fill::plain(&case.base, seed, amount);
         let (heads, cache) = (case.base.num_query_heads, &case.base.cache);
         let query_lens = case.query_lens(seed);
         let num_tokens = case.num_query_tokens(seed) + case.extra_tokens;
@@ -100,7 +100,8 @@ impl UnifiedTensors {
                     LseForm::HeadsFirst => Some(lse([1, rows])),
                 },
                 ..base
-            },
+            }
+            .special_unified(case, seed),
         })
     }
 
@@ -152,6 +153,10 @@ impl<'m> DeviceUnified<'m> {
     /// The tensors as they were before any launch.
     pub fn tensors(&self) -> &UnifiedTensors {
         &self.tensors
+    }
+
+    pub(super) fn uploads(&self) -> &Uploads<'m> {
+        &self.uploads
     }
 
     /// The request over copy `set` of the batch. `seed` is the one that the tensors were made with.

@@ -6,6 +6,7 @@ mod calibrate;
 mod ceiling;
 mod decode;
 pub mod decode_demo;
+mod fuzz;
 mod info;
 mod machines;
 mod run;
@@ -32,6 +33,8 @@ struct Args {
 enum Command {
     /// Run cases and compare each with the reference
     Sweep(sweep::SweepArgs),
+    /// Run random requests and compare each with the reference; then spoil each and look for the error
+    Fuzz(fuzz::FuzzArgs),
     /// Time cases on the GPU
     Bench(bench::BenchArgs),
     /// Fill a paged cache, decode from it step by step, compare with the reference
@@ -54,6 +57,7 @@ pub fn main() -> ExitCode {
     let args = Args::parse();
     let done = match args.command {
         Command::Sweep(args) => sweep::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Decode(args) => decode::run(&args),
         Command::Run(args) => run::run(&args),

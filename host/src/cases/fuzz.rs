@@ -1,0 +1,80 @@
+//! Random requests: valid ones against the reference, and each with one mistake in it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{Case, break_one, draw, run_case};
+use crate::runtime::Runtime;
+
+pub use super::draw::OPERATIONS;
+
+/// One random request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drawn {
+    /// The case.
+    pub case: Case,
+    /// What fills its tensors.
+    pub seed: u64,
+    random: ChaCha8Rng,
+}
+
+/// Requests of `operations` in turn, drawn from `seed`, without end.
+pub fn requests(operations: &[&str], seed: u64) -> impl Iterator<Item = Drawn> {
+    (0..)
+        .zip(operations.iter().cycle())
+        .map(move |(at, operation)| {
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            random.set_stream(at);
+            Drawn {
+                case: draw::draw(operation, &mut random),
+                // Short enough to type.
+                seed: random.random_range(0..1_000_000),
+                random,
+            }
+        })
+}
+
+impl Drawn {
+    /// Runs the case and compares it with the reference.
+    ///
+    /// # Errors
+    /// In words: it was refused, the machine failed, the output is wrong, something panicked.
+    pub fn judge(&self, runtime: &dyn Runtime) -> Result<(), String> {
+        without_panic(|| {
+            let outcome = run_case(&self.case, runtime, self.seed).map_err(|e| e.to_string())?;
+            match outcome.verdict {
+                Ok(_) => Ok(()),
+                Err(mismatch) => Err(format!("{mismatch} ({})", outcome.plan)),
+            }
+        })
+    }
+
+    /// Makes a mistake in the request, and says which; none if there was nothing to spoil. Only for an emulator, which
+    /// looks at every access.
+    ///
+    /// # Errors
+    /// In words: there was no error, it was not one of the request, something was written, something panicked.
+    pub fn judge_broken(&self, runtime: &dyn Runtime) -> Result<Option<String>, String> {
+        without_panic(|| break_one(&self.case, runtime, self.seed, &mut self.random.clone()))
+    }
+
+    /// The command that runs the case again.
+    pub fn replay(&self) -> String {
+        format!(
+            "ferroattn sweep --case '{}' --seed {}",
+            self.case, self.seed
+        )
+    }
+}
+
+fn without_panic<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(format!("panicked: {}", text.unwrap_or("without a word")))
+    })
+}
