@@ -9,8 +9,8 @@ use std::io::Write;
 use ferroattn::cases::fuzz::{Drawn, OPERATIONS, requests};
 use ferroattn::emulator::Emulator;
 
-/// Some of every operation.
-const COUNT: usize = 30 * OPERATIONS.len();
+/// Some of every operation: about a minute of one core.
+const COUNT: usize = 150 * OPERATIONS.len();
 
 fn number<T: std::str::FromStr>(name: &str, otherwise: impl FnOnce() -> T) -> T {
     match std::env::var(name) {

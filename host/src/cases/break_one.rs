@@ -125,9 +125,9 @@ impl Bend {
 
 /// A case on a machine, to be launched with a mistake in it.
 enum Device<'m> {
-    Decode(DecodeCase, DeviceDecode<'m>),
-    Entries(EntryCase, DeviceEntries<'m>),
-    Unified(UnifiedCase, DeviceUnified<'m>, u64),
+    Decode(DecodeCase, Box<DeviceDecode<'m>>),
+    Entries(EntryCase, Box<DeviceEntries<'m>>),
+    Unified(UnifiedCase, Box<DeviceUnified<'m>>, u64),
     Exact(Box<dyn DeviceCase<'m> + 'm>),
 }
 
@@ -136,16 +136,23 @@ impl<'m> Device<'m> {
         Ok(match case {
             Case::Decode(case) => Self::Decode(
                 case.clone(),
-                DeviceDecode::new(runtime, fill::decode(case, seed, Amount::WHOLE))?,
+                Box::new(DeviceDecode::new(
+                    runtime,
+                    fill::decode(case, seed, Amount::WHOLE),
+                )?),
             ),
             Case::DecodeEntries(case) => Self::Entries(
                 case.clone(),
-                DeviceEntries::new(runtime, EntryTensors::new(case, seed, Amount::WHOLE))?,
+                Box::new(DeviceEntries::new(
+                    runtime,
+                    EntryTensors::new(case, seed, Amount::WHOLE),
+                )?),
             ),
             Case::Unified(case) => {
                 let tensors =
                     UnifiedTensors::new(case, seed, Amount::WHOLE).expect("few query tokens");
-                Self::Unified(case.clone(), DeviceUnified::new(runtime, tensors)?, seed)
+                let device = DeviceUnified::new(runtime, tensors)?;
+                Self::Unified(case.clone(), Box::new(device), seed)
             }
             other => Self::Exact(
                 other

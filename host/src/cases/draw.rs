@@ -160,7 +160,7 @@ fn score_options(case: &mut DecodeCase, random: &mut ChaCha8Rng) {
         case.scores.sliding_window = Some(random.random_range(1..150));
     }
     if one_in(random, 4) {
-        case.scores.softcap = Some(pick(random, &[1.0, 30.0, 50.0]));
+        case.scores.softcap = Some(pick(random, &[1.0, 30.0, 50.0, 1e3, 1e7]));
     }
     case.scores.alibi = match random.random_range(0..8) {
         0 => Some(AlibiForm::Linear),
@@ -386,7 +386,7 @@ fn blocks_case(random: &mut ChaCha8Rng, operation: BlocksOperation) -> Case {
 }
 
 /// The fills of what is attended to.
-const ATTENTION_FILLS: &[Fill] = &[Fill::Plain];
+const ATTENTION_FILLS: &[Fill] = &WRITE_FILLS;
 
 /// The fills of what is stored and gathered.
 const WRITE_FILLS: [Fill; 7] = [

@@ -2,8 +2,11 @@
 
 use super::cache_grids::{gather, mla, rotated};
 use super::grids::{decode, write};
-use super::{CacheWriteCase, Case, DecodeCase, Fill, GatherBy, Lens, MlaForm, ScaleForm};
-use crate::ops::{AlibiForm, RopeStyle};
+use super::{
+    CacheWriteCase, Case, Causal, DecodeCase, EntryCase, Fill, GatherBy, Lens, LseForm, MlaForm,
+    QueryLens, ScaleForm, TopK, UnifiedCase, mla_grids,
+};
+use crate::ops::{AlibiForm, EntryForm, RopeStyle};
 use crate::plan::SplitPolicy;
 use crate::tensor::Dtype;
 
@@ -67,6 +70,74 @@ fn decodes(fill: Fill, lens: impl Fn() -> Lens) -> Vec<Case> {
     cases.into_iter().map(Case::Decode).collect()
 }
 
+fn latent(fill: Fill, lens: impl Fn() -> Lens) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (dtype, query, kv, _) in FORMS {
+        for (heads, query_len) in [(16, 1), (20, 3)] {
+            if kv == I8 {
+                continue;
+            }
+            let mut case = mla_grids::mla(dtype, heads, 16, lens());
+            (case.query_dtype, case.cache.dtype) = (query, kv);
+            (case.latent, case.fill) = (Some(query_len), fill);
+            if !cases.contains(&case) {
+                cases.push(case);
+            }
+        }
+    }
+    cases.into_iter().map(Case::Decode).collect()
+}
+
+fn entries(fill: Fill, lens: impl Fn() -> Lens) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for form in [EntryForm::Fp8Ds, EntryForm::V4] {
+        let mut case = EntryCase::of(form, 16, lens());
+        (case.block_size, case.query_len, case.fill) = (16, 2, fill);
+        cases.push(case.clone());
+        (case.num_query_heads, case.query_len, case.sinks) = (9, 1, true);
+        cases.push(case.clone());
+        case.topk = Some(TopK {
+            topk: 40,
+            window: 20,
+            skip_every: 5,
+            has_lengths: true,
+            by_table: false,
+        });
+        cases.push(case.clone());
+        case.topk = Some(TopK {
+            topk: 33,
+            window: 0,
+            skip_every: 3,
+            has_lengths: false,
+            by_table: true,
+        });
+        (case.lse, case.query_len) = (LseForm::HeadsFirst, 2);
+        cases.push(case);
+    }
+    cases.into_iter().map(Case::DecodeEntries).collect()
+}
+
+fn unified(fill: Fill, lens: &[(usize, i32)]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (at, form) in FORMS.into_iter().enumerate() {
+        for (d, turn) in [(64, 0), (128, at + 1)] {
+            let seq_lens = Lens::List(lens.iter().map(|&(_, len)| len).collect());
+            let query_lens = QueryLens::List(lens.iter().map(|&(len, _)| len).collect());
+            let mut base = of(form, fill, (6, 2), seq_lens);
+            (base.cache.head_size, base.cache.head_size_v) = (d, d);
+            options(&mut base, turn);
+            let mut case = UnifiedCase::of(base, query_lens);
+            match turn {
+                3 | 6 => case.causal = Causal::Mixed,
+                5 if form.0 == Bf16 => case.output_scale = Some(0.01),
+                _ => {}
+            }
+            cases.push(case);
+        }
+    }
+    cases.into_iter().map(Case::Unified).collect()
+}
+
 fn writes(fill: Fill) -> Vec<Case> {
     let mut cases = Vec::new();
     let with = |mut case: CacheWriteCase, kv, scales| {
@@ -112,10 +183,16 @@ fn writes(fill: Fill) -> Vec<Case> {
     cases
 }
 
-/// Every fill of what is stored and gathered, and poison around a decode step, small.
+/// Every fill in every operation, small.
 pub(super) fn smoke() -> Vec<Case> {
-    let mut cases = decodes(Fill::Poison, || Lens::List(vec![70, 0, 1, 33]));
+    let lens = || Lens::List(vec![70, 0, 1, 33]);
+    let mut cases = Vec::new();
     for fill in FILLS {
+        cases.extend(decodes(fill, lens));
+        cases.extend(latent(fill, lens));
+        cases.extend(entries(fill, lens));
+        let lens = [(30, 75), (1, 40), (0, 30), (9, 9), (2, 0), (5, 70)];
+        cases.extend(unified(fill, &lens));
         cases.extend(writes(fill));
     }
     cases
@@ -123,5 +200,20 @@ pub(super) fn smoke() -> Vec<Case> {
 
 /// The same at sizes that people run.
 pub(super) fn sweep() -> Vec<Case> {
-    decodes(Fill::Poison, || Lens::Ragged(9, 3000))
+    let mut cases = Vec::new();
+    for fill in FILLS {
+        cases.extend(decodes(fill, || Lens::Ragged(9, 3000)));
+        cases.extend(latent(fill, || Lens::Ragged(7, 3000)));
+        cases.extend(entries(fill, || Lens::Ragged(7, 3000)));
+        let lens = [
+            (1, 900),
+            (700, 1500),
+            (64, 64),
+            (333, 333),
+            (5, 2000),
+            (0, 70),
+        ];
+        cases.extend(unified(fill, &lens));
+    }
+    cases
 }
