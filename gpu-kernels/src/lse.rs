@@ -103,8 +103,8 @@ pub(crate) fn finite(max: f32) -> f32 {
     if max == f32::NEG_INFINITY { 0.0 } else { max }
 }
 
-/// Whether scores near `max` are so large that a product and a subtraction rounded together no longer fit each other:
-/// the largest score would not become 2^0 but any power of two. True of -inf.
+/// Whether scores near `max`, which was rounded, are so large that one `fma` of product, scale and maximum no longer tells
+/// how far below it a score is: the largest would not become 2^0 but any power of two.
 #[inline(always)]
 pub(crate) fn is_far(max: f32) -> bool {
     max.abs() > FAR
@@ -112,42 +112,6 @@ pub(crate) fn is_far(max: f32) -> bool {
 
 /// Up to here a product is within 1/4 of what it is rounded to.
 const FAR: f32 = (1 << 22) as f32;
-
-/// For rows of which [`is_far`] is true of the maximum, what turns a product into its distance to it, both steps
-/// rounded: `product * factor - subtrahend`. For others it leaves the product as it is. Numbers to choose between, and
-/// no branch that lanes take differently.
-#[inline(always)]
-pub(crate) fn approach(max: f32, scale_log2: f32) -> Approach {
-    let far = is_far(max);
-    Approach {
-        factor: if far { scale_log2 } else { 1.0 },
-        subtrahend: if far { finite(max) } else { 0.0 },
-        scale_log2: if far { 1.0 } else { scale_log2 },
-    }
-}
-
-/// See [`approach`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Approach {
-    factor: f32,
-    subtrahend: f32,
-    /// What the result is still to be multiplied by.
-    pub(crate) scale_log2: f32,
-}
-
-impl Approach {
-    /// The product, or its distance to the maximum.
-    #[inline(always)]
-    pub(crate) fn of(self, product: f32) -> f32 {
-        product * self.factor - self.subtrahend
-    }
-}
-
-/// What is still to be subtracted from scores that went through [`approach`].
-#[inline(always)]
-pub(crate) fn remaining(max: f32) -> f32 {
-    if is_far(max) { 0.0 } else { max }
-}
 
 /// The logarithm of a positive number, exact for powers of two: the exponent, and the approximate logarithm of what is
 /// left, which is exact for 1.

@@ -18,19 +18,6 @@ use std::sync::{LazyLock, Mutex, MutexGuard};
 
 type Handle = *mut c_void;
 
-/// How often each function was called.
-fn calls() -> MutexGuard<'static, BTreeMap<&'static str, usize>> {
-    static CALLS: Mutex<BTreeMap<&'static str, usize>> = Mutex::new(BTreeMap::new());
-    CALLS.lock().unwrap()
-}
-
-/// How often `function` was called.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn fake_calls(function: *const c_char) -> usize {
-    let function = CStr::from_ptr(function).to_str().unwrap();
-    calls().get(function).copied().unwrap_or(0)
-}
-
 /// What FAKE says of `name`, or `default`.
 fn fake(name: &str, default: usize) -> usize {
     let all = std::env::var("FAKE").unwrap_or_default();

@@ -409,8 +409,12 @@ pub unsafe trait Gpu: Copy {
 
     /// `a * b + c`, rounded once.
     fn fma(self, a: f32, b: f32, c: f32) -> f32;
+    /// `a * b`, rounded towards minus infinity.
+    fn mul_down(self, a: f32, b: f32) -> f32;
     /// The larger; the other one if one is NaN.
     fn max(self, a: f32, b: f32) -> f32;
+    /// The smaller; NaN if one is NaN.
+    fn min_or_nan(self, a: f32, b: f32) -> f32;
     /// `2^x`, relative error below 2^-22, subnormal results flushed to zero; `exp2(-inf)` is 0.
     fn exp2(self, x: f32) -> f32;
     /// Base-2 logarithm, absolute error below 2^-22 on (0.5, 2), relative 2^-22 elsewhere.

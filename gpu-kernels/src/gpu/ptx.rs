@@ -459,6 +459,24 @@ unsafe impl Gpu for PtxLane {
         };
         value
     }
+    #[inline(always)]
+    fn mul_down(self, a: f32, b: f32) -> f32 {
+        let value: f32;
+        // SAFETY: registers only.
+        unsafe {
+            asm!("mul.rm.f32 {0}, {1}, {2};", out(reg32) value, in(reg32) a, in(reg32) b, options(pure, nomem, nostack))
+        };
+        value
+    }
+    #[inline(always)]
+    fn min_or_nan(self, a: f32, b: f32) -> f32 {
+        let value: f32;
+        // SAFETY: registers only.
+        unsafe {
+            asm!("min.NaN.f32 {0}, {1}, {2};", out(reg32) value, in(reg32) a, in(reg32) b, options(pure, nomem, nostack))
+        };
+        value
+    }
     unary_f32!(exp2, "ex2.approx.ftz.f32");
     unary_f32!(log2, "lg2.approx.f32");
     unary_f32!(recip, "rcp.approx.ftz.f32");

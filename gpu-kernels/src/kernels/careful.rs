@@ -1,9 +1,9 @@
-//! Attention of one row by one warp, a key at a time: the slow way, for rows whose output is not finite because a value
-//! that they do not see is not.
+//! Attention of one row by one warp, a key at a time: the slow way, for rows that went wrong.
 //!
 //! Tiles are multiplied whole: a key that a row does not see has a probability of 0 there, and 0 times infinity or NaN
-//! is NaN. That a tile holds such a value shows in the output, where looking costs next to nothing; then the row is
-//! computed again from the keys that it sees, and no others:
+//! is NaN. And a score beyond 2^22 cannot be told from its maximum by the one `fma` that there is time for. Both show
+//! at the end, where looking costs next to nothing; then the row is computed again from the keys that it sees, and no
+//! others:
 //!
 //! ```text
 //! for each key that the row sees, until nothing can become finite any more:
@@ -22,8 +22,14 @@ use crate::unroll::unroll;
 /// Dims that a warp takes at a time, two a lane.
 const DIMS: u32 = 2 * WARP;
 
-/// A row's values, normalised: two for each lane of every 64, in the first quarter of the array.
-pub(super) type Values<const V_STEPS: usize> = [[f32; 2]; V_STEPS];
+/// A row, done.
+#[derive(Clone, Copy)]
+pub(super) struct CarefulRow<const V_STEPS: usize> {
+    /// Its values, normalised: two for each lane of every 64, in the first quarter of the array.
+    pub(super) values: [[f32; 2]; V_STEPS],
+    /// With the sink.
+    pub(super) lse: Lse,
+}
 
 /// One row: `score` makes a score, base 2, of its product with a key; `sink_log2` is -inf if there is none.
 ///
@@ -39,7 +45,7 @@ pub(super) unsafe fn careful_row<G: Gpu, const K_STEPS: usize, const V_STEPS: us
     value: impl Fn(u32, u32) -> [f32; 2],
     score: impl Fn(u32, f32) -> f32,
     sink_log2: f32,
-) -> Values<V_STEPS> {
+) -> CarefulRow<V_STEPS> {
     let mut own = Lse::EMPTY;
     let mut acc = [[0.0f32; 2]; V_STEPS];
     let mut token = tokens.0;
@@ -94,7 +100,7 @@ pub(super) unsafe fn careful_row<G: Gpu, const K_STEPS: usize, const V_STEPS: us
     unroll!([8] i in 0..(V_STEPS.div_ceil(4)) {
         acc[i] = acc[i].map(|value| value * scale);
     });
-    acc
+    CarefulRow { values: acc, lse }
 }
 
 /// Two values of a cache of format `C`, at `address`.

@@ -13,7 +13,7 @@
 //! a sequence of one split is finished: out, lse; else partial_out, partial_lse
 //! ```
 
-use super::careful::{Values, careful_row, load_pair, load_query_pair, look};
+use super::careful::{CarefulRow, careful_row, load_pair, load_query_pair, look};
 use super::decode_gqa::seq_len;
 use super::warp_merge::pack_out;
 use crate::gpu::{Gpu, WARP, div};
@@ -179,7 +179,7 @@ pub unsafe fn decode_mla<
             is_whole,
             |_| 1.0,
             |row| {
-                let seen = cta.seen(params, row, seq_len, (split_start, split_end))?;
+                let seen = cta.seen(params, row, seq_len, (split_start, split_end));
                 let query = cta.query_row::<C>(params, row);
                 let at = |token: u32, dim: u32| {
                     let block_idx = div(token, params.block_size);
@@ -189,7 +189,7 @@ pub unsafe fn decode_mla<
                     let slot = token - block_idx * params.block_size;
                     cache.slot(gpu.ld_global_b32(table), slot) + (C::BYTES * dim) as u64
                 };
-                Some(careful_row::<G, K_STEPS, V_STEPS>(
+                careful_row::<G, K_STEPS, V_STEPS>(
                     gpu,
                     seen,
                     |dim| {
@@ -202,7 +202,7 @@ pub unsafe fn decode_mla<
                     },
                     |_, product| product * (params.qk_scale_log2 * q_scale * k_scale),
                     f32::NEG_INFINITY,
-                ))
+                )
             },
         );
     }
@@ -326,7 +326,7 @@ impl Cta {
         }
     }
 
-    /// The tokens of a split that a row sees, if it does not see all of them.
+    /// The tokens of a split that a row sees.
     #[inline(always)]
     pub(super) fn seen(
         self,
@@ -334,13 +334,13 @@ impl Cta {
         row: u32,
         seq_len: u32,
         (start, end): (u32, u32),
-    ) -> Option<(u32, u32)> {
+    ) -> (u32, u32) {
         let len = (seq_len + 1 + self.token_of(params, row)).saturating_sub(params.query_len);
-        (len < end).then_some((start, len.max(start)))
+        (start, len.min(end).max(start))
     }
 
     /// Stores the output rows that lie in shared memory at `rows`, four columns at a time; those of a whole
-    /// sequence times their `factor`. A row that is not finite is what `mend` makes of it, if it makes anything.
+    /// sequence times their `factor`. A row that is not finite is what `mend` makes of it.
     ///
     /// # Safety
     /// Every thread comes here, after the barrier that followed the writes of the rows.
@@ -354,7 +354,7 @@ impl Cta {
         rows: u32,
         is_whole: bool,
         factor: impl Fn(u32) -> f32,
-        mend: impl Fn(u32) -> Option<Values<V_STEPS>>,
+        mend: impl Fn(u32) -> CarefulRow<V_STEPS>,
     ) {
         let quads_per_row = cut.head_size_v / 4;
         let mut quad = gpu.thread_idx();
@@ -374,26 +374,16 @@ impl Cta {
                 // SAFETY: this split's part of the workspace, which is aligned.
                 unsafe { gpu.st_global_b128(at, words) };
             }
-            // A warp has 128 columns of one row. Only rows of several tokens see different keys.
-            let broken = params.query_len > 1 && look(gpu, 0.0, words.map(f32::from_bits)) != 0.0;
-            // SAFETY: converged: rows have a multiple of 32 quads.
-            if params.query_len > 1
-                && unsafe { gpu.any(broken) }
-                && let Some(values) = mend(row)
-            {
+            let is_broken = look(gpu, 0.0, words.map(f32::from_bits)) != 0.0;
+            // SAFETY: converged: rows have a multiple of 32 quads, of which a warp has 32 of one row.
+            if unsafe { gpu.any(is_broken) } {
+                let mended = mend(row);
+                let columns = (dim / 128 * 128, dim / 128 * 128 + 128);
                 // SAFETY: converged; all lanes' columns are stored before any is stored again.
                 unsafe {
                     gpu.sync_warp();
-                    let columns = (dim / 128 * 128, dim / 128 * 128 + 128);
                     self.store_mended::<G, C, V_STEPS>(
-                        gpu,
-                        cut,
-                        params,
-                        row,
-                        columns,
-                        values,
-                        is_whole,
-                        factor(row),
+                        gpu, cut, params, row, columns, mended, is_whole,
                     );
                 }
             }
@@ -414,16 +404,18 @@ impl Cta {
         params: &DecodeMlaParams,
         row: u32,
         columns: (u32, u32),
-        values: Values<V_STEPS>,
+        mended: CarefulRow<V_STEPS>,
         is_whole: bool,
-        factor: f32,
     ) {
+        if columns.0 == 0 && gpu.lane() == 0 {
+            self.store_lse(gpu, params, row, mended.lse, is_whole);
+        }
         unroll!([8] i in 0..(V_STEPS.div_ceil(4)) {
             let dim = (i as u32 * WARP + gpu.lane()) * 2;
-            let [a, b] = values[i];
+            let [a, b] = mended.values[i];
             let is_own = columns.0 <= dim && dim < columns.1;
             if is_own && is_whole {
-                let packed = pack_out::<G, C>(gpu, [a * factor, b * factor, 0.0, 0.0], params.out_dtype);
+                let packed = pack_out::<G, C>(gpu, [a, b, 0.0, 0.0], params.out_dtype);
                 // SAFETY: this row's columns.
                 unsafe { gpu.st_global_b32(self.out_row(params, row) + 2 * dim as u64, packed as u32) };
             } else if is_own {

@@ -25,6 +25,7 @@ use crate::latent::{
     list_slots, of_second_list, tile_row_bytes,
 };
 use crate::params::{DecodeMlaEntryParams, EntryList};
+use crate::unroll::unroll;
 
 /// Values of an output row.
 pub const HEAD_SIZE_V: u32 = 512;
@@ -179,26 +180,37 @@ pub unsafe fn decode_mla_entry<
             }
         };
         cta.store_out::<G, Bf16, V_STEPS>(gpu, cut, rows, out, is_whole, factor, |row| {
-            if !is_causal {
-                return None;
-            }
-            let seen = cta.seen(rows, row, num_positions, (split_start, split_end))?;
             let query = cta.query_row::<Bf16>(rows, row);
             let places = Places::of(gpu, params, cta.seq, first_token);
-            let list = &params.lists[0];
-            let pair = |token: u32, dim: u32| {
-                let slot = places.slot_of_token(gpu, list, token) as u32;
-                entry_pair::<G, E>(gpu, list, slot, dim)
+            let mut seen = (split_start, split_end);
+            if is_causal {
+                seen = cta.seen(rows, row, num_positions, seen);
+            }
+            let pair = |position: u32, dim: u32| match places.slot(gpu, params, position) {
+                Some(slot) => entry_pair::<G, E>(gpu, &params.lists, slot, dim),
+                None => [0.0; 2],
             };
-            Some(careful_row::<G, K_STEPS, V_STEPS>(
+            let mut mended = careful_row::<G, K_STEPS, V_STEPS>(
                 gpu,
                 seen,
                 |dim| load_pair::<G, Bf16>(gpu, query + 2 * dim as u64),
                 pair,
                 pair,
-                |_, product| product * rows.qk_scale_log2,
+                |position, product| match places.slot(gpu, params, position) {
+                    Some(_) => product * rows.qk_scale_log2,
+                    None => f32::NEG_INFINITY,
+                },
                 f32::NEG_INFINITY,
-            ))
+            );
+            if has_sinks && is_whole {
+                let head = cta.first_row + row - cta.token_of(rows, row) * rows.num_query_heads;
+                let sink = f32::from_bits(gpu.ld_global_b32(params.sink + 4 * head as u64));
+                let factor = sink_factor(gpu, sink, mended.lse.log2(gpu));
+                unroll!([8] i in 0..(V_STEPS / 4) {
+                    mended.values[i] = mended.values[i].map(|value| value * factor);
+                });
+            }
+            mended
         });
     }
 }

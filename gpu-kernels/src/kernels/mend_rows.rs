@@ -1,5 +1,4 @@
-//! Rows of a prefill that are computed again, because their output is not finite and they do not see all keys of their
-//! tiles: what they do not see may be why.
+//! Rows of a prefill that are computed again: their output is not finite, or their scores are too large for a tile.
 
 use super::careful::{careful_row, load_pair, load_query_pair};
 use super::row_out::{Row, store_pair};
@@ -45,7 +44,7 @@ pub(super) unsafe fn mend_rows<
             view.visible.end(position).min(loaded.1),
         );
         // SAFETY: converged.
-        if !unsafe { gpu.any(is_own) } || tokens == loaded {
+        if !unsafe { gpu.any(is_own) } {
             continue;
         }
         let row = Row {
@@ -65,7 +64,7 @@ pub(super) unsafe fn mend_rows<
                 sink = sink_log2(gpu, &params.score, row.head);
                 scale *= out_scale(gpu, params);
             }
-            let values = careful_row::<G, K_STEPS, V_STEPS>(
+            let mended = careful_row::<G, K_STEPS, V_STEPS>(
                 gpu,
                 tokens,
                 |dim| {
@@ -96,11 +95,14 @@ pub(super) unsafe fn mend_rows<
                 },
                 sink,
             );
+            if gpu.lane() == 0 {
+                row.store_lse(gpu, params, mended.lse);
+            }
             let element = row.element::<V_STEPS>(params);
             unroll!([8] i in 0..(V_STEPS.div_ceil(4)) {
                 let dim = i as u32 * 64 + 2 * gpu.lane();
                 if dim < V_STEPS as u32 * 16 {
-                    let pair = values[i].map(|value| value * scale);
+                    let pair = mended.values[i].map(|value| value * scale);
                     store_pair::<G, C>(gpu, params, element + dim as u64, pair, part.is_some());
                 }
             });

@@ -44,13 +44,6 @@ pub const fn column_tiles(head_size_v: u32) -> u32 {
 /// tensors of the shapes it documents, written by stage 1.
 #[inline(always)]
 pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
-    // Also where there is nothing to merge: a kernel behind this one may begin when all of it has, and stage 1 has to be
-    // done by then.
-    gpu.wait_for_previous_kernels();
-    // SAFETY: a valid check record, or none.
-    if unsafe { super::check::found_fault(gpu, params.check) } {
-        return;
-    }
     let (head, seq) = (gpu.cta_idx_x(), gpu.cta_idx_y());
     let tiles = column_tiles(params.head_size_v);
     let token = gpu.cta_idx_z() >> tiles.trailing_zeros();
@@ -71,12 +64,19 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
     };
     // Stage 1's splits begin at the window's first group of tokens.
     let first = first_key(seq_len, params.sliding_window) / TILE_GROUP * TILE_GROUP;
+    // SAFETY: the start of every sequence of the grid, and the end of the last, are readable.
+    let out_row = unsafe { query_row(gpu, params.query_start_loc, params.num_tokens, seq) };
+    // Also where there is nothing to merge: a kernel behind this one may begin when all of it has, and stage 1 has to be
+    // done by then.
+    gpu.wait_for_previous_kernels();
     if seq_len - first <= params.split_len {
         return;
     }
-    // SAFETY: the start of every sequence of the grid, and the end of the last, are readable.
-    let out_row = unsafe { query_row(gpu, params.query_start_loc, params.num_tokens, seq) };
     let Some(out_row) = out_row else { return };
+    // SAFETY: a valid check record, or none.
+    if unsafe { super::check::found_fault(gpu, params.check) } {
+        return;
+    }
     // SAFETY: splits hold at least a tile.
     let num_splits = unsafe { div(seq_len - first - 1, params.split_len) } + 1;
     let row = seq as u64 * params.num_rows as u64 + (token * params.num_query_heads + head) as u64;

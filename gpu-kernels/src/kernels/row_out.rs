@@ -7,7 +7,7 @@ use super::warp_merge::recip_of_sum;
 use crate::dtype::{Bf16, F16, Half};
 use crate::gpu::Gpu;
 use crate::kv::CacheFormat;
-use crate::lse::{Lse, finite};
+use crate::lse::{Lse, finite, is_far};
 use crate::params::PrefillParams;
 use crate::tile::QueryDtype;
 use crate::tile::rows::RowPartial;
@@ -38,7 +38,7 @@ pub(super) unsafe fn store_rows<
         && part.is_none()
         && params.out_dtype != QueryDtype::E4m3 as u32;
     let is_high = is_high(gpu);
-    // A bit for each of a lane's rows whose output is not finite.
+    // A bit for each of a lane's rows that has to be mended.
     let mut broken = 0;
     // SAFETY: converged.
     unsafe { partial.reduce(gpu) };
@@ -70,7 +70,8 @@ pub(super) unsafe fn store_rows<
                 unroll!([16] step in 0..V_STEPS {
                     seen = look(gpu, seen, values(step));
                 });
-                broken |= ((exists && seen != 0.0) as u32) << (2 * tile + half);
+                let is_broken = exists && (seen != 0.0 || is_far(finite(partial.max[tile][half])));
+                broken |= (is_broken as u32) << (2 * tile + half);
                 if whole_chunks {
                     unroll!([8] steps in 0..(V_STEPS / 2) {
                         let chunk = pack_chunk::<G, C>(gpu, params, is_high, values(2 * steps), values(2 * steps + 1));
@@ -157,7 +158,7 @@ impl Row {
     /// # Safety
     /// The row exists; one lane stores it.
     #[inline(always)]
-    unsafe fn store_lse<G: Gpu>(self, gpu: G, params: &PrefillParams, lse: Lse) {
+    pub(super) unsafe fn store_lse<G: Gpu>(self, gpu: G, params: &PrefillParams, lse: Lse) {
         // SAFETY: as the caller promises.
         unsafe {
             match self.part {

@@ -11,7 +11,7 @@ use super::{Cut, LatentQuery, RowChunks};
 use crate::dtype::Half;
 use crate::gpu::{Gpu, WARP};
 use crate::kv::CacheFormat;
-use crate::lse::{Lse, approach, finite, is_far, remaining};
+use crate::lse::{Lse, finite, is_far};
 use crate::tile::{HEADS, TILE_KV, row_bytes};
 use crate::unroll::unroll;
 
@@ -113,7 +113,7 @@ impl<
             self.share_maxima(gpu, part, &scores, scale_log2);
             gpu.sync_cta();
             scratch_is_free();
-            self.store_probs(gpu, cut, part, scores, scale_log2);
+            self.store_probs(gpu, cut, part, &scores, scale_log2);
             gpu.sync_cta();
             self.rescale(gpu, cut);
             self.add_values::<G, K_STEPS>(gpu, cut, tile);
@@ -191,51 +191,32 @@ impl<
         gpu: G,
         cut: Cut,
         part: Part,
-        mut scores: Scores<WARP_HEAD_TILES, WARP_TOKEN_TILES>,
+        scores: &Scores<WARP_HEAD_TILES, WARP_TOKEN_TILES>,
         scale_log2: impl Fn(usize) -> Pair,
     ) {
         let base = gpu.shared_base() + cut.probs() + gpu.lane() * 8;
-        // Whether anything has to be rescaled, or scores are so large that they have to be approached in two steps.
-        let mut unusual = false;
+        let mut grew = false;
         unroll!([4] head_tile in 0..WARP_HEAD_TILES {
+            let [scale0, scale1] = scale_log2(head_tile);
+            let mut tops = [0.0; 2];
             unroll!([2] head in 0..2 {
                 let own = part.head(gpu, head_tile, head);
                 let old = self.max[head_tile][head];
                 // SAFETY: the maxima are visible, as the caller promises.
                 let largest = unsafe { tile_max(gpu, cut, gpu.shared_base() + Cut::stats_of(own)) };
-                let new = if largest - old > RISE { largest } else { old };
+                let new = if largest > old + RISE { largest } else { old };
                 let factor = gpu.exp2(old - finite(new));
-                unusual |= new > old || is_far(new);
+                grew |= new > old;
                 self.max[head_tile][head] = new;
                 self.sum[head_tile][head] *= factor;
+                tops[head] = Self::SHIFT - finite(new);
                 if part.token_warp == 0 && gpu.lane() < 4 {
                     let at = gpu.shared_base() + cut.factors() + own * 4;
                     // SAFETY: one lane for each head; nobody reads factors.
                     unsafe { gpu.st_shared_b32(at, factor.to_bits()) };
                 }
             });
-        });
-        // SAFETY: converged.
-        let unusual = unsafe { gpu.any(unusual) };
-        let mut scales_log2 = [[0.0; 2]; WARP_HEAD_TILES];
-        unroll!([4] head_tile in 0..WARP_HEAD_TILES {
-            scales_log2[head_tile] = scale_log2(head_tile);
-        });
-        if unusual {
-            unroll!([4] head_tile in 0..WARP_HEAD_TILES {
-                let [max0, max1] = self.max[head_tile];
-                let [scale0, scale1] = scales_log2[head_tile];
-                let (even, odd) = (approach(max0, scale0), approach(max1, scale1));
-                scales_log2[head_tile] = [even.scale_log2, odd.scale_log2];
-                unroll!([2] token_tile in 0..WARP_TOKEN_TILES {
-                    let [s0, s1, s2, s3] = scores[head_tile][token_tile];
-                    scores[head_tile][token_tile] = [even.of(s0), odd.of(s1), even.of(s2), odd.of(s3)];
-                });
-            });
-        }
-        unroll!([4] head_tile in 0..WARP_HEAD_TILES {
-            let [scale0, scale1] = scales_log2[head_tile];
-            let [top0, top1] = self.max[head_tile].map(|max| Self::SHIFT - remaining(max));
+            let [top0, top1] = tops;
             unroll!([2] token_tile in 0..WARP_TOKEN_TILES {
                 let [s0, s1, s2, s3] = scores[head_tile][token_tile];
                 let p0 = gpu.exp2(gpu.fma(s0, scale0, top0));
@@ -258,14 +239,13 @@ impl<
                 unsafe { gpu.st_shared_b64(base + tile * WARP * 8, low as u64 | (high as u64) << 32) };
             });
         });
+        // SAFETY: converged.
+        let grew = unsafe { gpu.any(grew) };
         if part.token_warp == 0 && gpu.lane() == 0 {
             let head_warp = part.first_tile / WARP_HEAD_TILES as u32;
             // SAFETY: one lane for each group of heads; nobody reads it.
             unsafe {
-                gpu.st_shared_b32(
-                    gpu.shared_base() + cut.grew() + head_warp * 4,
-                    unusual as u32,
-                )
+                gpu.st_shared_b32(gpu.shared_base() + cut.grew() + head_warp * 4, grew as u32)
             };
         }
     }
@@ -361,18 +341,18 @@ impl<
                     gpu.ld_shared_b32(stats + Cut::stats_of(row) + token_warp * 4)
                 });
             }
-            // A row that saw nothing: 0 and -inf.
-            let scale = if sum == 0.0 {
+            // SAFETY: written before the barrier; this thread alone reads and writes it up to the next one.
+            let max = f32::from_bits(unsafe { gpu.ld_shared_b32(scale_at) });
+            // A row that saw nothing: 0 and -inf. One whose scores are too large for a tile: NaN, until it is mended.
+            let scale = if is_far(finite(max)) {
+                f32::NAN
+            } else if sum == 0.0 {
                 0.0
             } else {
                 gpu.recip(sum) * v_scale
             };
-            // SAFETY: written before the barrier; this thread alone reads and writes it up to the next one.
-            let max = unsafe {
-                let max = gpu.ld_shared_b32(scale_at);
-                gpu.st_shared_b32(scale_at, scale.to_bits());
-                f32::from_bits(max)
-            };
+            // SAFETY: as above.
+            unsafe { gpu.st_shared_b32(scale_at, scale.to_bits()) };
             store_lse(
                 row,
                 Lse {

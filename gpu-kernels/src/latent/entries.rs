@@ -389,12 +389,32 @@ impl<E: MlaEntry> NextEntry<E> {
     }
 }
 
-/// Two values of the entry in a slot, from `dim` on, an even one: as they would be in a tile.
+/// Two values of the entry that a word of the slot list names, from `dim` on, an even one: as they would be in a tile.
+///
+/// # Safety
+/// The slot is one of its list's cache.
+#[inline(always)]
+pub(crate) unsafe fn entry_pair<G: Gpu, E: MlaEntry>(
+    gpu: G,
+    lists: &[EntryList; 2],
+    slot: u32,
+    dim: u32,
+) -> [f32; 2] {
+    if slot & SECOND_LIST == 0 {
+        // SAFETY: as the caller promises.
+        unsafe { pair_of_list::<G, E>(gpu, &lists[0], slot, dim) }
+    } else {
+        // SAFETY: as the caller promises.
+        unsafe { pair_of_list::<G, E>(gpu, &lists[1], slot & !SECOND_LIST, dim) }
+    }
+}
+
+/// The same of a list.
 ///
 /// # Safety
 /// The slot is one of the list's cache.
 #[inline(always)]
-pub(crate) unsafe fn entry_pair<G: Gpu, E: MlaEntry>(
+unsafe fn pair_of_list<G: Gpu, E: MlaEntry>(
     gpu: G,
     list: &EntryList,
     slot: u32,

@@ -7,7 +7,7 @@ use super::{HeadRule, KvTile, QueryTile, TILE_KV, row_bytes, swizzle};
 use crate::dtype::Half;
 use crate::gpu::Gpu;
 use crate::kv::CacheFormat;
-use crate::lse::{approach, finite, is_far, remaining};
+use crate::lse::finite;
 use crate::unroll::unroll;
 
 /// What a warp has seen so far. A lane holds, of each head tile, heads `2 (lane % 4)` and `+ 1`.
@@ -63,31 +63,34 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES>
             mask_past_end(gpu, &mut scores, tile.len);
         }
         // SAFETY: converged.
-        let probs = unsafe { self.softmax_step::<G, C>(gpu, scores, scale_log2, value_scales) };
+        let probs = unsafe { self.softmax_step::<G, C>(gpu, &scores, &scale_log2, value_scales) };
         // SAFETY: as the caller promises.
         unsafe { self.add_values::<G, C>(gpu, &probs, tile.values) };
     }
 
     /// Updates maximum and sum, rescales what was accumulated, and returns the probabilities as `mma`
     /// operands (16 tokens by 8 heads).
+    ///
+    /// The `fma` rounds a score once, the maximum was rounded before. Of scores beyond 2^22 the difference is more than a
+    /// fraction, so that the largest would become any power of two. Hence the maximum is rounded down, and no probability
+    /// is more than the largest.
     #[inline(always)]
     unsafe fn softmax_step<G: Gpu, C: CacheFormat>(
         &mut self,
         gpu: G,
-        mut scores: [[f32; 4]; HEAD_TILES],
-        mut scale_log2: [[f32; 2]; HEAD_TILES],
+        scores: &[[f32; 4]; HEAD_TILES],
+        scale_log2: &[[f32; 2]; HEAD_TILES],
         value_scales: [f32; 2],
     ) -> [[u32; 2]; HEAD_TILES] {
         let mut probs = [[0; 2]; HEAD_TILES];
         let mut rescale = [[1.0f32; 2]; HEAD_TILES];
-        // Whether anything has to be rescaled, or scores are so large that they have to be approached in two steps.
-        let mut unusual = false;
+        let mut grew = false;
         let mut unit_shrinks = 1.0;
         let mut shares = [1.0; 2];
         if C::TOKEN_SCALES {
             // SAFETY: converged.
             (unit_shrinks, shares) = unsafe { self.grow_unit(gpu, value_scales) };
-            unusual = unit_shrinks < 1.0;
+            grew = unit_shrinks < 1.0;
         }
         unroll!([2] tile in 0..HEAD_TILES {
             let [s0, s1, s2, s3] = scores[tile];
@@ -99,41 +102,21 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES>
                     tile_max[head] = gpu.max(tile_max[head], f32::from_bits(other));
                 });
             });
+            let mut tops = [0.0; 2];
             unroll!([2] head in 0..2 {
-                let max = gpu.max(self.max[tile][head], tile_max[head] * scale_log2[tile][head]);
-                unusual |= max > self.max[tile][head] || is_far(max);
-                rescale[tile][head] = gpu.exp2(self.max[tile][head] - finite(max));
+                let old = self.max[tile][head];
+                let max = gpu.max(old, gpu.mul_down(tile_max[head], scale_log2[tile][head]));
+                grew |= max > old;
+                rescale[tile][head] = gpu.exp2(old - finite(max));
+                tops[head] = C::Math::PROB_SHIFT - finite(max);
                 self.max[tile][head] = max;
             });
-        });
-        // The maximum settles after a few tiles; then there is nothing to rescale.
-        // SAFETY: converged.
-        if unsafe { gpu.any(unusual) } {
-            unroll!([2] tile in 0..HEAD_TILES {
-                let mut r = rescale[tile];
-                if C::TOKEN_SCALES {
-                    r = [r[0] * unit_shrinks, r[1] * unit_shrinks];
-                }
-                let [r0, r1] = r;
-                unroll!([16] step in 0..V_STEPS {
-                    let [a0, a1, a2, a3] = self.acc[tile][step];
-                    self.acc[tile][step] = [a0 * r0, a1 * r1, a2 * r0, a3 * r1];
-                });
-                let [a0, a1] = [approach(self.max[tile][0], scale_log2[tile][0]), approach(self.max[tile][1], scale_log2[tile][1])];
-                let [s0, s1, s2, s3] = scores[tile];
-                scores[tile] = [a0.of(s0), a1.of(s1), a0.of(s2), a1.of(s3)];
-                scale_log2[tile] = [a0.scale_log2, a1.scale_log2];
-            });
-        }
-        unroll!([2] tile in 0..HEAD_TILES {
-            let [s0, s1, s2, s3] = scores[tile];
             let [scale0, scale1] = scale_log2[tile];
-            let top0 = C::Math::PROB_SHIFT - remaining(self.max[tile][0]);
-            let top1 = C::Math::PROB_SHIFT - remaining(self.max[tile][1]);
-            let p0 = gpu.exp2(gpu.fma(s0, scale0, top0));
-            let p1 = gpu.exp2(gpu.fma(s1, scale1, top1));
-            let p2 = gpu.exp2(gpu.fma(s2, scale0, top0));
-            let p3 = gpu.exp2(gpu.fma(s3, scale1, top1));
+            let prob = |score, scale, top| {
+                gpu.exp2(gpu.min_or_nan(gpu.fma(score, scale, top), C::Math::PROB_SHIFT))
+            };
+            let (p0, p1) = (prob(s0, scale0, tops[0]), prob(s1, scale1, tops[1]));
+            let (p2, p3) = (prob(s2, scale0, tops[0]), prob(s3, scale1, tops[1]));
             self.sum[tile][0] = gpu.fma(self.sum[tile][0], rescale[tile][0], p0 + p2);
             self.sum[tile][1] = gpu.fma(self.sum[tile][1], rescale[tile][1], p1 + p3);
             let (mut p0, mut p1, mut p2, mut p3) = (p0, p1, p2, p3);
@@ -150,6 +133,21 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES>
                 ]
             };
         });
+        // The maximum settles after a few tiles; then there is nothing to rescale.
+        // SAFETY: converged.
+        if unsafe { gpu.any(grew) } {
+            unroll!([2] tile in 0..HEAD_TILES {
+                let mut r = rescale[tile];
+                if C::TOKEN_SCALES {
+                    r = [r[0] * unit_shrinks, r[1] * unit_shrinks];
+                }
+                let [r0, r1] = r;
+                unroll!([16] step in 0..V_STEPS {
+                    let [a0, a1, a2, a3] = self.acc[tile][step];
+                    self.acc[tile][step] = [a0 * r0, a1 * r1, a2 * r0, a3 * r1];
+                });
+            });
+        }
         probs
     }
 

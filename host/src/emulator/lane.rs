@@ -237,6 +237,28 @@ unsafe impl Gpu for Lane<'_> {
     fn max(self, a: f32, b: f32) -> f32 {
         a.max(b)
     }
+    fn mul_down(self, a: f32, b: f32) -> f32 {
+        // Exact: 24 bits times 24.
+        let product = f64::from(a) * f64::from(b);
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "rounded, and then put right"
+        )]
+        let nearest = product as f32;
+        if f64::from(nearest) > product {
+            nearest.next_down()
+        } else {
+            nearest
+        }
+    }
+    #[inline]
+    fn min_or_nan(self, a: f32, b: f32) -> f32 {
+        if a.is_nan() || b.is_nan() {
+            f32::NAN
+        } else {
+            a.min(b)
+        }
+    }
     fn exp2(self, x: f32) -> f32 {
         flush(x.exp2())
     }

@@ -62,11 +62,13 @@ impl<'a> Graph<'a> {
 
 impl Drop for Graph<'_> {
     fn drop(&mut self) {
-        // What fails here was reported before, or the GPU is gone.
-        let _ = self.cuda.synchronize();
-        if !self.executable.is_null() && self.cuda.is_there() {
-            // SAFETY: made by us, no longer running, not used again.
-            let _ = unsafe { sys::cuGraphExecDestroy(self.executable) };
+        if !self.executable.is_null() {
+            // What fails here was reported before, or the GPU is gone.
+            let _ = self.cuda.synchronize();
+            if self.cuda.is_there() {
+                // SAFETY: made by us, no longer running, not used again.
+                let _ = unsafe { sys::cuGraphExecDestroy(self.executable) };
+            }
         }
         self.cuda.forget_graph();
     }

@@ -54,8 +54,8 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         // SAFETY: as the caller promises; converged.
         let scale_log2 = unsafe {
             let scale_log2 = query.scales_log2::<G, C>(gpu, scales);
-            let mut scale_log2 = Self::apply(gpu, rule, &mut scores, scale_log2, tile.token, view);
-            let rise = self.raise_max(gpu, &mut scores, &mut scale_log2);
+            let scale_log2 = Self::apply(gpu, rule, &mut scores, scale_log2, tile.token, view);
+            let rise = self.raise_max(gpu, &scores, &scale_log2);
             self.rescale_sum(rise);
             self.rescale_acc(rise);
             scale_log2

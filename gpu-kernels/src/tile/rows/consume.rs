@@ -109,10 +109,8 @@ impl<const V_STEPS: usize> RowPartial<V_STEPS, 1> {
         let mut scores = [scores];
         // SAFETY: as the caller promises.
         let (scale_log2, rise) = unsafe {
-            let mut scale_log2 =
-                Self::apply(gpu, rule, &mut scores, [query.scale_log2], token, view);
-            let rise = self.raise_max(gpu, &mut scores, &mut scale_log2);
-            (scale_log2, rise)
+            let scale_log2 = Self::apply(gpu, rule, &mut scores, [query.scale_log2], token, view);
+            (scale_log2, self.raise_max(gpu, &scores, &scale_log2))
         };
         self.rescale_sum(rise);
         let top = self.top::<C>();

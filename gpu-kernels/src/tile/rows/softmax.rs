@@ -10,7 +10,7 @@ use super::{RowView, ScoreRule};
 use crate::dtype::Half;
 use crate::gpu::Gpu;
 use crate::kv::CacheFormat;
-use crate::lse::{approach, is_far, remaining};
+use crate::lse::finite;
 use crate::unroll::unroll;
 
 /// How far, in powers of two, a score may exceed the running maximum.
@@ -37,7 +37,7 @@ pub struct RowPartial<const V_STEPS: usize, const ROW_TILES: usize> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rise<const ROW_TILES: usize> {
     factors: [[f32; 2]; ROW_TILES],
-    /// Whether any row of the warp may have one below 1.
+    /// Whether any row of the warp has one below 1.
     any: bool,
 }
 
@@ -86,8 +86,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         scale_log2
     }
 
-    /// Raises the maximum of rows that have a score far above it. What they have accumulated is to be rescaled. Products
-    /// of rows whose scores are very large become distances to it here.
+    /// Raises the maximum of rows that have a score far above it. What they have accumulated is to be rescaled.
     ///
     /// # Safety
     /// Converged.
@@ -95,8 +94,8 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
     pub(super) unsafe fn raise_max<G: Gpu, const PAIRS: usize>(
         &mut self,
         gpu: G,
-        scores: &mut Scores<PAIRS, ROW_TILES>,
-        scale_log2: &mut [[f32; 2]; ROW_TILES],
+        scores: &Scores<PAIRS, ROW_TILES>,
+        scale_log2: &[[f32; 2]; ROW_TILES],
     ) -> Rise<ROW_TILES> {
         let mut largest = [[f32::NEG_INFINITY; 2]; ROW_TILES];
         let mut rises = false;
@@ -110,7 +109,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
             });
             unroll!([2] half in 0..2 {
                 largest[tile][half] *= scale_log2[tile][half];
-                rises |= largest[tile][half] - self.max[tile][half] > RISE || is_far(self.max[tile][half]);
+                rises |= largest[tile][half] > self.max[tile][half] + RISE;
             });
         });
         let mut rise = Rise {
@@ -129,22 +128,10 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
                         largest = gpu.max(largest, f32::from_bits(other));
                     });
                     let max = self.max[tile][half];
-                    if largest - max > RISE {
+                    if largest > max + RISE {
                         rise.factors[tile][half] = gpu.exp2(max - largest);
                         self.max[tile][half] = largest;
                     }
-                });
-            });
-            unroll!([2] tile in 0..ROW_TILES {
-                unroll!([2] half in 0..2 {
-                    let approach = approach(self.max[tile][half], scale_log2[tile][half]);
-                    scale_log2[tile][half] = approach.scale_log2;
-                    unroll!([4] pair in 0..PAIRS {
-                        unroll!([4] i in 0..4 {
-                            let score = &mut scores[tile][pair][i / 2][2 * half + i % 2];
-                            *score = approach.of(*score);
-                        });
-                    });
                 });
             });
         }
@@ -179,14 +166,14 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         }
     }
 
-    /// What is added to scores before they become probabilities, after [`RowPartial::raise_max`]. A row that has seen
-    /// nothing has a maximum of -inf, and probabilities of 2^-inf.
+    /// What is added to scores before they become probabilities. A row that has seen nothing has a maximum of -inf, and
+    /// probabilities of 2^-inf.
     #[inline(always)]
     pub(super) fn top<C: CacheFormat>(&self) -> [[f32; 2]; ROW_TILES] {
         let mut top = [[0.0; 2]; ROW_TILES];
         unroll!([2] tile in 0..ROW_TILES {
             unroll!([2] half in 0..2 {
-                top[tile][half] = Self::shift::<C>() - remaining(self.max[tile][half]);
+                top[tile][half] = Self::shift::<C>() - finite(self.max[tile][half]);
             });
         });
         top
