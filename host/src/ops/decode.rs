@@ -3,8 +3,9 @@
 //! For sequence `s` and query head `h` of KV head `g = h / num_queries_per_kv`,
 //! `score[t] = softmax_scale * query[s, h] · key[t, g]` over the `seq_lens[s]` tokens that the block table
 //! names, `out[s, h] = Σ softmax(score)[t] value[t, g]`, and `lse[s, h] = ln Σ exp(score[t])`. A sequence of
-//! length 0 gives 0 and −inf. The query token is the last of its sequence; with a sliding window, a softcap, ALiBi or
-//! sinks, scores and sums are those of unified attention for it.
+//! length 0 gives 0 and −inf, and so does one of which every score is −inf; a score that is NaN makes both NaN.
+//! The query token is the last of its sequence; with a sliding window, a softcap, ALiBi or sinks, scores and sums
+//! are those of unified attention for it.
 //!
 //! Over an FP8 cache the stored bytes are widened exactly, and the scales multiply sums: `q_scale * k_scale`
 //! the score, `v_scale` the output (the probability, if every token has its own). Nothing is rounded twice, as it would be if keys and values were turned
