@@ -41,11 +41,10 @@ impl Lse {
     /// What its sum counts for beside a maximum of `max`, of which it is no larger.
     #[inline(always)]
     pub fn weight<G: Gpu>(self, gpu: G, max: f32) -> f32 {
+        let share = gpu.exp2(self.max - max);
         // Also where both are infinite.
-        if self.max == max {
-            return self.sum;
-        }
-        gpu.exp2(self.max - max) * self.sum
+        let share = if self.max == max { 1.0 } else { share };
+        share * self.sum
     }
 
     /// Of the keys of both.

@@ -155,12 +155,20 @@ fn widen_pair<G: Gpu, H: Half>(gpu: G, words: u32) -> [f32; 2] {
     ]
 }
 
-/// A number that is NaN if one of these is not finite, or if it was before.
+/// Sums that are not 0 if a value is not finite: four, so that no product waits for the one before.
+pub(super) type Seen = [f32; 4];
+
+/// Adds these values to them.
 #[inline(always)]
-pub(super) fn look<G: Gpu>(gpu: G, seen: f32, values: [f32; 4]) -> f32 {
-    let mut seen = seen;
+pub(super) fn look<G: Gpu>(gpu: G, mut seen: Seen, values: [f32; 4]) -> Seen {
     unroll!([4] i in 0..4 {
-        seen = gpu.fma(values[i], 0.0, seen);
+        seen[i] = gpu.fma(values[i], 0.0, seen[i]);
     });
     seen
+}
+
+/// Whether all of them were finite.
+#[inline(always)]
+pub(super) fn all_finite([a, b, c, d]: Seen) -> bool {
+    (a + b) + (c + d) == 0.0
 }

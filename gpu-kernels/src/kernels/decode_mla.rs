@@ -13,7 +13,7 @@
 //! a sequence of one split is finished: out, lse; else partial_out, partial_lse
 //! ```
 
-use super::careful::{CarefulRow, careful_row, load_pair, load_query_pair, look};
+use super::careful::{CarefulRow, all_finite, careful_row, load_pair, load_query_pair, look};
 use super::decode_gqa::seq_len;
 use super::warp_merge::pack_out;
 use crate::gpu::{Gpu, WARP, div};
@@ -179,7 +179,26 @@ pub unsafe fn decode_mla<
             is_whole,
             |_| 1.0,
             |row| {
-                let seen = cta.seen(params, row, seq_len, (split_start, split_end));
+                // Found out again: the loop has no register to keep it in.
+                let cta = Cta::again(gpu, cut, params);
+                let stride = params.stride_seq_lens;
+                let seq_len =
+                    self::seq_len(gpu, params.seq_lens, stride, cta.seq, params.max_seq_len);
+                let start = cta.split * params.split_len;
+                let seen = cta.seen(
+                    params,
+                    row,
+                    seq_len,
+                    (start, seq_len.min(start + params.split_len)),
+                );
+                let cache = CacheHead::new::<C>(
+                    params.cache,
+                    0,
+                    params.stride_cache_block,
+                    gpu.opaque(params.stride_cache_slot as u32) as i64,
+                    0,
+                );
+                let (q_scale, k_scale) = scales::<G, C>(gpu, params);
                 let query = cta.query_row::<C>(params, row);
                 let at = |token: u32, dim: u32| {
                     let block_idx = div(token, params.block_size);
@@ -245,6 +264,20 @@ impl Cta {
         Self {
             split: gpu.cta_idx_y(),
             seq: gpu.cta_idx_z(),
+            first_row,
+            num_rows: cut
+                .heads
+                .min(params.query_len * params.num_query_heads - first_row),
+        }
+    }
+
+    /// The same, by numbers that the compiler does not take for those it has.
+    #[inline(always)]
+    fn again<G: Gpu>(gpu: G, cut: Cut, params: &DecodeMlaParams) -> Self {
+        let first_row = gpu.opaque(gpu.cta_idx_x()) * cut.heads;
+        Self {
+            split: gpu.opaque(gpu.cta_idx_y()),
+            seq: gpu.opaque(gpu.cta_idx_z()),
             first_row,
             num_rows: cut
                 .heads
@@ -357,6 +390,7 @@ impl Cta {
         mend: impl Fn(u32) -> CarefulRow<V_STEPS>,
     ) {
         let quads_per_row = cut.head_size_v / 4;
+        let mut seen = [0.0; 4];
         let mut quad = gpu.thread_idx();
         while quad < self.num_rows * quads_per_row {
             let (row, dim) = (quad / quads_per_row, quad % quads_per_row * 4);
@@ -374,9 +408,22 @@ impl Cta {
                 // SAFETY: this split's part of the workspace, which is aligned.
                 unsafe { gpu.st_global_b128(at, words) };
             }
-            let is_broken = look(gpu, 0.0, words.map(f32::from_bits)) != 0.0;
-            // SAFETY: converged: rows have a multiple of 32 quads, of which a warp has 32 of one row.
-            if unsafe { gpu.any(is_broken) } {
+            seen = look(gpu, seen, words.map(f32::from_bits));
+            quad += cut.threads();
+        }
+        // SAFETY: converged.
+        if !unsafe { gpu.any(!all_finite(seen)) } {
+            return;
+        }
+        // A warp has 32 quads of one row at a time: rows have a multiple of 32.
+        let mut quad = gpu.thread_idx();
+        while quad < self.num_rows * quads_per_row {
+            let (row, dim) = (quad / quads_per_row, quad % quads_per_row * 4);
+            // SAFETY: written before the barrier.
+            let words = unsafe { gpu.ld_shared_b128(rows + row * cut.out_row_bytes() + dim * 4) };
+            let is_finite = all_finite(look(gpu, [0.0; 4], words.map(f32::from_bits)));
+            // SAFETY: converged.
+            if unsafe { gpu.any(!is_finite) } {
                 let mended = mend(row);
                 let columns = (dim / 128 * 128, dim / 128 * 128 + 128);
                 // SAFETY: converged; all lanes' columns are stored before any is stored again.

@@ -180,12 +180,16 @@ pub unsafe fn decode_mla_entry<
             }
         };
         cta.store_out::<G, Bf16, V_STEPS>(gpu, cut, rows, out, is_whole, factor, |row| {
-            let query = cta.query_row::<Bf16>(rows, row);
-            let places = Places::of(gpu, params, cta.seq, first_token);
-            let mut seen = (split_start, split_end);
-            if is_causal {
+            // Found out again: the loop has no register to keep it in.
+            let (cta, first_token) = own_rows(gpu, cut, params);
+            let num_positions = self::num_positions(gpu, params, cta.seq);
+            let start = cta.split * rows.split_len;
+            let mut seen = (start, num_positions.min(start + rows.split_len));
+            if params.lists[0].indices == 0 {
                 seen = cta.seen(rows, row, num_positions, seen);
             }
+            let query = cta.query_row::<Bf16>(rows, row);
+            let places = Places::of(gpu, params, cta.seq, first_token);
             let pair = |position: u32, dim: u32| match places.slot(gpu, params, position) {
                 Some(slot) => entry_pair::<G, E>(gpu, &params.lists, slot, dim),
                 None => [0.0; 2],
@@ -230,12 +234,15 @@ fn sink_factor<G: Gpu>(gpu: G, sink: f32, lse_log2: f32) -> f32 {
 #[inline(always)]
 fn own_rows<G: Gpu>(gpu: G, cut: Cut, params: &DecodeMlaEntryParams) -> (Cta, u32) {
     let rows = &params.rows;
+    // What is made of them is made again where it is asked for again.
+    let [x, y, z] =
+        [gpu.cta_idx_x(), gpu.cta_idx_y(), gpu.cta_idx_z()].map(|index| gpu.opaque(index));
     // SAFETY: the host refuses queries without tokens.
-    let seq = unsafe { div(gpu.cta_idx_z() * params.tokens_per_group, rows.query_len) };
-    let first_token = gpu.cta_idx_z() * params.tokens_per_group - seq * rows.query_len;
-    let skipped = gpu.cta_idx_x() * cut.heads;
+    let seq = unsafe { div(z * params.tokens_per_group, rows.query_len) };
+    let first_token = z * params.tokens_per_group - seq * rows.query_len;
+    let skipped = x * cut.heads;
     let cta = Cta {
-        split: gpu.cta_idx_y(),
+        split: y,
         seq,
         first_row: first_token * rows.num_query_heads + skipped,
         num_rows: cut

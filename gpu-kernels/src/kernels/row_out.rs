@@ -1,6 +1,6 @@
 //! What becomes of a row at the end of a prefill: its output and lse, or its part of them.
 
-use super::careful::look;
+use super::careful::{all_finite, look};
 use super::mend_rows::mend_rows;
 use super::row_work::{TileWork, out_scale, sink_log2, store_lse};
 use super::warp_merge::recip_of_sum;
@@ -46,6 +46,14 @@ pub(super) unsafe fn store_rows<
         unroll!([2] half in 0..2 {
             let row = view.rows.of_lane(gpu.lane(), tile, half);
             let exists = row < view.rows.end;
+            let mut seen = [0.0; 4];
+            unroll!([16] step in 0..V_STEPS {
+                let [low, high] = partial.acc[tile][step];
+                let sums = [low[2 * half], low[2 * half + 1], high[2 * half], high[2 * half + 1]];
+                seen = look(gpu, seen, sums);
+            });
+            let is_broken = !all_finite(seen) || is_far(finite(partial.max[tile][half]));
+            broken |= ((exists && is_broken) as u32) << (2 * tile + half);
             let row = Row {
                 token: parked.work.query_start + view.rows.token(row),
                 head: view.first_head + view.rows.head(row),
@@ -66,12 +74,6 @@ pub(super) unsafe fn store_rows<
                     let [c, d] = [high[2 * half], high[2 * half + 1]];
                     [a * finished.scale, b * finished.scale, c * finished.scale, d * finished.scale]
                 };
-                let mut seen = 0.0;
-                unroll!([16] step in 0..V_STEPS {
-                    seen = look(gpu, seen, values(step));
-                });
-                let is_broken = exists && (seen != 0.0 || is_far(finite(partial.max[tile][half])));
-                broken |= (is_broken as u32) << (2 * tile + half);
                 if whole_chunks {
                     unroll!([8] steps in 0..(V_STEPS / 2) {
                         let chunk = pack_chunk::<G, C>(gpu, params, is_high, values(2 * steps), values(2 * steps + 1));

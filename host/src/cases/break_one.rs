@@ -112,7 +112,7 @@ impl Bend {
             }
             Self::Backwards if parts.shape[0] > 1 => parts.strides[0] = -parts.strides[0].max(1),
             Self::Misaligned if parts.dtype.size() > 1 && !is_opaque => parts.address += 1,
-            Self::Null if !is_opaque => parts.address = 0,
+            Self::Null => parts.address = 0,
             // Pages may be larger than they have to be.
             Self::Narrow if is_rows && rank > 2 && parts.shape[rank - 1] > 1 => {
                 parts.shape[rank - 1] -= 1;

@@ -148,7 +148,10 @@ impl<'a> CompactRequest<'a> {
         let mut gathers = Vec::new();
         for (pool, compact) in &self.caches {
             let pool_named = named("caches (pool)", pool);
-            let block_bytes = check_blocks(pool_named, named("caches (compact)", compact.view()))?;
+            let compact_named = named("caches (compact)", compact.view());
+            let block_bytes = check_blocks(pool_named, compact_named)?;
+            pool_named.aligned(1)?;
+            compact_named.aligned(1)?;
             let these = [pool.shape()[0], compact.view().shape()[0]];
             if *blocks.get_or_insert(these) != these {
                 let expected =

@@ -97,6 +97,10 @@ impl<'a> CopyBlocksRequest<'a> {
             BlockCaches::Tables { source, target } => (&source.cache, &target.cache),
         };
         let block_bytes = check_blocks(named("source", source), named("target", target))?;
+        if !matches!(self.caches, BlockCaches::Tables { .. }) {
+            named("source", source).aligned(1)?;
+            named("target", target).aligned(1)?;
+        }
         let (tables, num_caches) = match &self.caches {
             BlockCaches::Tables { source, target } => check_tables(source, target)?,
             _ => ([0; 2], 1),

@@ -477,7 +477,7 @@ impl DecodePlan {
         };
         let partial_lse_offset = if check.is_some() { CHECK_BYTES } else { 0 };
         let partial_out_offset =
-            partial_lse_offset + (parts * Lse::BYTES as usize).next_multiple_of(256);
+            partial_lse_offset + (parts * size_of::<Lse>()).next_multiple_of(256);
         Self {
             made_for,
             check,

@@ -126,7 +126,7 @@ impl CheckedUnified<'_> {
         };
         let partial_lse_offset = if check.is_some() { CHECK_BYTES } else { 0 };
         let partial_out_offset =
-            partial_lse_offset + (parts * Lse::BYTES as usize).next_multiple_of(256);
+            partial_lse_offset + (parts * size_of::<Lse>()).next_multiple_of(256);
         let own_bytes = partial_out_offset + parts * self.head_size_v as usize * 4;
         let decode_bytes = decodes.as_ref().map_or(0, DecodePlan::workspace_bytes);
         Ok(UnifiedPlan {
