@@ -55,7 +55,9 @@ fn state() -> MutexGuard<'static, State> {
         state.objects.insert(0x21, ("given stream", 0x11, 0));
         Mutex::new(state)
     });
-    STATE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    STATE
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 impl State {
@@ -80,8 +82,9 @@ impl State {
             Some((is, context, _)) if is.ends_with(kind) && *context == CURRENT.get() => {}
             other => {
                 let current = CURRENT.get();
-                self.misuse
-                    .push(format!("{handle:#x} as {kind} in {current:#x}, but it is {other:?}"));
+                self.misuse.push(format!(
+                    "{handle:#x} as {kind} in {current:#x}, but it is {other:?}"
+                ));
             }
         }
     }
@@ -92,7 +95,8 @@ impl State {
         self.uses("memory", begin);
         let has = self.objects.get(&begin).map_or(0, |object| object.2);
         if begin + has < address as usize + bytes {
-            self.misuse.push(format!("{bytes} bytes at {address:#x}: out of bounds"));
+            self.misuse
+                .push(format!("{bytes} bytes at {address:#x}: out of bounds"));
         }
     }
 
@@ -291,7 +295,12 @@ pub unsafe extern "C" fn cuModuleLoadDataEx(
     _options: *mut c_uint,
     values: *mut *mut c_void,
 ) -> c_uint {
-    assert!(CStr::from_ptr(image).to_str().unwrap().starts_with(".version"));
+    assert!(
+        CStr::from_ptr(image)
+            .to_str()
+            .unwrap()
+            .starts_with(".version")
+    );
     let code = begin("cuModuleLoadDataEx", true);
     if code == 0 {
         *module = state().make("module");
@@ -337,13 +346,18 @@ pub extern "C" fn fake_account() -> *const c_char {
     let mut lines = state.misuse.clone();
     for (handle, object) in &state.objects {
         let is_given = object.0 == "given stream";
-        if !is_given && !state.destroyed.contains(&object.1) && !state.broken.contains_key(&object.1) {
+        if !is_given
+            && !state.destroyed.contains(&object.1)
+            && !state.broken.contains_key(&object.1)
+        {
             lines.push(format!("left: {handle:#x}, {object:?}"));
         }
     }
     for (device, (_, held, _)) in state.devices.iter().enumerate() {
         if *held > 0 {
-            lines.push(format!("left: the context of device {device}, held {held} times"));
+            lines.push(format!(
+                "left: the context of device {device}, held {held} times"
+            ));
         }
     }
     CString::new(lines.join("\n")).unwrap().into_raw()

@@ -128,14 +128,24 @@ pub(super) fn attend(
             })
             .map(|off: f64| off.min(1.0))
             .collect();
-        let all_off = off.iter().sum::<f64>().min(1.0);
+        // And that of the sink, which is exact, but stands beside a largest score that is not.
+        let sink_share = (scoring.sink - max).exp() / sum;
+        let sink_off = match first {
+            Some(first) if sink_share > 0.0 && !is_exact(query, seen[first].key) => {
+                let doubt = 2.0 * error(first);
+                (sink_share * doubt.exp_m1()).min(1.0)
+            }
+            _ => 0.0,
+        };
+        let all_off = (off.iter().sum::<f64>() + sink_off).min(1.0);
         head.slack = (0..head_size_v)
             .map(|dim| {
                 let distance = |at: usize| (seen[at].value[dim] - head.out[dim]).abs();
                 (0..seen.len())
                     .filter(|&at| off[at] > 0.0 || shares[at] > 0.0)
                     .map(|at| (off[at] + all_off * shares[at]) * distance(at))
-                    .sum()
+                    .sum::<f64>()
+                    + (sink_off + all_off * sink_share) * head.out[dim].abs()
             })
             .collect();
     }
