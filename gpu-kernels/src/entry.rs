@@ -472,11 +472,11 @@ entries! {
     decode_mla_f16_d288v256_h16(DecodeMlaParams) = decode_mla::decode_mla::<_, F16, 18, 16, 2, 1, 1, 4, 1>, mla::<F16, 18, 16, 2, 1, 1, 4>(), 128, 2, true;
     decode_mla_f16_d288v256_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, F16, 18, 16, 8, 2, 2, 2, 1>, mla::<F16, 18, 16, 8, 2, 2, 2>(), 256, 1, true;
     decode_mla_e4m3_d576v512_h16(DecodeMlaParams) = decode_mla::decode_mla::<_, E4m3, 36, 32, 2, 1, 2, 8, 2>, mla::<E4m3, 36, 32, 2, 1, 2, 8>(), 128, 2, false;
-    decode_mla_e4m3_d576v512_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, E4m3, 36, 32, 8, 4, 1, 4, 1>, mla::<E4m3, 36, 32, 8, 4, 1, 4>(), 256, 1, true;
+    decode_mla_e4m3_d576v512_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, E4m3, 36, 32, 8, 4, 1, 4, 1>, mla::<E4m3, 36, 32, 8, 4, 1, 4>(), 256, 1, false;
     decode_mla_e4m3_d288v256_h16(DecodeMlaParams) = decode_mla::decode_mla::<_, E4m3, 18, 16, 2, 1, 2, 4, 2>, mla::<E4m3, 18, 16, 2, 1, 2, 4>(), 128, 2, true;
     decode_mla_e4m3_d288v256_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, E4m3, 18, 16, 8, 4, 1, 2, 1>, mla::<E4m3, 18, 16, 8, 4, 1, 2>(), 256, 1, true;
     decode_mla_e5m2_d576v512_h16(DecodeMlaParams) = decode_mla::decode_mla::<_, E5m2, 36, 32, 2, 1, 2, 8, 2>, mla::<E5m2, 36, 32, 2, 1, 2, 8>(), 128, 2, true;
-    decode_mla_e5m2_d576v512_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, E5m2, 36, 32, 8, 4, 1, 4, 1>, mla::<E5m2, 36, 32, 8, 4, 1, 4>(), 256, 1, true;
+    decode_mla_e5m2_d576v512_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, E5m2, 36, 32, 8, 4, 1, 4, 1>, mla::<E5m2, 36, 32, 8, 4, 1, 4>(), 256, 1, false;
     decode_mla_e5m2_d288v256_h16(DecodeMlaParams) = decode_mla::decode_mla::<_, E5m2, 18, 16, 2, 1, 2, 4, 2>, mla::<E5m2, 18, 16, 2, 1, 2, 4>(), 128, 2, true;
     decode_mla_e5m2_d288v256_h64(DecodeMlaParams) = decode_mla::decode_mla::<_, E5m2, 18, 16, 8, 4, 1, 2, 1>, mla::<E5m2, 18, 16, 8, 4, 1, 2>(), 256, 1, true;
     decode_mla_entry_fp8_ds_h16(DecodeMlaEntryParams) = decode_mla_entry::decode_mla_entry::<_, Fp8Ds, 36, 2, 1, 1, 8>, mla_entry::<Fp8Ds, 36, 2, 1, 1, 8>(), 128, 2, true;
