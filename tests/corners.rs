@@ -18,6 +18,20 @@ use tensors::encode;
 
 const BLOCK: usize = 16;
 
+/// Plans a good request of any operation and runs it.
+macro_rules! launch {
+    ($request:expr, $machine:expr) => {{
+        let checked = $request.check().expect("a good request");
+        let plan = checked.plan(&$machine.device()).expect("a plan");
+        let bytes = plan.workspace_bytes();
+        let mut workspace =
+            Buffer::uninit($machine, "workspace", Dtype::U8, &[bytes]).expect("memory");
+        checked
+            .launch(&plan, &mut workspace.view_mut(), $machine)
+            .expect("no fault");
+    }};
+}
+
 /// Who attends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Operation {
@@ -113,8 +127,6 @@ impl Step {
         let mut options = DecodeOptions::default().split_policy(self.policy);
         options.sliding_window = self.window;
         options.softcap = self.softcap;
-        let mut workspace =
-            Buffer::uninit(machine, "workspace", Dtype::U8, &[1 << 20]).expect("memory");
         let (out, lse);
         if is_mla {
             let query_shape = [1, tokens, heads, size];
@@ -146,11 +158,7 @@ impl Step {
                 }),
                 options,
             };
-            let checked = request.check().expect("a good request");
-            let plan = checked.plan(&machine.device()).expect("a plan");
-            checked
-                .launch(&plan, &mut workspace.view_mut(), machine)
-                .expect("no fault");
+            launch!(request, machine);
             (out, lse) = (out_buffer.read(), lse_buffer.read());
         } else {
             let shape = [tokens, heads, size];
@@ -179,11 +187,7 @@ impl Step {
                     scales,
                     options,
                 };
-                let checked = request.check().expect("a good request");
-                let plan = checked.plan(&machine.device()).expect("a plan");
-                checked
-                    .launch(&plan, &mut workspace.view_mut(), machine)
-                    .expect("no fault");
+                launch!(request, machine);
             } else {
                 let mut options = UnifiedOptions::default();
                 options.sliding_window = self.window;
@@ -202,11 +206,7 @@ impl Step {
                     scales,
                     options,
                 };
-                let checked = request.check().expect("a good request");
-                let plan = checked.plan(&machine.device()).expect("a plan");
-                checked
-                    .launch(&plan, &mut workspace.view_mut(), machine)
-                    .expect("no fault");
+                launch!(request, machine);
             }
             (out, lse) = (out_buffer.read(), lse_buffer.read());
         }
