@@ -362,8 +362,8 @@ fn rows_of_sequences_without_queries_are_not_read() {
 
 #[test]
 fn sequences_counted_as_decodes_have_one_query() {
-    let input = unified(&[2, 2], &[2, 1]).entry("num_decodes", 2);
-    let words = ["`num_decodes` is 2", "sequence 0"];
+    let input = unified(&[2, 2], &[2, 1]).entry("num_decodes", 1);
+    let words = ["`num_decodes` is 1", "sequence 0"];
     refused_everywhere(&input, "two query tokens", &words);
 }
 
