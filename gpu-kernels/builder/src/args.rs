@@ -14,16 +14,18 @@ Usage: ferroattn-ptx-builder [OPTIONS]
 
       --route ROUTE    nvptx: compile with stock rustc (default); nvvm: with rust-cuda, which needs rustup,
                        LLVM 7 (LLVM_CONFIG) and a CUDA 12 toolkit (CUDA_PATH); both: one after the other
-      --check          compile, but only compare with the files that are there
-      --arch ARCH      compile for this architecture alone (may be repeated); the files of the others go
-      --out DIR        where the files of one route lie [default: gpu-kernels/ptx/<route>]
+      --check          compile, but only compare with what is there
+      --arch ARCH      compile for this architecture alone (may be repeated); the set then holds no other
+      --out DIR        where the set of one route lies [default: gpu-kernels/ptx/<route>]
       --rustc PATH     the compiler of route nvptx [env: FERROATTN_RUSTC]
                        [default: /usr/bin/rustc, then rustup's nightly]
       --from DIR       with --route nvvm: PTX that rust-cuda compiled elsewhere from this source:
                        sm_80.ptx, sm_89.ptx, sm_90.ptx, sm_90a.ptx
-      --ptxas[=PATH]   assemble the files that are there for every GPU, and report registers and spills
+      --ptxas[=PATH]   assemble what is there for every GPU, and report registers and spills
                        [env: FERROATTN_PTXAS]
       --json           report as JSON
+      --diff DIR       say which kernels differ from those in DIR/<route>, such as gpu-kernels/ptx of another
+                       checkout; fails if any does but for its name
       --compare[=FILE] write what the two routes' kernels need, side by side
                        [default: bench-results/ptx-routes.md]
       --nvdisasm PATH  with --compare: count instructions with this disassembler
@@ -52,6 +54,8 @@ pub(crate) struct Args {
     /// Some: compare the routes and write it there.
     pub(crate) compare: Option<Option<PathBuf>>,
     pub(crate) nvdisasm: Option<PathBuf>,
+    /// Some: compare with the sets in this folder.
+    pub(crate) diff: Option<PathBuf>,
     pub(crate) times: Option<PathBuf>,
 }
 
@@ -83,6 +87,7 @@ impl Args {
                 "--out" => args.out = Some(value()?.into()),
                 "--rustc" => args.rustc = Some(value()?.into()),
                 "--from" => args.from = Some(value()?.into()),
+                "--diff" => args.diff = Some(value()?.into()),
                 "--nvdisasm" => args.nvdisasm = Some(value()?.into()),
                 "--times" => args.times = Some(value()?.into()),
                 "--route" => args.routes = known_routes(&value()?)?,

@@ -5,18 +5,24 @@
 //! | [`compile`] | finding a compiler with an NVPTX back end, and running it |
 //! | [`nvvm`] | finding rust-cuda and what it needs, and running it |
 //! | [`ptx`] | PTX as text: normal form, launch bounds, entries |
-//! | [`ptx_set`] | the files of all architectures together: made, written, compared |
-//! | [`manifest`] | what the files are: fingerprint of the source, compiler, hashes, entries |
+//! | [`ptx_set`] | all kernels for all architectures together: made, written, compared |
+//! | [`packed`] | how they lie in the crate of a set |
+//! | [`manifest`] | what they are: fingerprint of the source, compiler, hashes |
+//! | [`diff`] | what changed between two sets, kernel by kernel |
 //! | [`sass`] | what the assembler made of an entry: instructions, wide loads |
 //! | [`routes`] | a report that compares the two compilers, entry by entry |
-//! | [`ptxas`] | assembling the files for real GPUs: registers, spills, shared memory |
+//! | [`ptxas`] | assembling the kernels for real GPUs: registers, spills, shared memory |
 //!
-//! The command `ferroattn-ptx-builder` writes `gpu-kernels/ptx`; the build script of `ferroattn` uses the
-//! same code to check those files before it embeds them.
+//! The command `ferroattn-ptx-builder` writes the crates in `gpu-kernels/ptx`, which `ferroattn` depends on. The build
+//! script of `ferroattn` refuses them if they are not of the source beside it, by the same [`fingerprint`].
 
 pub mod compile;
+pub mod diff;
+#[path = "../../../host/build/fingerprint.rs"]
+pub mod fingerprint;
 pub mod manifest;
 pub mod nvvm;
+pub mod packed;
 pub mod ptx;
 pub mod ptx_set;
 pub mod ptxas;

@@ -9,8 +9,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use ferroattn_ptx_builder::compile::Compiler;
+use ferroattn_ptx_builder::diff::Diff;
 use ferroattn_ptx_builder::kernels_dir;
-use ferroattn_ptx_builder::manifest::Manifest;
 use ferroattn_ptx_builder::nvvm::RustCuda;
 use ferroattn_ptx_builder::ptx_set::PtxSet;
 use ferroattn_ptx_builder::ptxas::{Ptxas, Usage};
@@ -43,9 +43,10 @@ fn run(args: &Args) -> Result<()> {
             .out
             .clone()
             .unwrap_or_else(|| kernels.join("ptx").join(route));
-        match &args.ptxas {
-            Some(path) => assemble(&Ptxas::find(path.clone())?, &out, args.json)?,
-            None => build(args, route, &kernels, &out)?,
+        match (&args.ptxas, &args.diff) {
+            (Some(path), _) => assemble(&Ptxas::find(path.clone())?, &out, args.json)?,
+            (None, Some(old)) => diff(&old.join(route), &out)?,
+            (None, None) => build(args, route, &kernels, &out)?,
         }
     }
     Ok(())
@@ -89,14 +90,23 @@ fn build(args: &Args, route: &str, kernels: &Path, out: &Path) -> Result<()> {
         return Ok(());
     }
     set.write(out)?;
-    for file in &set.manifest.files {
-        println!(
-            "{} {} bytes {}",
-            file.path(out).display(),
-            file.bytes,
-            &file.sha256[..12]
-        );
-    }
+    println!(
+        "{}: {} kernels for {}",
+        out.display(),
+        set.texts.len(),
+        set.manifest.archs.join(", ")
+    );
+    Ok(())
+}
+
+/// Says what changed from the set in `old` to the one in `new`.
+fn diff(old: &Path, new: &Path) -> Result<()> {
+    let diff = Diff::of(&PtxSet::read(old)?, &PtxSet::read(new)?);
+    println!("{}:\n{diff}", new.display());
+    ensure!(
+        diff.is_the_same_work(),
+        "the two sets do not hold the same kernels"
+    );
     Ok(())
 }
 
@@ -130,14 +140,7 @@ fn compare(args: &Args) -> Result<()> {
 }
 
 fn assemble(ptxas: &Ptxas, out: &Path, json: bool) -> Result<()> {
-    let manifest = Manifest::read(out)?;
-    manifest.verify_files(out)?;
-    let archs: Vec<String> = manifest
-        .files
-        .iter()
-        .map(|file| file.arch.clone())
-        .collect();
-    let usage = ptxas.assemble_all(out, &archs)?;
+    let usage = ptxas.assemble_all(&PtxSet::read(out)?)?;
     if json {
         println!("{}", serde_json::to_string_pretty(&usage)?);
     } else {

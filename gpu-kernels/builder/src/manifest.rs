@@ -1,23 +1,20 @@
-//! `manifest.json`: what a folder of PTX files was made from, and how to tell that it is stale.
+//! `manifest.json`: what a set of PTX was made from, and how to tell that it is stale.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
-use flate2::Compression;
-use flate2::read::GzDecoder;
-use flate2::write::GzEncoder;
+use anyhow::{Context, Result, ensure};
 use gpu_kernels::entry::ENTRIES;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::mend;
+use crate::fingerprint::{fingerprint, hex};
+use crate::{mend, packed};
 
 /// Name of the file.
 pub const FILE_NAME: &str = "manifest.json";
 /// Grows when the meaning of a field changes.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,85 +29,58 @@ pub struct Manifest {
     pub compiler: String,
     /// Its flags, without the architecture.
     pub flags: Vec<String>,
-    /// PTX ISA version of the files.
+    /// PTX ISA version of the kernels.
     pub ptx_version: String,
-    /// The files, in ascending order of architecture.
-    pub files: Vec<PtxFile>,
-    /// What they hold, each file those of its architecture.
-    pub entries: Vec<ManifestEntry>,
+    /// The architectures that were compiled for, in ascending order.
+    pub archs: Vec<String>,
+    /// In alphabetical order.
+    pub kernels: Vec<ManifestKernel>,
 }
 
-/// One PTX file. It lies compressed (gzip) beside its manifest: the text is long and says much the same for every
-/// kernel.
+/// One kernel, compiled for its architectures. It lies beside the manifest as [`packed`] says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PtxFile {
-    /// Its architecture, such as "sm_90"; the file is `<arch>.ptx.gz`.
-    pub arch: String,
-    /// SHA-256 of the text.
-    pub sha256: String,
-    /// Its length.
-    pub bytes: usize,
-}
-
-/// One kernel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ManifestEntry {
+pub struct ManifestKernel {
     /// The PTX symbol.
     pub name: String,
+    /// The architectures it is for, in the order of its modules.
+    pub archs: Vec<String>,
     /// Size of its parameter block.
     pub params_bytes: usize,
     /// Threads per thread block.
     pub threads: u32,
+    /// Length of its modules, one after the other.
+    pub bytes: usize,
+    /// SHA-256 of the same.
+    pub sha256: String,
 }
 
-impl PtxFile {
-    /// The row of a file with this text.
-    pub fn of(arch: &str, ptx: &str) -> Self {
-        Self {
-            arch: arch.to_owned(),
-            sha256: hex(&Sha256::digest(ptx)),
-            bytes: ptx.len(),
-        }
-    }
-
-    /// Where the file lies in the folder of its manifest.
-    pub fn path(&self, dir: &Path) -> PathBuf {
-        path_of(dir, &self.arch)
-    }
-
-    /// The text of the file in `dir`.
+impl ManifestKernel {
+    /// The row of a kernel with this text.
     ///
     /// # Errors
-    /// It is missing or no compressed text.
-    pub fn read(&self, dir: &Path) -> Result<String> {
-        read_text(&self.path(dir))
+    /// The kernels' table has no such kernel.
+    pub fn of(name: &str, archs: Vec<String>, text: &str) -> Result<Self> {
+        let entry = ENTRIES
+            .iter()
+            .find(|entry| entry.name == name)
+            .with_context(|| format!("ENTRIES has no kernel `{name}`"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            archs,
+            params_bytes: entry.params_bytes,
+            threads: entry.threads,
+            bytes: text.len(),
+            sha256: hex(&Sha256::digest(text)),
+        })
     }
 
-    /// Writes the file with this text into `dir`.
-    ///
-    /// # Errors
-    /// `dir` cannot be written.
-    pub fn write(&self, dir: &Path, text: &str) -> Result<()> {
-        let path = self.path(dir);
-        let mut gz = GzEncoder::new(Vec::new(), Compression::best());
-        gz.write_all(text.as_bytes())?;
-        fs::write(&path, gz.finish()?).with_context(|| format!("cannot write {}", path.display()))
+    /// Whether this is the row of `text`.
+    pub fn describes(&self, text: &str) -> bool {
+        self.bytes == text.len() && self.sha256 == hex(&Sha256::digest(text))
     }
 }
 
 impl Manifest {
-    /// The rows of all compiled kernels.
-    pub fn all_entries() -> Vec<ManifestEntry> {
-        ENTRIES
-            .iter()
-            .map(|entry| ManifestEntry {
-                name: entry.name.to_owned(),
-                params_bytes: entry.params_bytes,
-                threads: entry.threads,
-            })
-            .collect()
-    }
-
     /// Reads the manifest in `dir`.
     ///
     /// # Errors
@@ -130,28 +100,71 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// The text of `manifest.json`.
+    /// The text of `manifest.json`: a line per kernel, so that a change of one is a change of a line.
     pub fn to_json(&self) -> String {
-        let mut json = serde_json::to_string_pretty(self).expect("a manifest is plain data");
-        json.push('\n');
-        json
+        const PLAIN: &str = "a manifest is plain data";
+        let head = Self {
+            kernels: Vec::new(),
+            ..self.clone()
+        };
+        let json = serde_json::to_string_pretty(&head).expect(PLAIN);
+        let head = json.strip_suffix("[]\n}").expect("kernels come last");
+        let rows: Vec<String> = self
+            .kernels
+            .iter()
+            .map(|kernel| format!("    {}", serde_json::to_string(kernel).expect(PLAIN)))
+            .collect();
+        format!("{head}[\n{}\n  ]\n}}\n", rows.join(",\n"))
     }
 
-    /// Checks that the files in `dir` are the ones this manifest speaks of.
+    /// What a set's crate says of it in Rust: `src/kernels.rs`.
+    pub fn to_rust(&self) -> String {
+        let names: Vec<String> = self
+            .kernels
+            .iter()
+            .map(|kernel| format!("    {:?},\n", kernel.name))
+            .collect();
+        format!(
+            "// Written by ferroattn-ptx-builder, as manifest.json.\n\
+             set! {{\n    route: {:?};\n    compiler: {:?};\n    ptx_version: {:?};\n    source_sha256: {:?};\n    \
+             archs: {:?};\n{}}}\n",
+            self.route,
+            self.compiler,
+            self.ptx_version,
+            self.source_sha256,
+            self.archs,
+            names.concat()
+        )
+    }
+
+    /// Checks that the files in `dir` are the ones this manifest speaks of, and says the first that is not.
     ///
     /// # Errors
-    /// The first file that is missing or differs.
+    /// A file is missing or differs, or there is one too many.
     pub fn verify_files(&self, dir: &Path) -> Result<()> {
-        for file in &self.files {
-            let path = file.path(dir);
-            if PtxFile::of(&file.arch, &file.read(dir)?) != *file {
-                bail!(
-                    "{} is not the file its manifest describes; mend it with `{}`",
-                    path.display(),
-                    mend(&self.route)
-                );
-            }
+        let mend = mend(&self.route);
+        for kernel in &self.kernels {
+            ensure!(
+                kernel.describes(&packed::read(dir, &kernel.name)?),
+                "{} is not the file its manifest describes; mend it with `{mend}`",
+                packed::path(dir, &kernel.name).display()
+            );
         }
+        for name in packed::names(dir)? {
+            ensure!(
+                self.kernels.iter().any(|kernel| kernel.name == name),
+                "{} is not in the manifest; mend it with `{mend}`",
+                packed::path(dir, &name).display()
+            );
+        }
+        let rust = dir.join(packed::RUST_FILE);
+        let there =
+            fs::read_to_string(&rust).with_context(|| format!("cannot read {}", rust.display()))?;
+        ensure!(
+            there.replace("\r\n", "\n") == self.to_rust(),
+            "{} does not say what its manifest says; mend it with `{mend}`",
+            rust.display()
+        );
         Ok(())
     }
 
@@ -174,67 +187,53 @@ impl Manifest {
     }
 }
 
-/// Where the file of an architecture lies in the folder of its manifest.
-pub(crate) fn path_of(dir: &Path, arch: &str) -> PathBuf {
-    dir.join(format!("{arch}.ptx.gz"))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The text of a compressed file.
-pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let cannot = || format!("cannot read {}", path.display());
-    let bytes = fs::read(path).with_context(cannot)?;
-    let mut text = String::new();
-    GzDecoder::new(&bytes[..])
-        .read_to_string(&mut text)
-        .with_context(cannot)?;
-    Ok(text)
-}
-
-/// Files that decide what the kernels are, relative to `kernels_dir`, sorted.
-///
-/// # Errors
-/// A folder cannot be read.
-pub fn source_files(kernels_dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = vec![PathBuf::from("Cargo.toml")];
-    let mut dirs = vec![PathBuf::from("src")];
-    while let Some(dir) = dirs.pop() {
-        let full = kernels_dir.join(&dir);
-        for entry in
-            fs::read_dir(&full).with_context(|| format!("cannot read {}", full.display()))?
-        {
-            let entry = entry?;
-            let path = dir.join(entry.file_name());
-            if entry.file_type()?.is_dir() {
-                dirs.push(path);
-            } else if path.extension().is_some_and(|ext| ext == "rs") {
-                files.push(path);
-            }
+    fn manifest() -> Manifest {
+        let kernel = |name: &str| {
+            ManifestKernel::of(name, vec!["sm_80".into()], &format!("text of {name}")).unwrap()
+        };
+        Manifest {
+            schema: SCHEMA,
+            route: "nvptx".into(),
+            source_sha256: "0".repeat(64),
+            compiler: "rustc".into(),
+            flags: vec!["-x".into()],
+            ptx_version: "8.1".into(),
+            archs: vec!["sm_80".into()],
+            kernels: vec![kernel(ENTRIES[0].name), kernel(ENTRIES[1].name)],
         }
     }
-    files.sort();
-    Ok(files)
-}
 
-/// SHA-256 over path, length and contents of every file of the kernels' source. Line ends count as `\n`,
-/// however they were checked out.
-///
-/// # Errors
-/// A file cannot be read.
-pub fn fingerprint(kernels_dir: &Path) -> Result<String> {
-    let mut hash = Sha256::new();
-    for path in source_files(kernels_dir)? {
-        let full = kernels_dir.join(&path);
-        let text =
-            fs::read_to_string(&full).with_context(|| format!("cannot read {}", full.display()))?;
-        let text = text.replace("\r\n", "\n");
-        let name: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
-        hash.update(format!("{} {}\n", name.join("/"), text.len()));
-        hash.update(text);
+    #[test]
+    fn a_kernel_is_a_line_and_is_read_again() {
+        let manifest = manifest();
+        let json = manifest.to_json();
+        assert_eq!(
+            serde_json::from_str::<Manifest>(&json).unwrap(),
+            manifest,
+            "{json}"
+        );
+        for kernel in &manifest.kernels {
+            let line = json.lines().find(|line| line.contains(&kernel.name));
+            assert!(line.unwrap().contains(&kernel.sha256), "{json}");
+        }
     }
-    Ok(hex(&hash.finalize()))
-}
 
-/// Bytes as hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    #[test]
+    fn a_row_describes_its_text_alone() {
+        let kernel = &manifest().kernels[0];
+        let text = format!("text of {}", kernel.name);
+        assert!(kernel.describes(&text));
+        assert!(!kernel.describes(&text.replace('t', "T")));
+        assert!(!kernel.describes(&(text + " ")));
+    }
+
+    #[test]
+    fn a_kernel_that_the_table_lacks_has_no_row() {
+        let error = ManifestKernel::of("nothing", Vec::new(), "").unwrap_err();
+        assert!(error.to_string().contains("nothing"), "{error}");
+    }
 }

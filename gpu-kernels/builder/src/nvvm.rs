@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
 use crate::compile::{clear_environment, output};
-use crate::manifest::hex;
+use crate::fingerprint::hex;
 
 /// The revision of rust-cuda that gpu-kernels/nvvm-builder asks for.
 pub const RUST_CUDA: &str = "946c91f";

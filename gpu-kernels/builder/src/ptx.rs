@@ -1,35 +1,46 @@
-//! PTX as text: the normal form in which files are kept, and what can be read off them.
+//! PTX as text: the normal form in which kernels are kept, and what can be read off them.
 //!
-//! In normal form a file is its preamble (version, target, shared memory, functions), then the entries in
-//! alphabetical order, each beginning with `.visible .entry` and ending with a `}` in the first column.
-//! The host cuts a file at these marks, to load one entry without the others.
+//! In normal form a kernel is a module of its own for each architecture: a preamble (version, target, shared memory,
+//! functions), which all kernels of an architecture share, and the entry, from `.visible .entry` to a `}` in the first
+//! column. A module begins with `.version`; where several follow one another, that is where they are told apart.
 
 use anyhow::{Context, Result, bail, ensure};
 use gpu_kernels::entry::{ENTRIES, Entry};
 
 /// How an entry begins.
 pub const ENTRY_MARK: &str = ".visible .entry ";
+/// How a module begins.
+const VERSION_MARK: &str = ".version ";
 
 /// PTX ISA version that all files say. Compilers write the newest they know, which asks for a driver as new;
 /// the kernels use nothing that came later, or the assembler would refuse the files.
 pub const VERSION: &str = "8.1";
 
-/// Brings a compiler's PTX into normal form: no comments or debug lines, [`VERSION`], launch bounds written
-/// after each entry's parameters, entries sorted.
+/// A kernel for one architecture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// The PTX symbol.
+    pub name: &'static str,
+    /// Preamble and entry.
+    pub text: String,
+}
+
+/// Brings a compiler's PTX into normal form: a module per kernel, in alphabetical order, with no comments or debug
+/// lines, of [`VERSION`], launch bounds written after the entry's parameters.
 ///
 /// # Errors
 /// The entries in the text are not the ones that [`ENTRIES`] has for `arch`, or a parameter block has another size.
-pub fn normalise(raw: &str, arch: &str) -> Result<String> {
+pub fn normalise(raw: &str, arch: &str) -> Result<Vec<Module>> {
     let mut preamble = String::new();
     let mut entries: Vec<(&'static Entry, String)> = Vec::new();
     let mut lines = raw.lines().filter_map(clean);
     while let Some(line) = lines.next() {
-        if let Some(written) = line.strip_prefix(".version ") {
+        if let Some(written) = line.strip_prefix(VERSION_MARK) {
             ensure!(
                 number(written)? >= number(VERSION)?,
                 "the PTX is of version {written}, too old for the kernels: {VERSION} is needed"
             );
-            push(&mut preamble, &format!(".version {VERSION}"));
+            push(&mut preamble, &format!("{VERSION_MARK}{VERSION}"));
             continue;
         }
         let Some(rest) = line.strip_prefix(ENTRY_MARK) else {
@@ -68,16 +79,63 @@ pub fn normalise(raw: &str, arch: &str) -> Result<String> {
     entries.sort_by_key(|(entry, _)| entry.name);
     Ok(entries
         .into_iter()
-        .fold(preamble, |all, (_, text)| all + &text))
+        .map(|(entry, text)| Module {
+            name: entry.name,
+            text: format!("{preamble}{text}"),
+        })
+        .collect())
 }
 
-/// `.version` of a file, such as "7.8".
+/// The module for `arch` among those of a kernel, which follow one another.
+pub fn module<'m>(modules: &'m str, arch: &str) -> Option<&'m str> {
+    let starts: Vec<usize> = modules
+        .match_indices(VERSION_MARK)
+        .map(|(at, _)| at)
+        .collect();
+    let ends = starts.iter().copied().skip(1).chain([modules.len()]);
+    starts
+        .iter()
+        .zip(ends)
+        .map(|(&start, end)| &modules[start..end])
+        .find(|module| {
+            module
+                .lines()
+                .any(|line| line.strip_prefix(".target ") == Some(arch))
+        })
+}
+
+/// One file of several kernels' modules for the same architecture, for the assembler.
+///
+/// # Errors
+/// One is no module, or has another preamble.
+pub fn join<'m>(modules: impl IntoIterator<Item = &'m str>) -> Result<String> {
+    let mut file = String::new();
+    let mut shared: Option<&str> = None;
+    for module in modules {
+        let at = module.find(ENTRY_MARK).context("a module has no entry")?;
+        let (preamble, entry) = module.split_at(at);
+        match shared {
+            None => {
+                shared = Some(preamble);
+                file += preamble;
+            }
+            Some(shared) => ensure!(
+                shared == preamble,
+                "kernels of one architecture begin differently:\n{shared}\n{preamble}"
+            ),
+        }
+        file += entry;
+    }
+    Ok(file)
+}
+
+/// `.version` of a module, such as "7.8".
 ///
 /// # Errors
 /// It has none.
 pub fn version(ptx: &str) -> Result<&str> {
     ptx.lines()
-        .find_map(|line| line.strip_prefix(".version "))
+        .find_map(|line| line.strip_prefix(VERSION_MARK))
         .map(str::trim)
         .context("the PTX has no .version line")
 }
@@ -172,9 +230,13 @@ mod tests {
         let forward = normalise(&raw(of(ARCH)), ARCH).unwrap();
         let backward = normalise(&raw(of(ARCH).rev()), ARCH).unwrap();
         assert_eq!(forward, backward);
-        assert!(!forward.contains("//") && !forward.contains(".file"));
-        assert!(forward.contains(")\n.maxntid "));
-        assert_eq!(version(&forward).unwrap(), VERSION);
+        assert!(forward.is_sorted_by_key(|module| module.name));
+        for Module { text, .. } in &forward {
+            assert!(!text.contains("//") && !text.contains(".file"));
+            assert!(text.contains(")\n.maxntid "));
+            assert_eq!(text.matches(ENTRY_MARK).count(), 1);
+            assert_eq!(version(text).unwrap(), VERSION);
+        }
     }
 
     #[test]
@@ -197,7 +259,8 @@ mod tests {
     #[test]
     fn a_version_is_lowered_but_never_raised() {
         let new = raw(of(ARCH)).replace(".version 8.8", ".version 10.0");
-        assert_eq!(version(&normalise(&new, ARCH).unwrap()).unwrap(), VERSION);
+        let modules = normalise(&new, ARCH).unwrap();
+        assert_eq!(version(&modules[0].text).unwrap(), VERSION);
         let old = raw(of(ARCH)).replace(".version 8.8", ".version 7.8");
         let error = normalise(&old, ARCH).unwrap_err();
         assert!(error.to_string().contains("7.8"), "{error}");
@@ -224,6 +287,21 @@ mod tests {
             let error = normalise(&raw(of(arch).chain(of(entries))), arch).unwrap_err();
             assert!(error.to_string().contains(name), "{error}");
         }
+    }
+
+    #[test]
+    fn modules_are_told_apart_and_joined() {
+        let a = |arch| format!(".version 8.1\n.target {arch}\n{ENTRY_MARK}a(\n)\n{{\nret;\n}}\n");
+        let both = a("sm_90") + &a("sm_90a");
+        assert_eq!(module(&both, "sm_90"), Some(&*a("sm_90")));
+        assert_eq!(module(&both, "sm_90a"), Some(&*a("sm_90a")));
+        assert_eq!(module(&both, "sm_80"), None);
+        let b = a("sm_90").replace(" a(", " b(");
+        let file = join([&*a("sm_90"), &*b]).unwrap();
+        assert_eq!(file.matches(".version").count(), 1);
+        assert_eq!(file.matches(ENTRY_MARK).count(), 2);
+        assert!(join([&*a("sm_90"), &*a("sm_80")]).is_err());
+        assert!(join(["nothing"]).is_err());
     }
 
     #[test]

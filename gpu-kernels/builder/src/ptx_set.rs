@@ -1,17 +1,19 @@
 //! The PTX of all architectures and the manifest that goes with it: made, written, compared.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::compile::{ARCHS, Compiler, FLAGS};
-use crate::manifest::{FILE_NAME, Manifest, PtxFile, SCHEMA, fingerprint, path_of};
+use crate::compile::{Compiler, FLAGS};
+use crate::fingerprint::fingerprint;
+use crate::manifest::{FILE_NAME, Manifest, ManifestKernel, SCHEMA};
 use crate::nvvm::{self, RustCuda};
-use crate::{mend, ptx};
+use crate::{mend, packed, ptx};
 
-/// PTX in normal form, one text per file of the manifest.
+/// PTX in normal form, one text per kernel of the manifest.
 #[derive(Clone, Debug)]
 pub struct PtxSet {
     /// What the texts are.
@@ -104,83 +106,118 @@ impl PtxSet {
         archs: &[String],
         raw: &[String],
     ) -> Result<Self> {
-        let texts = archs
+        let mut kernels: BTreeMap<&str, (Vec<String>, String)> = BTreeMap::new();
+        for (arch, raw) in archs.iter().zip(raw) {
+            for module in ptx::normalise(raw, arch).with_context(|| format!("for {arch}"))? {
+                let (archs, text) = kernels.entry(module.name).or_default();
+                archs.push(arch.clone());
+                text.push_str(&module.text);
+            }
+        }
+        let rows = kernels
             .iter()
-            .zip(raw)
-            .map(|(arch, text)| ptx::normalise(text, arch).with_context(|| format!("for {arch}")))
+            .map(|(name, (archs, text))| ManifestKernel::of(name, archs.clone(), text))
             .collect::<Result<Vec<_>>>()?;
+        let texts: Vec<String> = kernels.into_values().map(|(_, text)| text).collect();
         let manifest = Manifest {
             schema: SCHEMA,
             route: route.to_owned(),
             source_sha256,
             compiler: compiler.to_owned(),
             flags,
-            ptx_version: ptx::version(texts.first().context("no architecture")?)?.to_owned(),
-            files: archs
-                .iter()
-                .zip(&texts)
-                .map(|(arch, text)| PtxFile::of(arch, text))
-                .collect(),
-            entries: Manifest::all_entries(),
+            ptx_version: ptx::version(texts.first().context("no kernel")?)?.to_owned(),
+            archs: archs.to_vec(),
+            kernels: rows,
         };
         Ok(Self { manifest, texts })
     }
 
-    /// Writes files and manifest into `dir`. Files of architectures that this set lacks are removed: the
-    /// manifest would not speak of them.
+    /// The set that lies in `dir`.
+    ///
+    /// # Errors
+    /// It is none, or not the one that its manifest describes.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let manifest = Manifest::read(dir)?;
+        manifest.verify_files(dir)?;
+        let texts = manifest
+            .kernels
+            .iter()
+            .map(|kernel| packed::read(dir, &kernel.name))
+            .collect::<Result<_>>()?;
+        Ok(Self { manifest, texts })
+    }
+
+    /// One file with all kernels for `arch`.
+    ///
+    /// # Errors
+    /// Kernels of one architecture do not begin alike.
+    pub fn file(&self, arch: &str) -> Result<String> {
+        ptx::join(self.texts.iter().filter_map(|text| ptx::module(text, arch)))
+            .with_context(|| format!("for {arch}"))
+    }
+
+    /// Writes kernels and manifest into `dir`, and removes kernels that this set lacks. What is there already stays
+    /// untouched.
     ///
     /// # Errors
     /// `dir` cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        for arch in ARCHS {
-            let path = path_of(dir, arch);
-            if path.exists() && !self.manifest.files.iter().any(|file| file.arch == arch) {
-                fs::remove_file(&path)?;
+        for (kernel, text) in self.manifest.kernels.iter().zip(&self.texts) {
+            packed::write(dir, &kernel.name, text)?;
+        }
+        let names: Vec<&str> = self
+            .manifest
+            .kernels
+            .iter()
+            .map(|kernel| &*kernel.name)
+            .collect();
+        packed::remove_others(dir, &names)?;
+        for (name, text) in [
+            (packed::RUST_FILE, self.manifest.to_rust()),
+            (FILE_NAME, self.manifest.to_json()),
+        ] {
+            let path = dir.join(name);
+            if let Some(folder) = path.parent() {
+                fs::create_dir_all(folder)?;
             }
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
-        for (file, text) in self.manifest.files.iter().zip(&self.texts) {
-            file.write(dir, text)?;
-        }
-        let path = dir.join(FILE_NAME);
-        fs::write(&path, self.manifest.to_json())
-            .with_context(|| format!("cannot write {}", path.display()))
+        Ok(())
     }
 
     /// Checks that `dir` holds exactly this set.
     ///
     /// # Errors
-    /// The files that differ, and what may be the reason.
+    /// The kernels that differ, and what may be the reason.
     pub fn compare(&self, dir: &Path) -> Result<()> {
         let there = Manifest::read(dir)
             .with_context(|| format!("mend it with `{}`", mend(&self.manifest.route)))?;
-        let mut different: Vec<PathBuf> = Vec::new();
-        for (file, text) in self.manifest.files.iter().zip(&self.texts) {
-            if file.read(dir).ok().as_ref() != Some(text) {
-                different.push(file.path(dir));
-            }
-        }
-        if there != self.manifest {
-            different.push(dir.join(FILE_NAME));
-        }
-        if different.is_empty() {
+        there.verify_files(dir)?;
+        if there == self.manifest {
             return Ok(());
         }
-        let names: Vec<_> = different
+        let differs = |kernel: &&ManifestKernel| !there.kernels.contains(kernel);
+        let mut different: Vec<&str> = self
+            .manifest
+            .kernels
             .iter()
-            .map(|path| path.display().to_string())
+            .filter(differs)
+            .map(|kernel| &*kernel.name)
             .collect();
+        if different.is_empty() {
+            different.push(FILE_NAME);
+        }
         let other_compiler = if there.compiler == self.manifest.compiler {
             String::new()
         } else {
             format!(
-                " (they were written by {}, this is {})",
+                " (written by {}, this is {})",
                 there.compiler, self.manifest.compiler
             )
         };
         bail!(
             "not what the source compiles to: {}{other_compiler}; mend it with `{}`",
-            names.join(", "),
+            different.join(", "),
             mend(&self.manifest.route)
         )
     }

@@ -10,10 +10,10 @@ use gpu_kernels::entry::{ENTRIES, Entry};
 use serde::Serialize;
 
 use crate::compile::{ARCHS, output};
-use crate::manifest::{path_of, read_text};
+use crate::ptx_set::PtxSet;
 use crate::routes::dynamic_shared_bytes;
 
-/// GPUs that a PTX file is loaded on.
+/// GPUs that PTX of an architecture is loaded on.
 pub const TARGETS: &[(&str, &[&str])] = &[
     ("sm_80", &["sm_80", "sm_86"]),
     ("sm_89", &["sm_89"]),
@@ -26,7 +26,7 @@ pub const TARGETS: &[(&str, &[&str])] = &[
 pub struct Usage {
     /// The PTX symbol.
     pub entry: String,
-    /// Architecture of the PTX file.
+    /// Architecture of the PTX.
     pub ptx: String,
     /// Architecture it was assembled for.
     pub target: String,
@@ -106,11 +106,12 @@ impl Ptxas {
         Ok(Self { path, version })
     }
 
-    /// Assembles every file of `dir` for its GPUs and lists what each entry needs.
+    /// Assembles a set's kernels of every architecture for its GPUs and lists what each entry needs.
     ///
     /// # Errors
     /// The assembler's messages.
-    pub fn assemble_all(&self, dir: &Path, archs: &[String]) -> Result<Vec<Usage>> {
+    pub fn assemble_all(&self, set: &PtxSet) -> Result<Vec<Usage>> {
+        let archs = &set.manifest.archs;
         let jobs: Vec<(&str, &str)> = TARGETS
             .iter()
             .filter(|(ptx, _)| archs.iter().any(|arch| arch == ptx))
@@ -119,7 +120,7 @@ impl Ptxas {
         let results = thread::scope(|scope| {
             let running: Vec<_> = jobs
                 .iter()
-                .map(|&(ptx, target)| scope.spawn(move || self.try_assemble(dir, ptx, target)))
+                .map(|&(ptx, target)| scope.spawn(move || self.try_assemble(set, ptx, target)))
                 .collect();
             running
                 .into_iter()
@@ -129,29 +130,29 @@ impl Ptxas {
         Ok(results.into_iter().flatten().collect())
     }
 
-    fn try_assemble(&self, dir: &Path, ptx: &str, target: &str) -> Result<Vec<Usage>> {
+    fn try_assemble(&self, set: &PtxSet, ptx: &str, target: &str) -> Result<Vec<Usage>> {
         let cubin = std::env::temp_dir().join(format!(
             "ferroattn-{}-{ptx}-{target}.cubin",
             std::process::id()
         ));
-        let usage = self.assemble(dir, ptx, target, &cubin);
+        let usage = self.assemble(set, ptx, target, &cubin);
         // It only mattered that it could be written.
         let _ = fs::remove_file(&cubin);
         usage
     }
 
-    /// Assembles one file of `dir` for one GPU into `cubin` and lists what each entry needs.
+    /// Assembles a set's kernels of architecture `ptx` for one GPU into `cubin` and lists what each entry needs.
     ///
     /// # Errors
     /// The assembler's messages.
     pub fn assemble(
         &self,
-        dir: &Path,
+        set: &PtxSet,
         ptx: &str,
         target: &str,
         cubin: &Path,
     ) -> Result<Vec<Usage>> {
-        let text = read_text(&path_of(dir, ptx))?;
+        let text = set.file(ptx)?;
         let file = cubin.with_extension("ptx");
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
         let result = Command::new(&self.path)
@@ -167,8 +168,8 @@ impl Ptxas {
             + &String::from_utf8_lossy(&result.stdout);
         if !result.status.success() {
             bail!(
-                "{} does not assemble for {target}:\n{report}",
-                path_of(dir, ptx).display()
+                "PTX of {} for {ptx} does not assemble for {target}:\n{report}",
+                set.manifest.route
             );
         }
         Ok(parse(&report, ptx, target))

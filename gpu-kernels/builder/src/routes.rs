@@ -16,10 +16,11 @@ use serde::Deserialize;
 
 use crate::ROUTES;
 use crate::manifest::Manifest;
+use crate::ptx_set::PtxSet;
 use crate::ptxas::{Ptxas, Usage};
 use crate::sass::{Nvdisasm, Sass};
 
-/// What the comparison is assembled for: each kernel is in one of these files.
+/// What the comparison is assembled for: each kernel is for one of these.
 const ARCHS: [&str; 2] = ["sm_90", HOPPER];
 
 /// One route's side of the report.
@@ -67,17 +68,16 @@ pub fn report(
 }
 
 fn side(ptxas: &Ptxas, nvdisasm: Option<&Nvdisasm>, dir: &Path) -> Result<Side> {
-    let manifest = Manifest::read(dir)?;
-    manifest.verify_files(dir)?;
+    let set = PtxSet::read(dir)?;
     let cubin = std::env::temp_dir().join(format!(
         "ferroattn-{}-{}.cubin",
         std::process::id(),
-        manifest.route
+        set.manifest.route
     ));
     let mut usage = Vec::new();
     let mut sass = nvdisasm.map(|_| BTreeMap::new());
     for arch in ARCHS {
-        usage.extend(ptxas.assemble(dir, arch, arch, &cubin)?);
+        usage.extend(ptxas.assemble(&set, arch, arch, &cubin)?);
         let counts = nvdisasm.map(|nvdisasm| nvdisasm.count(&cubin)).transpose();
         // It has been read, or could not be.
         let _ = std::fs::remove_file(&cubin);
@@ -86,7 +86,7 @@ fn side(ptxas: &Ptxas, nvdisasm: Option<&Nvdisasm>, dir: &Path) -> Result<Side> 
         }
     }
     Ok(Side {
-        manifest,
+        manifest: set.manifest,
         usage,
         sass,
     })
@@ -390,8 +390,8 @@ mod tests {
                 compiler: "c".into(),
                 flags: Vec::new(),
                 ptx_version: "8.1".into(),
-                files: Vec::new(),
-                entries: Vec::new(),
+                archs: Vec::new(),
+                kernels: Vec::new(),
             },
             usage: vec![usage("check_slots", registers)],
             sass: None,

@@ -116,7 +116,7 @@ impl Info {
                     route: set.route.name(),
                     compiler: set.compiler,
                     ptx_version: set.ptx_version,
-                    archs: set.images.iter().map(|image| image.arch).collect(),
+                    archs: set.archs().map(|arch| arch.name).collect(),
                     source_sha256: set.source_sha256,
                 })
                 .collect(),

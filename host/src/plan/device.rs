@@ -12,6 +12,8 @@ pub struct DeviceInfo {
     pub num_sms: u32,
     /// Compute capability, e.g. `(9, 0)`.
     pub compute_capability: (u32, u32),
+    /// Whether the kernels that are for this compute capability alone are at hand, if there are such.
+    pub has_exact_kernels: bool,
     /// Shared memory a thread block may have (opt-in limit).
     pub shared_bytes_per_cta: u32,
     /// Shared memory of a multiprocessor.
@@ -23,6 +25,7 @@ impl DeviceInfo {
     pub const H200: Self = Self {
         num_sms: 132,
         compute_capability: (9, 0),
+        has_exact_kernels: true,
         shared_bytes_per_cta: 232_448,
         shared_bytes_per_sm: 233_472,
     };
@@ -31,12 +34,35 @@ impl DeviceInfo {
     pub const EMULATED: Self = Self {
         num_sms: 4,
         compute_capability: (8, 6),
+        has_exact_kernels: true,
         shared_bytes_per_cta: 101_376,
         shared_bytes_per_sm: 102_400,
     };
 
-    /// Whether the device has the instructions that a kernel uses.
+    /// Whether the device has the instructions that a kernel uses, and the kernel is at hand.
     pub fn runs(&self, entry: &Entry) -> bool {
-        !entry.hopper || self.compute_capability == (9, 0)
+        !entry.hopper || self.compute_capability == (9, 0) && self.has_exact_kernels
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gpu_kernels::entry::ENTRIES;
+
+    use super::*;
+
+    #[test]
+    fn kernels_for_one_gpu_have_to_be_at_hand() {
+        let hopper = ENTRIES.iter().find(|entry| entry.hopper).expect("one");
+        let any = ENTRIES.iter().find(|entry| !entry.hopper).expect("one");
+        let without = DeviceInfo {
+            has_exact_kernels: false,
+            ..DeviceInfo::H200
+        };
+        assert!(DeviceInfo::H200.runs(hopper) && !without.runs(hopper));
+        assert!(!DeviceInfo::EMULATED.runs(hopper));
+        for device in [DeviceInfo::H200, without, DeviceInfo::EMULATED] {
+            assert!(device.runs(any));
+        }
     }
 }

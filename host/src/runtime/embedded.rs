@@ -1,17 +1,22 @@
-//! The PTX inside this library: which sets there are, which files, and the text of one kernel.
+//! The PTX inside this library: which sets there are, for which architectures, and the text of one kernel.
 //!
-//! A set is everything that one compiler made of the kernels ([`Route`]). There are two, so that each can be
-//! checked against the other; both are embedded, and the first is used unless somebody asks for another.
+//! A set is everything that one compiler made of the kernels ([`Route`]), and lies in a crate of its own. There are two,
+//! so that each can be checked against the other; the first that was built in is used unless somebody asks for another.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex};
 
-use flate2::read::GzDecoder;
+use gpu_kernels::entry::Entry;
+use lzma_rust2::XzReader;
 
 use super::driver::DriverError;
+
+#[cfg(not(any(feature = "ptx", feature = "ptx-nvptx", feature = "without-ptx")))]
+compile_error!(
+    "ferroattn without PTX runs nothing on a GPU: enable the feature `ptx` (rust-cuda's kernels, the default) or \
+     `ptx-nvptx` (stock rustc's), or say `without-ptx` if the emulator is all you want"
+);
 
 /// The environment variable that chooses a set, by [`Route::name`].
 pub const ROUTE_VARIABLE: &str = "FERROATTN_PTX";
@@ -25,9 +30,9 @@ pub enum Route {
     Nvptx,
 }
 
-/// PTX and its manifest, as the build script found them.
+/// All kernels, as one compiler compiled them.
 #[derive(Clone, Copy, Debug)]
-pub struct Embedded {
+pub struct PtxSet {
     /// Which compiler wrote the PTX.
     pub route: Route,
     /// The compiler's version line.
@@ -36,27 +41,45 @@ pub struct Embedded {
     pub ptx_version: &'static str,
     /// SHA-256 of the kernels' source.
     pub source_sha256: &'static str,
-    /// The files, in ascending order of architecture.
-    pub images: &'static [Image],
+    /// The architectures that were compiled for, in ascending order.
+    archs: &'static [&'static str],
+    /// By name, in alphabetical order: modules of all architectures one after the other, compressed.
+    kernels: &'static [(&'static str, &'static [u8])],
 }
 
-/// One PTX file.
-#[derive(Clone, Copy, Debug)]
-pub struct Image {
-    /// Its architecture, such as "sm_90".
-    pub arch: &'static str,
+/// An architecture that PTX was compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arch {
+    /// As compilers call it, such as "sm_90".
+    pub name: &'static str,
     /// The lowest compute capability it runs on.
     pub compute_capability: (u32, u32),
-    /// Whether it runs on no other: it is of an architecture such as "sm_90a".
+    /// Whether it runs on no other: it is one such as "sm_90a".
     pub exact: bool,
-    /// SHA-256 of the text.
-    pub sha256: &'static str,
-    /// The text, compressed.
-    pub gz: &'static [u8],
+}
+
+/// The set in a crate.
+#[cfg(any(feature = "ptx", feature = "ptx-nvptx"))]
+macro_rules! set {
+    ($route:ident, $from:ident) => {
+        PtxSet {
+            route: Route::$route,
+            compiler: $from::COMPILER,
+            ptx_version: $from::PTX_VERSION,
+            source_sha256: $from::SOURCE_SHA256,
+            archs: $from::ARCHS,
+            kernels: $from::KERNELS,
+        }
+    };
 }
 
 /// What this library carries, the default first. Empty if it was built without PTX.
-pub static SETS: &[Embedded] = include!(concat!(env!("OUT_DIR"), "/embedded_ptx.rs"));
+pub static SETS: &[PtxSet] = &[
+    #[cfg(feature = "ptx")]
+    set!(Nvvm, ferroattn_ptx),
+    #[cfg(feature = "ptx-nvptx")]
+    set!(Nvptx, ferroattn_ptx_nvptx),
+];
 
 impl Route {
     /// "nvvm" or "nvptx", as manifests, options and [`ROUTE_VARIABLE`] call it.
@@ -104,7 +127,7 @@ impl FromStr for Route {
 ///
 /// # Errors
 /// There is no such set, or none at all.
-pub fn choose(route: Option<Route>) -> Result<&'static Embedded, DriverError> {
+pub fn choose(route: Option<Route>) -> Result<&'static PtxSet, DriverError> {
     let route = match route {
         Some(route) => Some(route),
         None => Route::from_env()?,
@@ -112,7 +135,7 @@ pub fn choose(route: Option<Route>) -> Result<&'static Embedded, DriverError> {
     find(SETS, route)
 }
 
-fn find(sets: &'static [Embedded], route: Option<Route>) -> Result<&'static Embedded, DriverError> {
+fn find(sets: &'static [PtxSet], route: Option<Route>) -> Result<&'static PtxSet, DriverError> {
     let found = match route {
         Some(route) => sets.iter().find(|set| set.route == route),
         None => sets.first(),
@@ -124,7 +147,7 @@ fn find(sets: &'static [Embedded], route: Option<Route>) -> Result<&'static Embe
 }
 
 /// The routes of `sets`, separated by commas; or that there are none.
-fn routes(sets: &[Embedded]) -> String {
+fn routes(sets: &[PtxSet]) -> String {
     if sets.is_empty() {
         return "nothing (this library was built without PTX)".into();
     }
@@ -132,111 +155,107 @@ fn routes(sets: &[Embedded]) -> String {
     names.join(", ")
 }
 
-impl Embedded {
-    /// The newest file that runs on a GPU of this compute capability, of those that run on later ones too.
-    pub fn image_for(&self, compute_capability: (u32, u32)) -> Option<&'static Image> {
-        self.images
-            .iter()
-            .rev()
-            .find(|image| !image.exact && image.compute_capability <= compute_capability)
-    }
-
-    /// The file with what GPUs of this compute capability alone run, if there is one.
-    pub fn exact_image_for(&self, compute_capability: (u32, u32)) -> Option<&'static Image> {
-        self.images
-            .iter()
-            .find(|image| image.exact && image.compute_capability == compute_capability)
-    }
-
-    /// The architectures, separated by commas.
-    pub fn archs(&self) -> String {
-        Image::archs(self.images)
-    }
-}
-
-impl Image {
-    /// The architectures of some, separated by commas.
-    pub(super) fn archs<'i>(images: impl IntoIterator<Item = &'i Self>) -> String {
-        let archs: Vec<&str> = images.into_iter().map(|image| image.arch).collect();
-        archs.join(", ")
-    }
-
-    /// The text. It is unpacked once for all.
+impl PtxSet {
+    /// The architectures that were compiled for, in ascending order.
     ///
     /// # Panics
-    /// If the file that was embedded is no compressed text, which the build script has checked.
-    pub fn text(&self) -> Arc<str> {
-        static TEXTS: Mutex<BTreeMap<usize, Arc<str>>> = Mutex::new(BTreeMap::new());
-        let mut texts = TEXTS.lock().expect("nobody panics while holding it");
-        let unpack = || {
-            let mut text = String::new();
-            let read = GzDecoder::new(self.gz).read_to_string(&mut text);
-            read.expect("the build script has read it");
-            text.into()
-        };
-        texts
-            .entry(self.gz.as_ptr() as usize)
-            .or_insert_with(unpack)
-            .clone()
+    /// If one is none, which the tests of this crate would have found.
+    pub fn archs(&self) -> impl DoubleEndedIterator<Item = Arch> + use<> {
+        self.archs
+            .iter()
+            .map(|name| Arch::named(name).expect("an architecture's name"))
     }
 
-    /// A PTX module with the kernel `name` alone, to be compiled without waiting for the others.
-    pub fn entry_ptx(&self, name: &str) -> Option<String> {
-        cut(&self.text(), name)
+    /// The names of the kernels, in alphabetical order.
+    pub fn kernels(&self) -> impl ExactSizeIterator<Item = &'static str> + use<> {
+        self.kernels.iter().map(|&(name, _)| name)
+    }
+
+    /// The newest architecture that a GPU of this compute capability runs, among those that later ones run too.
+    pub fn arch_for(&self, compute_capability: (u32, u32)) -> Option<Arch> {
+        self.archs()
+            .rev()
+            .find(|arch| !arch.exact && arch.compute_capability <= compute_capability)
+    }
+
+    /// The architecture of what GPUs of this compute capability alone run, if there is one.
+    pub fn exact_arch_for(&self, compute_capability: (u32, u32)) -> Option<Arch> {
+        self.archs()
+            .find(|arch| arch.exact && arch.compute_capability == compute_capability)
+    }
+
+    /// The architecture for which a GPU of this compute capability takes a kernel.
+    pub fn arch_of(&self, entry: &Entry, compute_capability: (u32, u32)) -> Option<Arch> {
+        if entry.hopper {
+            self.exact_arch_for(compute_capability)
+        } else {
+            self.arch_for(compute_capability)
+        }
+    }
+
+    /// The PTX module of the kernel `name` for `arch`, unpacked; `None` if the set has no such.
+    ///
+    /// # Panics
+    /// If the file that was embedded is damaged, which the tests of this crate would have found.
+    pub fn module(&self, name: &str, arch: Arch) -> Option<String> {
+        let at = self.kernels.binary_search_by_key(&name, |&(name, _)| name);
+        let (_, packed) = self.kernels[at.ok()?];
+        let mut modules = String::new();
+        XzReader::new(packed, false)
+            .read_to_string(&mut modules)
+            .expect("a file that was checked when it was built");
+        module(&modules, arch.name).map(str::to_owned)
     }
 }
 
-/// The module with the kernel `name` alone, out of a text.
-///
-/// The builder keeps files in a form that makes this a matter of cutting: what all kernels share comes first, and
-/// each entry ends with a `}` in the first column.
-fn cut(text: &str, name: &str) -> Option<String> {
-    const MARK: &str = "\n.visible .entry ";
-    let preamble = &text[..=text.find(MARK)?];
-    let start = text.find(&format!("{MARK}{name}("))? + 1;
-    let length = text[start..].find("\n}\n")? + 3;
-    Some([preamble, &text[start..start + length]].concat())
+impl Arch {
+    /// The architecture of this name, if it is one.
+    fn named(name: &'static str) -> Option<Self> {
+        let number = name.strip_prefix("sm_")?;
+        let digits = number.strip_suffix('a').unwrap_or(number);
+        let capability: u32 = digits.parse().ok()?;
+        Some(Self {
+            name,
+            compute_capability: (capability / 10, capability % 10),
+            exact: digits != number,
+        })
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// The module for `arch` among modules that follow one another. Each begins with its version, then its target.
+fn module<'m>(modules: &'m str, arch: &str) -> Option<&'m str> {
+    const MARK: &str = ".version ";
+    let target = format!("\n.target {arch}\n");
+    let start = modules[..modules.find(&target)?].rfind(MARK)?;
+    let rest = &modules[start + MARK.len()..];
+    let end = rest
+        .find(MARK)
+        .map_or(modules.len(), |end| start + MARK.len() + end);
+    Some(&modules[start..end])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const IMAGES: &[Image] = &[
-        Image {
-            arch: "sm_80",
-            compute_capability: (8, 0),
-            exact: false,
-            sha256: "",
-            gz: &[],
-        },
-        Image {
-            arch: "sm_90",
-            compute_capability: (9, 0),
-            exact: false,
-            sha256: "",
-            gz: &[],
-        },
-        Image {
-            arch: "sm_90a",
-            compute_capability: (9, 0),
-            exact: true,
-            sha256: "",
-            gz: &[],
-        },
-    ];
-
-    const fn set(route: Route) -> Embedded {
-        Embedded {
+    const fn set(route: Route) -> PtxSet {
+        PtxSet {
             route,
             compiler: "",
             ptx_version: "",
             source_sha256: "",
-            images: IMAGES,
+            archs: &["sm_80", "sm_90", "sm_90a"],
+            kernels: &[],
         }
     }
 
-    static BOTH: [Embedded; 2] = [set(Route::Nvvm), set(Route::Nvptx)];
+    static BOTH: [PtxSet; 2] = [set(Route::Nvvm), set(Route::Nvptx)];
 
     #[test]
     fn a_set_is_found_by_its_route() {
@@ -264,8 +283,19 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_gets_the_newest_file_it_can_run() {
-        let arch = |capability| BOTH[0].image_for(capability).map(|image| image.arch);
+    fn architectures_are_read_off_their_names() {
+        let arch = Arch::named("sm_90a").unwrap();
+        assert_eq!((arch.compute_capability, arch.exact), ((9, 0), true));
+        let arch = Arch::named("sm_120").unwrap();
+        assert_eq!((arch.compute_capability, arch.exact), ((12, 0), false));
+        for name in ["compute_90", "sm_", "sm_x", ""] {
+            assert_eq!(Arch::named(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_gpu_gets_the_newest_architecture_it_can_run() {
+        let arch = |capability| BOTH[0].arch_for(capability).map(|arch| arch.name);
         assert_eq!(arch((7, 5)), None);
         assert_eq!(arch((8, 6)), Some("sm_80"));
         assert_eq!(arch((9, 0)), Some("sm_90"));
@@ -273,8 +303,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_for_one_gpu_is_for_no_other() {
-        let arch = |capability| BOTH[0].exact_image_for(capability).map(|image| image.arch);
+    fn an_architecture_of_one_gpu_is_for_no_other() {
+        let arch = |capability| BOTH[0].exact_arch_for(capability).map(|arch| arch.name);
         assert_eq!(arch((9, 0)), Some("sm_90a"));
         for other in [(8, 0), (8, 6), (8, 9), (9, 1), (10, 0), (12, 0)] {
             assert_eq!(arch(other), None);
@@ -282,17 +312,12 @@ mod tests {
     }
 
     #[test]
-    fn one_kernel_is_cut_out() {
-        let text = ".version 7.8\n.visible .entry a(\n)\n{\nret;\n}\n.visible .entry ab(\n)\n{\ntrap;\n}\n";
-        let cut = |name| super::cut(text, name);
-        assert_eq!(
-            cut("a").unwrap(),
-            ".version 7.8\n.visible .entry a(\n)\n{\nret;\n}\n"
-        );
-        assert_eq!(
-            cut("ab").unwrap(),
-            ".version 7.8\n.visible .entry ab(\n)\n{\ntrap;\n}\n"
-        );
-        assert_eq!(cut("b"), None);
+    fn a_module_is_found_among_others() {
+        let of =
+            |arch| format!(".version 7.8\n.target {arch}\n.visible .entry a(\n)\n{{\nret;\n}}\n");
+        let both = of("sm_90") + &of("sm_90a");
+        assert_eq!(module(&both, "sm_90"), Some(&*of("sm_90")));
+        assert_eq!(module(&both, "sm_90a"), Some(&*of("sm_90a")));
+        assert_eq!(module(&both, "sm_9"), None);
     }
 }

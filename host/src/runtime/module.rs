@@ -5,14 +5,13 @@
 //! driver keeps what it compiled on disk; the second process finds it there.)
 
 use std::ffi::{CString, c_int, c_void};
-use std::iter;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use gpu_kernels::entry::{ENTRIES, EntryId, HOPPER};
 
 use super::cuda_symbols::{self as sys, Failure, Handle};
 use super::driver::{DriverError, DriverVersion, OUT_OF_MEMORY, attribute, require_driver};
-use super::embedded::{self, Embedded, Image, Route};
+use super::embedded::{self, Arch, PtxSet, Route};
 use crate::plan::DeviceInfo;
 
 /// `CU_DEVICE_ATTRIBUTE_*` that the planner asks for.
@@ -33,10 +32,7 @@ pub struct Kernels {
     context: usize,
     device: DeviceInfo,
     driver: DriverVersion,
-    set: &'static Embedded,
-    image: &'static Image,
-    /// The file of the kernels that no other GPU runs.
-    exact_image: Option<&'static Image>,
+    set: &'static PtxSet,
     /// By `EntryId`.
     loaded: Box<[OnceLock<Function>]>,
     loading: Mutex<()>,
@@ -75,23 +71,21 @@ impl Kernels {
         let mut ordinal: c_int = 0;
         // SAFETY: writes one int; a context is current.
         unsafe { sys::cuCtxGetDevice(&mut ordinal)? };
-        let device = device_info(ordinal)?;
         let set = embedded::choose(route)?;
+        let device = device_info(ordinal, set)?;
         let (major, minor) = device.compute_capability;
-        let image =
-            set.image_for((major, minor))
-                .ok_or_else(|| DriverError::ComputeCapability {
-                    major,
-                    minor,
-                    compiled: set.archs(),
-                })?;
+        if set.arch_for((major, minor)).is_none() {
+            return Err(DriverError::ComputeCapability {
+                major,
+                minor,
+                compiled: names(set.archs()),
+            });
+        }
         Ok(Self {
             context,
             device,
             driver,
             set,
-            image,
-            exact_image: set.exact_image_for((major, minor)),
             loaded: ENTRIES.iter().map(|_| OnceLock::new()).collect(),
             loading: Mutex::new(()),
         })
@@ -114,18 +108,18 @@ impl Kernels {
     }
 
     /// The set of PTX that the kernels come from.
-    pub fn set(&self) -> &'static Embedded {
+    pub fn set(&self) -> &'static PtxSet {
         self.set
     }
 
-    /// The PTX file that suits the GPU.
-    pub fn image(&self) -> &'static Image {
-        self.image
-    }
-
-    /// The architectures of the PTX files that the kernels come from, separated by commas.
+    /// The architectures of the PTX that suits the GPU, separated by commas.
     pub fn archs(&self) -> String {
-        Image::archs(iter::once(self.image).chain(self.exact_image))
+        let capability = self.device.compute_capability;
+        let (all, exact) = (
+            self.set.arch_for(capability),
+            self.set.exact_arch_for(capability),
+        );
+        names(all.into_iter().chain(exact))
     }
 
     /// The driver's version.
@@ -200,21 +194,17 @@ impl Kernels {
         const MAX_DYNAMIC_SHARED_SIZE_BYTES: u32 = 8;
         let entry = kernel.entry();
         let name = entry.name;
-        let image = if entry.hopper {
-            self.exact_image
-        } else {
-            Some(self.image)
-        };
+        let arch = self.set.arch_of(entry, self.device.compute_capability);
         let jit_error = |reason: String, log: String| DriverError::Jit {
             entry: name,
-            arch: image.map_or(HOPPER, |image| image.arch),
+            arch: arch.map_or(HOPPER, |arch| arch.name),
             ptx_version: self.set.ptx_version.to_owned(),
             driver: self.driver,
             reason,
             log,
         };
-        let ptx = image
-            .and_then(|image| image.entry_ptx(name))
+        let ptx = arch
+            .and_then(|arch| self.set.module(name, arch))
             .and_then(|ptx| CString::new(ptx).ok())
             .ok_or_else(|| jit_error("the kernel is not in the PTX".into(), String::new()))?;
         let failed = |failure: Failure, log: String| match (failure, failure.into()) {
@@ -262,15 +252,22 @@ pub struct KernelUsage {
     pub local_bytes: u32,
 }
 
-/// Numbers of device `ordinal` for the planner.
-pub(super) fn device_info(ordinal: c_int) -> Result<DeviceInfo, DriverError> {
+/// The names of architectures, separated by commas.
+fn names(archs: impl Iterator<Item = Arch>) -> String {
+    archs.map(|arch| arch.name).collect::<Vec<_>>().join(", ")
+}
+
+/// Numbers of device `ordinal` for the planner, and what of `set` it runs.
+fn device_info(ordinal: c_int, set: &PtxSet) -> Result<DeviceInfo, DriverError> {
     use device_attribute as a;
+    let compute_capability = (
+        attribute(ordinal, a::CAPABILITY_MAJOR)?,
+        attribute(ordinal, a::CAPABILITY_MINOR)?,
+    );
     Ok(DeviceInfo {
         num_sms: attribute(ordinal, a::NUM_SMS)?,
-        compute_capability: (
-            attribute(ordinal, a::CAPABILITY_MAJOR)?,
-            attribute(ordinal, a::CAPABILITY_MINOR)?,
-        ),
+        compute_capability,
+        has_exact_kernels: set.exact_arch_for(compute_capability).is_some(),
         shared_bytes_per_cta: attribute(ordinal, a::SHARED_BYTES_PER_CTA)?,
         shared_bytes_per_sm: attribute(ordinal, a::SHARED_BYTES_PER_SM)?,
     })
