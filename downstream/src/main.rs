@@ -1,8 +1,10 @@
-//! One step of decode attention from another crate: on the GPU if there is one, else in the emulator.
+//! One step of decode attention from another crate: on the GPU if there is one, else in the emulator. And what kernels
+//! came along.
 
 use ferroattn::Result;
 use ferroattn::emulator::Emulator;
 use ferroattn::ops::{DecodeOptions, DecodeRequest};
+use ferroattn::runtime::embedded::SETS;
 use ferroattn::runtime::{Buffer, Cuda, Runtime};
 use ferroattn::tensor::Dtype;
 
@@ -12,6 +14,13 @@ const BLOCK_SIZE: usize = 16;
 const ONE: u16 = 0x3f80;
 
 fn main() -> Result<()> {
+    for set in SETS {
+        let newest = set.arch_for((9, 0)).expect("for an H200");
+        let kernels = set
+            .kernels()
+            .filter(|name| set.module(name, newest).is_some());
+        println!("kernels of {}: {} for {newest}", set.route, kernels.count());
+    }
     match Cuda::open(0) {
         Ok(cuda) => attend(&cuda),
         Err(error) => {
