@@ -3,18 +3,17 @@
 //! work on kernels.
 
 use std::env;
+use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-use anyhow::{Context, Result, bail};
 
 #[path = "host/build/fingerprint.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the builder uses it as well")]
 mod fingerprint;
 
-fn main() -> Result<()> {
+fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-env-changed=FERROATTN_SKIP_FINGERPRINT");
-    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("run by cargo")?);
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let kernels = root.join("gpu-kernels");
     if kernels.join("src").exists() {
         println!("cargo::rerun-if-changed={}", kernels.join("src").display());
@@ -27,17 +26,19 @@ fn main() -> Result<()> {
     }
     // `cust` asks the linker for libcuda; an empty one keeps it content in every program that uses this
     // crate (see host/src/runtime/cuda_symbols.rs).
-    let stub = root.join("host/cuda-stub/lib64");
-    println!("cargo::rustc-link-search=native={}", stub.display());
+    if env::var_os("CARGO_FEATURE_CUST").is_some() {
+        let stub = root.join("host/cuda-stub/lib64");
+        println!("cargo::rustc-link-search=native={}", stub.display());
+    }
     Ok(())
 }
 
 /// Checks that the set in `dir` is of the source with this fingerprint.
-fn check(dir: &Path, route: &str, source: &str) -> Result<()> {
+fn check(dir: &Path, route: &str, source: &str) -> Result<(), Box<dyn Error>> {
     let path = dir.join("manifest.json");
     println!("cargo::rerun-if-changed={}", path.display());
     let manifest =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     if manifest.contains(&format!("\"source_sha256\": \"{source}\"")) {
         return Ok(());
     }
@@ -49,5 +50,5 @@ fn check(dir: &Path, route: &str, source: &str) -> Result<()> {
         println!("cargo::warning=EMBEDDING STALE KERNELS: {stale}");
         return Ok(());
     }
-    bail!(stale)
+    Err(stale.into())
 }

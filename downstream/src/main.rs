@@ -1,11 +1,11 @@
-//! One step of decode attention from another crate: on the GPU if there is one, else in the emulator. And what kernels
-//! came along.
+//! One step of decode attention from another crate, in the emulator; and what kernels and which driver came along.
 
 use ferroattn::Result;
 use ferroattn::emulator::Emulator;
 use ferroattn::ops::{DecodeOptions, DecodeRequest};
+use ferroattn::runtime::driver::require_driver;
 use ferroattn::runtime::embedded::SETS;
-use ferroattn::runtime::{Buffer, Cuda, Runtime};
+use ferroattn::runtime::{Buffer, Runtime};
 use ferroattn::tensor::Dtype;
 
 const HEAD_SIZE: usize = 64;
@@ -21,13 +21,20 @@ fn main() -> Result<()> {
             .filter(|name| set.module(name, newest).is_some());
         println!("kernels of {}: {} for {newest}", set.route, kernels.count());
     }
-    match Cuda::open(0) {
-        Ok(cuda) => attend(&cuda),
-        Err(error) => {
-            println!("no GPU: {error}");
-            attend(&Emulator::new())
-        }
+    #[cfg(feature = "cudarc")]
+    println!("devices that cudarc sees: {:?}", devices());
+    match require_driver() {
+        Ok(version) => println!("driver: CUDA {version}"),
+        Err(error) => println!("no GPU: {error}"),
     }
+    attend(&Emulator::new())
+}
+
+/// Through functions of the driver that the linker found.
+#[cfg(feature = "cudarc")]
+fn devices() -> std::result::Result<i32, cudarc::driver::DriverError> {
+    cudarc::driver::result::init()?;
+    cudarc::driver::result::device::get_count()
 }
 
 /// Two query heads attend to three tokens whose values are all 1: so is the result.

@@ -4,6 +4,7 @@
 //! nobody compiled is [`Error::Unsupported`]; a machine that cannot run is [`Error::Driver`]; and what the
 //! emulator or a device-side check found is [`Error::Fault`] or [`Error::Check`].
 
+#[cfg(feature = "emulator")]
 use crate::emulator::Fault;
 use crate::runtime::DriverError;
 use crate::tensor::Dtype;
@@ -34,6 +35,7 @@ pub enum Error {
     #[error(transparent)]
     Driver(#[from] DriverError),
     /// The emulator caught a kernel breaking a rule.
+    #[cfg(feature = "emulator")]
     #[error(transparent)]
     Fault(#[from] Box<Fault>),
     /// A device-side check found a bad index before the kernel ran; nothing was written.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::decode_demo::{self, DecodeDemo};
-use super::machines::{self, Choice};
+use super::machines::{self, Choice, PtxSet};
 use crate::runtime::Route;
 
 #[derive(Debug, Args)]
@@ -40,11 +40,11 @@ pub(super) struct DecodeArgs {
     runtime: Choice,
     /// Whose PTX the GPU runs [env: FERROATTN_PTX] [default: rust-cuda's, if this build has it]
     #[arg(long, value_enum)]
-    ptx: Option<Route>,
+    ptx: Option<PtxSet>,
 }
 
 pub(super) fn run(args: &DecodeArgs) -> anyhow::Result<ExitCode> {
-    let machine = machines::open_one(args.runtime, args.ptx)?;
+    let machine = machines::open_one(args.runtime, args.ptx.map(Route::from))?;
     let defaults = DecodeDemo::for_machine(machine.as_ref());
     let demo = DecodeDemo {
         num_seqs: args.num_seqs.unwrap_or(defaults.num_seqs),

@@ -28,6 +28,24 @@ pub(super) enum Choices {
     Emulator,
 }
 
+/// Whose PTX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum PtxSet {
+    /// rust-cuda's
+    Nvvm,
+    /// Stock rustc's
+    Nvptx,
+}
+
+impl From<PtxSet> for Route {
+    fn from(set: PtxSet) -> Self {
+        match set {
+            PtxSet::Nvvm => Self::Nvvm,
+            PtxSet::Nvptx => Self::Nvptx,
+        }
+    }
+}
+
 /// Whose PTX, where both may be run side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum PtxSets {

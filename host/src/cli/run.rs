@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
-use super::machines::{self, Choice};
+use super::machines::{self, Choice, PtxSet};
 use super::run_file::{self, File};
 use super::run_job::Inputs;
 use super::run_names::{self, Operation};
@@ -39,7 +39,7 @@ pub(super) struct RunArgs {
     runtime: Choice,
     /// Whose PTX the GPU runs [env: FERROATTN_PTX] [default: rust-cuda's, if this build has it]
     #[arg(long, value_enum)]
-    ptx: Option<Route>,
+    ptx: Option<PtxSet>,
     /// Tensors to read
     #[arg(value_name = "IN.safetensors")]
     input: PathBuf,
@@ -69,7 +69,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let in_file = || format!("in {}", args.input.display());
     let file = File::read(&bytes).with_context(in_file)?;
     let inputs = read(args.op, &file).with_context(in_file)?;
-    let machine = machines::open_one(args.runtime, args.ptx)?;
+    let machine = machines::open_one(args.runtime, args.ptx.map(Route::from))?;
     let results = (args.op.run)(&inputs, machine.as_ref())?;
     fs::write(&args.output, run_file::bytes(&results)?)
         .with_context(|| format!("writing {}", args.output.display()))?;

@@ -1,10 +1,13 @@
 //! What a measurement depends on besides the code.
 
+#[cfg(feature = "cust")]
 use std::process::Command;
+#[cfg(feature = "cust")]
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "cust")]
 use crate::runtime::Cuda;
 
 /// Where and with what something was measured.
@@ -41,6 +44,7 @@ pub struct Environment {
     pub unix_time: u64,
 }
 
+#[cfg(feature = "cust")]
 impl Environment {
     /// Looks around.
     pub fn of(cuda: &Cuda, seed: u64) -> Self {
@@ -78,6 +82,7 @@ impl Environment {
     }
 }
 
+#[cfg(feature = "cust")]
 fn commit() -> Option<String> {
     if let Ok(commit) = std::env::var("FERROATTN_COMMIT") {
         return Some(commit);

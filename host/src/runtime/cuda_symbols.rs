@@ -5,6 +5,8 @@
 //! up when they are first called. Functions that only this crate calls are looked up in the same way, but
 //! keep Rust names.
 //!
+//! Without the feature `cust` nothing is exported, and nothing here has a C name.
+//!
 //! Every call leaves a note of how it failed, per thread: which function, and which code, or that the
 //! driver lacks it. [`take_failure`] reads it. `cust` itself knows only the codes of its time; receiving
 //! another one would be undefined behaviour, so the exported functions turn those into 999 ("unknown").
@@ -15,6 +17,11 @@
 //!   the executable exports them, and then still reaches the driver through them.
 //! - Rust code that calls `cust`, `cust_raw` or another binding of these names shares them.
 //! - Two copies of this crate in one program (two versions) define them twice: the linker refuses.
+
+#![cfg_attr(
+    not(feature = "cust"),
+    allow(dead_code, reason = "`Cuda` calls the rest")
+)]
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -28,8 +35,10 @@ pub(super) type Code = c_uint;
 pub(super) type Handle = *mut c_void;
 
 /// `CUDA_ERROR_NOT_FOUND`: what a missing function returns to `cust`.
+#[cfg(feature = "cust")]
 const NOT_FOUND: Code = 500;
 /// `CUDA_ERROR_UNKNOWN`.
+#[cfg(feature = "cust")]
 const UNKNOWN: Code = 999;
 
 /// How a call of the driver failed.
@@ -98,6 +107,7 @@ macro_rules! table {
         $(table!(@call $internal($($i_arg: $i_type),*));)*
 
         /// The C names.
+        #[cfg(feature = "cust")]
         mod exported {
             use super::*;
             $(
@@ -249,6 +259,7 @@ pub(super) fn describe(code: Code) -> String {
 }
 
 /// Whether `cust_raw`'s enum of codes has `code`.
+#[cfg(feature = "cust")]
 fn cust_knows(code: Code) -> bool {
     matches!(
         code,

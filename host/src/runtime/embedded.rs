@@ -22,7 +22,7 @@ compile_error!(
 pub const ROUTE_VARIABLE: &str = "FERROATTN_PTX";
 
 /// Which compiler wrote the PTX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Route {
     /// rust-cuda: rustc_codegen_nvvm and libNVVM
     Nvvm,

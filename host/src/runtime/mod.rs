@@ -2,32 +2,39 @@
 //!
 //! [`Launcher`] is what an operation needs: a place to put kernels. [`Runtime`] adds what tests, examples
 //! and the command line need of a machine they own: memory, copies, waiting.
-
 //!
 //! On the CUDA side, data walks through one file after another: [`embedded`] PTX is compiled by the driver
-//! ([`driver`]) into the functions of a [`module`], which a [`stream`] launches; [`cuda`] is the [`Runtime`]
-//! around them, with memory, graphs and timing of its own.
+//! ([`driver`]) into the functions of a [`module`], which a [`stream`] launches; `cuda` (feature `cust`) is the
+//! [`Runtime`] around them, with memory, graphs and timing of its own.
 
 pub mod buffer;
+#[cfg(feature = "cust")]
 pub mod cuda;
 mod cuda_symbols;
 pub mod driver;
 pub mod embedded;
+#[cfg(feature = "cust")]
 pub mod graph;
+#[cfg(feature = "cust")]
 mod kept;
 mod machine;
 pub mod module;
+#[cfg(feature = "cust")]
 mod pinned;
+#[cfg(feature = "cust")]
 mod queue;
 pub mod stream;
 
 pub use buffer::{Buffer, DeviceMemory};
+#[cfg(feature = "cust")]
 pub use cuda::Cuda;
 pub use driver::DriverError;
 pub use embedded::Route;
+#[cfg(feature = "cust")]
 pub use graph::Graph;
 pub use machine::MachineId;
 pub use module::Kernels;
+#[cfg(feature = "cust")]
 pub use pinned::Pinned;
 pub use stream::StreamLauncher;
 
