@@ -3,6 +3,7 @@
 use super::fill::{DecodeTensors, NO_BLOCK};
 use super::special::{Fill, Painter, Role, poison};
 use super::{Causal, DecodeCase, UnifiedCase};
+use crate::ops::CheckMode;
 use crate::reference::{HostTensor, Storage};
 
 /// What of a sequence's keys is seen.
@@ -83,6 +84,7 @@ impl DecodeTensors {
         let window = case.scores.sliding_window.map(|window| window as usize);
         let page = case.cache.block_size;
         let mut places = Vec::new();
+        let mut seen_by_one = Vec::new();
         let mut freed = Vec::new();
         for row in 0..self.block_table.shape[0] {
             let sight = &sights[row % sights.len()];
@@ -101,13 +103,21 @@ impl DecodeTensors {
             if sight.query_len >= 2 && sight.seq_len > first + 2 {
                 if window.is_some() {
                     // The first query token alone sees it.
-                    places.push((row, first));
+                    seen_by_one.push((row, first));
                 }
                 if sight.is_causal {
                     // The last one alone does.
-                    places.push((row, sight.seq_len - 1));
+                    seen_by_one.push((row, sight.seq_len - 1));
                 }
             }
+        }
+        // A scale that anybody reads has to be good, where scales are looked at.
+        if case.check == CheckMode::Device {
+            self.poison_scales(case, &places);
+        }
+        places.extend(seen_by_one);
+        if case.check == CheckMode::Off {
+            self.poison_scales(case, &places);
         }
         let dtype = case.cache.dtype;
         let mut turn = 0;
@@ -116,7 +126,6 @@ impl DecodeTensors {
             // A key of infinities would make a score that is NaN or infinite, as it happens.
             poison(dtype, row, turn, nan_only || role != Role::Value);
         });
-        self.poison_scales(case, &places);
         let mut table = self.block_table.storage.bytes.clone();
         for (row, at) in freed {
             let position = 4 * self.block_table.position(&[row, at]);
