@@ -32,6 +32,8 @@ pub struct Changed {
     pub arch: String,
     /// Lines of PTX before, and after.
     pub lines: [usize; 2],
+    /// Whether it is the same instructions, in another order or in registers with other numbers.
+    pub same_instructions: bool,
 }
 
 /// Kernels by name, each with its modules.
@@ -44,7 +46,32 @@ fn kernels(set: &PtxSet) -> Kernels<'_> {
 
 /// A text without the name of its kernel.
 fn nameless(name: &str, text: &str) -> String {
-    text.replace(name, "@")
+    text.replace(&format!(" {name}("), " @(")
+        .replace(&format!("{name}_param_"), "@_param_")
+}
+
+/// The instructions of a module, sorted, without the numbers of registers and labels.
+fn instructions(module: &str) -> Vec<String> {
+    let mut lines: Vec<String> = module
+        .lines()
+        .map(|line| {
+            let mut words = line.split('%');
+            let mut bare = words.next().unwrap_or_default().to_owned();
+            for word in words {
+                bare.push('%');
+                // A register is its kind and a number; special ones such as %tid.x have none.
+                let kind = word.trim_start_matches(|c: char| c.is_ascii_lowercase());
+                bare.push_str(&word[..word.len() - kind.len()]);
+                bare.push_str(kind.trim_start_matches(|c: char| c.is_ascii_digit()));
+            }
+            match bare.find("BB") {
+                Some(label) => bare[..label].to_owned(),
+                None => bare,
+            }
+        })
+        .collect();
+    lines.sort_unstable();
+    lines
 }
 
 impl Diff {
@@ -99,6 +126,7 @@ impl Diff {
                     kernel: name.to_owned(),
                     arch: arch.clone(),
                     lines: sides.map(|side| side.lines().count()),
+                    same_instructions: instructions(sides[0]) == instructions(sides[1]),
                 });
             }
         }
@@ -116,9 +144,19 @@ impl fmt::Display for Diff {
             kernel,
             arch,
             lines: [before, after],
+            same_instructions,
         } in &self.changed
         {
-            writeln!(f, "changed  {kernel} {arch}: {before} lines, now {after}")?;
+            write!(f, "changed  {kernel} {arch}: {before} lines, now {after}")?;
+            writeln!(
+                f,
+                "{}",
+                if *same_instructions {
+                    ", the same instructions in another order or other registers"
+                } else {
+                    ""
+                }
+            )?;
         }
         for (old, new) in &self.renamed {
             writeln!(f, "renamed  {old}, now {new}")?;
@@ -186,13 +224,25 @@ mod tests {
         assert!(renamed.is_the_same_work() && renamed.same == 1, "{renamed}");
 
         let changed = Diff::of(&old, &set(&[("a", "bar.sync 0;\nret;"), ("b", "trap;")]));
-        assert_eq!(changed.changed[0].lines, [6, 7]);
+        assert_eq!(changed.changed[0].lines, [7, 8]);
+        assert!(!changed.changed[0].same_instructions);
         assert!(!changed.is_the_same_work());
         assert!(
             changed
                 .to_string()
-                .contains("changed  a sm_80: 6 lines, now 7")
+                .contains("changed  a sm_80: 7 lines, now 8")
         );
+    }
+
+    #[test]
+    fn other_registers_and_another_order_are_told_from_other_instructions() {
+        let of = |body| set(&[("a", body)]);
+        let old = of("mov.b32 %r1, %tid.x;\n$L__BB0_1:\nadd.s32 %r2, %r1, 1;");
+        let same = of("mov.b32 %r7, %tid.x;\nadd.s32 %r3, %r7, 1;\n$L__BB0_4:");
+        let other = of("mov.b32 %r1, %tid.x;\n$L__BB0_1:\nadd.s32 %r2, %r1, 2;");
+        let same_instructions = |new| Diff::of(&old, &new).changed[0].same_instructions;
+        assert!(same_instructions(same));
+        assert!(!same_instructions(other));
     }
 
     #[test]
