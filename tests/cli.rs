@@ -167,6 +167,41 @@ fn decode_demonstrates_on_the_emulator() {
     );
 }
 
+/// No split and no workspace, then several splits.
+#[test]
+fn decode_asks_its_plan_for_the_workspace() {
+    let small = [
+        "--num-seqs",
+        "1",
+        "--num-query-heads",
+        "4",
+        "--num-kv-heads",
+        "1",
+    ];
+    for (context_len, splits, workspace) in [
+        ("0", "plan: 1 splits of", true),
+        ("700", "plan: 3 splits of", false),
+    ] {
+        let args = [
+            "decode",
+            "--runtime",
+            "emulator",
+            "--steps",
+            "2",
+            "--context-len",
+            context_len,
+        ];
+        let output = ferroattn(&[&args[..], &small].concat());
+        assert!(output.status.success(), "{output:?}");
+        let stdout = text(&output.stdout);
+        let plan = stdout.lines().find(|line| line.starts_with("plan: "));
+        let plan = plan.expect("a plan");
+        assert!(plan.contains(splits), "{plan}");
+        assert_eq!(plan.ends_with("workspace 0 B"), workspace, "{plan}");
+        assert!(stdout.contains("agrees with the reference"), "{stdout}");
+    }
+}
+
 #[test]
 fn bench_lists_its_cases_without_a_gpu() {
     let output = ferroattn(&[

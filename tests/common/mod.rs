@@ -6,6 +6,7 @@
 )]
 
 pub mod files;
+pub mod matrix;
 pub mod parts;
 pub mod program;
 

@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 use crate::cases::fill::{self, POISON};
 use crate::cases::{Accuracy, Mismatch, Uploads, compare};
 use crate::error::{RequestError, Result};
-use crate::ops::{CacheScales, CacheWriteRequest, CheckMode, DecodeOptions, DecodeRequest};
+use crate::ops::{
+    CacheScales, CacheWriteRequest, CheckMode, CheckedDecode, DecodeOptions, DecodePlan,
+    DecodeRequest,
+};
 use crate::reference::{self, DecodeInputs, HostTensor};
 use crate::runtime::{Buffer, Runtime};
 use crate::tensor::Dtype;
@@ -71,7 +74,7 @@ impl DecodeDemo {
 pub struct DecodeDemoOutcome {
     /// The machine.
     pub runtime: String,
-    /// The last step's plan.
+    /// The plan of all steps, made for the last one.
     pub plan: String,
     /// Tokens decoded.
     pub tokens: usize,
@@ -90,18 +93,22 @@ pub struct DecodeDemoOutcome {
 pub fn run(demo: &DecodeDemo, runtime: &dyn Runtime) -> Result<DecodeDemoOutcome> {
     let host = Tensors::new(demo)?;
     let uploads = Uploads::new(runtime, host.all())?;
-    let mut workspace = Buffer::uninit(runtime, "workspace", Dtype::U8, &[host.workspace_bytes])?;
+    // One plan for all steps: the longest one's fits the others.
+    let plan = host
+        .decode(demo.steps - 1, &uploads)?
+        .plan(&runtime.device())?;
+    let mut workspace = Buffer::uninit(runtime, "workspace", Dtype::U8, &[plan.workspace_bytes()])?;
 
     // The prompt: all its tokens at once.
     host.write(&uploads, 0..host.prompt_tokens(), runtime)?;
     runtime.synchronize()?;
 
     // The first step once ahead, so that loading kernels is not timed: it writes what it will write again.
-    let mut plan = host.step(0, &uploads, &mut workspace, runtime)?;
+    host.step(0, &plan, &uploads, &mut workspace, runtime)?;
     runtime.synchronize()?;
     let start = Instant::now();
     for step in 0..demo.steps {
-        plan = host.step(step, &uploads, &mut workspace, runtime)?;
+        host.step(step, &plan, &uploads, &mut workspace, runtime)?;
     }
     runtime.synchronize()?;
     let elapsed = start.elapsed();
@@ -110,7 +117,7 @@ pub fn run(demo: &DecodeDemo, runtime: &dyn Runtime) -> Result<DecodeDemoOutcome
     let token_bytes = 4 * demo.num_kv_heads * demo.head_size;
     Ok(DecodeDemoOutcome {
         runtime: runtime.name(),
-        plan,
+        plan: plan.to_string(),
         tokens: demo.num_seqs * demo.steps,
         elapsed,
         kv_bytes: (lens.sum::<usize>() * demo.num_seqs * token_bytes) as u64,
@@ -133,7 +140,6 @@ struct Tensors {
     seq_lens: HostTensor,
     block_table: HostTensor,
     out: HostTensor,
-    workspace_bytes: usize,
 }
 
 impl Tensors {
@@ -198,9 +204,6 @@ impl Tensors {
             HostTensor::contiguous(name, Dtype::Bf16, shape, bytes)
         };
         let query_shape = [steps * num_seqs, demo.num_query_heads, demo.head_size];
-        // Enough for the partial results of any split that the planner would choose.
-        let workspace_bytes = (num_seqs * demo.num_query_heads * (demo.head_size + 1) * 4 * 512)
-            .clamp(1 << 20, 1 << 30);
         Ok(Self {
             demo: *demo,
             key: random("key", &new_shape, 1.25, 1),
@@ -217,7 +220,6 @@ impl Tensors {
             ),
             block_table: HostTensor::contiguous("block_table", Dtype::I32, &[num_seqs, width], ids),
             out: poisoned("out", &[num_seqs, demo.num_query_heads, demo.head_size]),
-            workspace_bytes,
         })
     }
 
@@ -265,20 +267,28 @@ impl Tensors {
         checked.launch(&plan, &mut none.view_mut(), runtime)
     }
 
-    /// Enqueues one step: the new tokens into the cache, then attention. Returns the plan.
+    /// Enqueues one step: the new tokens into the cache, then attention.
     fn step(
         &self,
         step: usize,
+        plan: &DecodePlan,
         uploads: &Uploads<'_>,
         workspace: &mut Buffer<'_>,
         runtime: &dyn Runtime,
-    ) -> Result<String> {
+    ) -> Result<()> {
         let num_seqs = self.demo.num_seqs;
         let first = self.prompt_tokens() + step * num_seqs;
         self.write(uploads, first..first + num_seqs, runtime)?;
+        self.decode(step, uploads)?
+            .launch(plan, &mut workspace.view_mut(), runtime)
+    }
+
+    /// One step's attention, checked.
+    fn decode<'u>(&self, step: usize, uploads: &'u Uploads<'_>) -> Result<CheckedDecode<'u>> {
+        let num_seqs = self.demo.num_seqs;
         let part = |tensor: &HostTensor| tensor.slice(step * num_seqs, num_seqs);
         let len = u32::try_from(self.demo.context_len + step + 1).unwrap_or(u32::MAX);
-        let request = DecodeRequest {
+        DecodeRequest {
             query: uploads.view(&part(&self.query))?,
             key_cache: uploads.view(&self.key_cache)?,
             value_cache: uploads.view(&self.value_cache)?,
@@ -290,11 +300,8 @@ impl Tensors {
             softmax_scale: self.softmax_scale(),
             scales: None,
             options: DecodeOptions::default().max_seq_len(len),
-        };
-        let checked = request.check()?;
-        let plan = checked.plan(&runtime.device())?;
-        checked.launch(&plan, &mut workspace.view_mut(), runtime)?;
-        Ok(plan.to_string())
+        }
+        .check()
     }
 
     #[allow(clippy::cast_precision_loss, reason = "head sizes are small")]
@@ -339,7 +346,7 @@ impl fmt::Display for DecodeDemoOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.elapsed.as_secs_f64();
         writeln!(f, "on {}", self.runtime)?;
-        writeln!(f, "plan of the last step: {}", self.plan)?;
+        writeln!(f, "plan: {}", self.plan)?;
         writeln!(
             f,
             "{} tokens in {:.3} ms: {:.0} tokens/s, {:.2} GB/s of keys and values",

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use crate::plan::variants;
+use super::support_table;
+use crate::plan::support::{self, Cache, Operation, Output, Scales, Sizes, Support};
 use crate::runtime::Cuda;
 use crate::runtime::driver::{device_count, require_driver};
 use crate::runtime::embedded::{SETS, choose};
@@ -16,15 +17,38 @@ pub(super) struct InfoArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Print what is supported, and nothing else, as the README has it
+    #[arg(long, conflicts_with = "json")]
+    markdown: bool,
+}
+
+/// Grows when a field goes, or means something else.
+const SCHEMA: u32 = 1;
+
+/// What `info --help` says about the JSON.
+pub(super) fn help() -> String {
+    format!(
+        "JSON: an object with `schema` {SCHEMA}. The number grows when a field goes or means something else; fields may \
+         come without that.\n  \
+         version     of this program\n  \
+         driver      {{\"Ok\": version}} or {{\"Err\": why there is none}}\n  \
+         devices     GPUs\n  \
+         kernels     sets of PTX that this build carries\n  \
+         operations  what each operation does, in words\n  \
+         support     rows of the table that `info` prints: an operation takes each pair of `tensors` (null: there is\n              \
+                     none) with each `cache`, each of `scales` and each of `sizes`\n"
+    )
 }
 
 #[derive(Debug, Serialize)]
 struct Info {
+    schema: u32,
     version: &'static str,
     driver: Result<String, String>,
     devices: Vec<Device>,
     kernels: Vec<Kernels>,
-    support: Vec<Support>,
+    operations: Vec<Note>,
+    support: Vec<Row>,
 }
 
 #[derive(Debug, Serialize)]
@@ -49,17 +73,35 @@ struct Kernels {
     source_sha256: &'static str,
 }
 
-#[derive(Debug, Serialize)]
-struct Support {
+#[derive(Clone, Debug, Serialize)]
+struct Note {
     operation: &'static str,
-    dtypes: &'static str,
-    head_sizes: String,
-    cache: &'static str,
+    note: &'static str,
+}
+
+/// A row of the support matrix, in the words of the table.
+#[derive(Debug, Serialize)]
+struct Row {
+    operation: &'static str,
+    tensors: Vec<Pair>,
+    cache: Vec<String>,
+    scales: Vec<String>,
+    sizes: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Pair {
+    input: Option<String>,
+    output: Option<String>,
 }
 
 pub(super) fn run(args: &InfoArgs) -> anyhow::Result<ExitCode> {
-    let info = Info::gather();
     let mut stdout = io::stdout().lock();
+    if args.markdown {
+        stdout.write_all(support_table::markdown().as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let info = Info::gather();
     if args.json {
         serde_json::to_writer_pretty(&mut stdout, &info).map_err(io::Error::from)?;
         writeln!(stdout)?;
@@ -95,17 +137,8 @@ impl Info {
                 }
             })
             .collect();
-        let pairs: Vec<String> = variants::decode_support()
-            .into_iter()
-            .map(|(keys, values)| {
-                if keys == values {
-                    keys.to_string()
-                } else {
-                    format!("{keys}/{values}")
-                }
-            })
-            .collect();
         Self {
+            schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION"),
             driver,
             devices,
@@ -120,61 +153,13 @@ impl Info {
                     source_sha256: set.source_sha256,
                 })
                 .collect(),
-            support: vec![
-                Support {
-                    operation: "decode",
-                    dtypes: "bf16, f16",
-                    head_sizes: pairs.join(", "),
-                    cache: "paged, any block size that is a multiple of 8, any strides that are multiples of 8",
-                },
-                Support {
-                    operation: "unified_attention",
-                    dtypes: "bf16, f16, fp8",
-                    head_sizes: pairs.join(", "),
-                    cache: "as decode",
-                },
-                Support {
-                    operation: "reshape_and_cache_flash",
-                    dtypes: "bf16, f16, f32, fp8",
-                    head_sizes: "any (up to 512 with a scale per token and head)".into(),
-                    cache: "paged, any block size, any strides; the input's dtype, fp8_e4m3, fp8_e5m2, or \
-                            fp8_e4m3 or i8 with a scale per token and head",
-                },
-                Support {
-                    operation: "decode_mla_entry",
-                    dtypes: "bf16",
-                    head_sizes: "576 and 512, values 512".into(),
-                    cache: "656-byte entries, 584-byte pages; all tokens, or top-k indices and a second list over \
-                            a second cache; sinks",
-                },
-                Support {
-                    operation: "rope_and_cache",
-                    dtypes: "bf16, f16",
-                    head_sizes: "any, rotated in NeoX's or GPT-J's style, wholly or in part".into(),
-                    cache: "as reshape_and_cache_flash, but for a scale per token and head; queries in place, \
-                            elsewhere, or as fp8_e4m3",
-                },
-                Support {
-                    operation: "concat_and_cache_mla",
-                    dtypes: "bf16, f16, f32; bf16 for the forms with scales of their own",
-                    head_sizes: "any latent and RoPE sizes; 512 + 64 and 448 + 64 for these forms"
-                        .into(),
-                    cache: "the input's dtype, fp8 with one scale, 656-byte entries, 584-byte pages; many \
-                            layers in one launch",
-                },
-                Support {
-                    operation: "gather",
-                    dtypes: "any, byte for byte; bf16, f16, f32 from fp8; bf16 from the MLA forms",
-                    head_sizes: "any row".into(),
-                    cache: "by block table, by the last tokens of each sequence, by top-k indices, by slots",
-                },
-                Support {
-                    operation: "copy_blocks, compaction",
-                    dtypes: "any",
-                    head_sizes: "any".into(),
-                    cache: "blocks that fill one piece of memory each; copies also in pinned host memory",
-                },
-            ],
+            operations: Operation::ALL
+                .map(|operation| Note {
+                    operation: operation.name(),
+                    note: operation.note(),
+                })
+                .to_vec(),
+            support: support::rows().iter().map(Row::new).collect(),
         }
     }
 
@@ -210,12 +195,29 @@ impl Info {
                 kernels.compiler
             )?;
         }
-        for support in &self.support {
-            writeln!(out, "{}:", support.operation)?;
-            writeln!(out, "  dtypes      {}", support.dtypes)?;
-            writeln!(out, "  head sizes  {}", support.head_sizes)?;
-            writeln!(out, "  cache       {}", support.cache)?;
+        writeln!(out, "\n{}", support_table::text())
+    }
+}
+
+impl Row {
+    fn new(row: &Support) -> Self {
+        let words = |output: Output| match output {
+            Output::None => None,
+            Output::Dtype(_) | Output::Cache => Some(output.to_string()),
+        };
+        Self {
+            operation: row.operation.name(),
+            tensors: row
+                .tensors
+                .iter()
+                .map(|tensors| Pair {
+                    input: tensors.input.map(|dtype| dtype.to_string()),
+                    output: words(tensors.output),
+                })
+                .collect(),
+            cache: row.caches.iter().map(Cache::to_string).collect(),
+            scales: row.scales.iter().map(Scales::to_string).collect(),
+            sizes: row.sizes.iter().map(Sizes::to_string).collect(),
         }
-        Ok(())
     }
 }

@@ -16,6 +16,7 @@ mod run_cache;
 mod run_file;
 mod run_job;
 mod run_names;
+mod support_table;
 mod sweep;
 
 use std::io::{self, Write};
@@ -50,6 +51,7 @@ enum Command {
     #[command(after_long_help = calibrate::help())]
     Calibrate(calibrate::CalibrateArgs),
     /// Show driver, devices, compiled kernels and what is supported; needs no GPU
+    #[command(after_long_help = info::help())]
     Info(info::InfoArgs),
     /// Print a completion script for a shell
     Completions {

@@ -3,6 +3,7 @@
 mod device;
 mod row_splits;
 mod splits;
+pub mod support;
 pub mod variants;
 
 pub use device::DeviceInfo;

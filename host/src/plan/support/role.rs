@@ -1,0 +1,363 @@
+//! What each compiled kernel adds to the support matrix. A new variant, or a new member of one, has to be described here
+//! before anything compiles.
+
+use gpu_kernels::dtype::ElementDtype;
+use gpu_kernels::entry::Variant;
+use gpu_kernels::kernels::reshape_and_cache_per_token_head::MAX_HEAD_SIZE;
+use gpu_kernels::kv::CacheDtype;
+use gpu_kernels::mla_entry::{EntryForm, fp8_ds, v4};
+use gpu_kernels::tile::rows::Products;
+
+use super::{Cache, Operation, Output, Scales, Sizes, Support, Tensors};
+use crate::tensor::Dtype;
+
+/// What a kernel is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Without it, these combinations would be refused.
+    Supports(Vec<Support>),
+    /// It takes part in these operations; what they support, other kernels decide.
+    Assists(&'static [Operation]),
+    /// It measures a machine.
+    Measures,
+}
+
+/// What a kernel is for.
+pub fn role(variant: Variant) -> Role {
+    match variant {
+        Variant::DecodeGqa {
+            cache,
+            head_size,
+            head_size_v,
+            heads_per_cta: _,
+            ruled: false,
+        } => supports(
+            Operation::Decode,
+            attention(cache, outputs),
+            heads(head_size, head_size_v),
+        ),
+        Variant::DecodeGqa { ruled: true, .. } => {
+            Role::Assists(&[Operation::Decode, Operation::UnifiedAttention])
+        }
+        Variant::PrefillGqa {
+            cache,
+            head_size,
+            head_size_v,
+            products: Products::Warp,
+        } => supports(
+            Operation::UnifiedAttention,
+            attention(cache, outputs_and_fp8),
+            heads(head_size, head_size_v),
+        ),
+        // Faster, where they run.
+        Variant::PrefillGqa {
+            products: Products::WarpGroup | Products::WarpGroupOfBytes,
+            ..
+        } => Role::Assists(&[Operation::UnifiedAttention]),
+        Variant::DecodeMla {
+            cache,
+            head_size,
+            cut,
+        } => {
+            let mut over = attention(cache, outputs);
+            // Latent and rotary part are one tensor.
+            over.scales.retain(|&scales| scales != Scales::PerHead);
+            supports(
+                Operation::DecodeMla,
+                over,
+                heads(head_size, cut.head_size_v),
+            )
+        }
+        Variant::DecodeMlaEntry { form, cut } => supports(
+            Operation::DecodeMlaEntry,
+            Over {
+                tensors: vec![tensors(Dtype::Bf16, Output::Dtype(Dtype::Bf16))],
+                ..entries(form)
+            },
+            heads(row_size(form), cut.head_size_v),
+        ),
+        Variant::MergeSplits { dtype: _ } => Role::Assists(&[
+            Operation::Decode,
+            Operation::UnifiedAttention,
+            Operation::DecodeMla,
+            Operation::DecodeMlaEntry,
+        ]),
+        Variant::MergeRows => Role::Assists(&[Operation::UnifiedAttention]),
+        Variant::CacheCopy => copies(),
+        Variant::CacheScaled {
+            source,
+            cache,
+            eights: _,
+        } => {
+            let over = |scales: &[Scales]| Over {
+                tensors: vec![tensors(dtype(source), Output::None)],
+                cache: Cache::Dtype(dtype(cache)),
+                scales: scales.to_vec(),
+            };
+            Role::Supports(vec![
+                over(&[Scales::PerTensor, Scales::PerHead])
+                    .of(Operation::ReshapeAndCacheFlash, Sizes::Any),
+                over(&[Scales::PerTensor, Scales::PerLayer])
+                    .of(Operation::ConcatAndCacheMla, Sizes::Any),
+            ])
+        }
+        Variant::CachePerTokenHead {
+            source,
+            cache,
+            eights: _,
+        } => supports(
+            Operation::ReshapeAndCacheFlash,
+            Over {
+                tensors: vec![tensors(dtype(source), Output::None)],
+                cache: Cache::Dtype(dtype(cache)),
+                scales: vec![Scales::PerTokenHead],
+            },
+            Sizes::UpTo(MAX_HEAD_SIZE),
+        ),
+        Variant::RopeAndCache {
+            source,
+            cache,
+            query,
+        } => {
+            let is_copied = source == cache;
+            supports(
+                Operation::RopeAndCache,
+                Over {
+                    tensors: vec![tensors(dtype(source), Output::Dtype(dtype(query)))],
+                    cache: if is_copied {
+                        Cache::Input
+                    } else {
+                        Cache::Dtype(dtype(cache))
+                    },
+                    scales: if is_copied {
+                        vec![Scales::None]
+                    } else {
+                        vec![Scales::PerTensor, Scales::PerHead]
+                    },
+                },
+                Sizes::Any,
+            )
+        }
+        Variant::ConcatAndCacheMlaFp8Ds => concat_entries(EntryForm::Fp8Ds),
+        Variant::ConcatAndCacheMlaV4 => concat_entries(EntryForm::V4),
+        Variant::GatherCopy => Role::Supports(vec![
+            any().of(Operation::Gather, Sizes::Any),
+            any().of(Operation::Compact, Sizes::Any),
+        ]),
+        Variant::GatherScaled {
+            cache,
+            out,
+            eights: _,
+        } => supports(
+            Operation::Gather,
+            Over {
+                tensors: vec![gathered(dtype(out))],
+                cache: Cache::Dtype(dtype(cache)),
+                scales: vec![Scales::PerTensor],
+            },
+            Sizes::Any,
+        ),
+        Variant::GatherMlaFp8Ds => gather_entries(EntryForm::Fp8Ds),
+        Variant::GatherMlaV4 => gather_entries(EntryForm::V4),
+        Variant::CopyBlocks => supports(Operation::CopyBlocks, any(), Sizes::Any),
+        Variant::CompactMark | Variant::CompactNumber | Variant::CompactRename => {
+            Role::Assists(&[Operation::Compact])
+        }
+        Variant::CheckPaged => Role::Assists(&[
+            Operation::Decode,
+            Operation::UnifiedAttention,
+            Operation::DecodeMla,
+            Operation::DecodeMlaEntry,
+        ]),
+        Variant::CheckSlots => Role::Assists(&[
+            Operation::ReshapeAndCacheFlash,
+            Operation::RopeAndCache,
+            Operation::ConcatAndCacheMla,
+        ]),
+        Variant::CheckGather => Role::Assists(&[Operation::Gather]),
+        Variant::CheckPairs => Role::Assists(&[Operation::CopyBlocks]),
+        Variant::ReadCeiling => Role::Measures,
+    }
+}
+
+/// What goes with one kind of cache.
+struct Over {
+    tensors: Vec<Tensors>,
+    cache: Cache,
+    scales: Vec<Scales>,
+}
+
+impl Over {
+    fn of(self, operation: Operation, sizes: Sizes) -> Support {
+        Support {
+            operation,
+            tensors: self.tensors,
+            caches: vec![self.cache],
+            scales: self.scales,
+            sizes: vec![sizes],
+        }
+    }
+}
+
+fn supports(operation: Operation, over: Over, sizes: Sizes) -> Role {
+    Role::Supports(vec![over.of(operation, sizes)])
+}
+
+/// Attention over keys and values; `outputs` of a query's dtype.
+fn attention(cache: CacheDtype, outputs: fn(Dtype) -> Vec<Dtype>) -> Over {
+    let (stored, scales) = match cache {
+        CacheDtype::F16 => return own_dtype(Dtype::F16, outputs),
+        CacheDtype::Bf16 => return own_dtype(Dtype::Bf16, outputs),
+        CacheDtype::E4m3 => (Dtype::F8E4m3, vec![Scales::PerTensor, Scales::PerHead]),
+        CacheDtype::E5m2 => (Dtype::F8E5m2, vec![Scales::PerTensor, Scales::PerHead]),
+        CacheDtype::E4m3PerToken => (Dtype::F8E4m3, vec![Scales::PerTokenHead]),
+        CacheDtype::I8PerToken => (Dtype::I8, vec![Scales::PerTokenHead]),
+    };
+    Over {
+        // Such kernels learn the query's dtype when they run.
+        tensors: [Dtype::Bf16, Dtype::F16, Dtype::F8E4m3]
+            .into_iter()
+            .flat_map(|query| pairs(query, outputs))
+            .collect(),
+        cache: Cache::Dtype(stored),
+        scales,
+    }
+}
+
+/// Attention over a cache of the query's dtype.
+fn own_dtype(query: Dtype, outputs: fn(Dtype) -> Vec<Dtype>) -> Over {
+    Over {
+        tensors: pairs(query, outputs),
+        cache: Cache::Input,
+        scales: vec![Scales::None],
+    }
+}
+
+fn pairs(query: Dtype, outputs: fn(Dtype) -> Vec<Dtype>) -> Vec<Tensors> {
+    let pair = |output| tensors(query, Output::Dtype(output));
+    outputs(query).into_iter().map(pair).collect()
+}
+
+/// The query's dtype; either of 16 bits for a query of bytes.
+fn outputs(query: Dtype) -> Vec<Dtype> {
+    if query.size() == 1 {
+        vec![Dtype::Bf16, Dtype::F16]
+    } else {
+        vec![query]
+    }
+}
+
+/// The same, and FP8.
+fn outputs_and_fp8(query: Dtype) -> Vec<Dtype> {
+    let mut all = outputs(query);
+    all.push(Dtype::F8E4m3);
+    all
+}
+
+/// Writes that store what they read: keys and values, latents and RoPE keys.
+fn copies() -> Role {
+    let over = |inputs: &[Dtype], scales: &[Scales]| Over {
+        tensors: inputs
+            .iter()
+            .map(|&input| tensors(input, Output::None))
+            .collect(),
+        cache: Cache::Input,
+        scales: scales.to_vec(),
+    };
+    let floats = [Dtype::Bf16, Dtype::F16, Dtype::F32];
+    let fp8 = [Dtype::F8E4m3, Dtype::F8E5m2];
+    Role::Supports(vec![
+        over(&floats, &[Scales::None]).of(Operation::ReshapeAndCacheFlash, Sizes::Any),
+        over(&fp8, &[Scales::None, Scales::Unused]).of(Operation::ReshapeAndCacheFlash, Sizes::Any),
+        over(&floats, &[Scales::None]).of(Operation::ConcatAndCacheMla, Sizes::Any),
+    ])
+}
+
+fn concat_entries(form: EntryForm) -> Role {
+    let (kv_lora_rank, qk_rope_head_dim) = match form {
+        EntryForm::Fp8Ds => (fp8_ds::LATENTS, fp8_ds::ROPE),
+        EntryForm::V4 => (v4::VALUES, v4::ROPE),
+    };
+    let sizes = Sizes::Latent {
+        kv_lora_rank,
+        qk_rope_head_dim,
+    };
+    let over = Over {
+        tensors: vec![tensors(Dtype::Bf16, Output::None)],
+        ..entries(form)
+    };
+    supports(Operation::ConcatAndCacheMla, over, sizes)
+}
+
+fn gather_entries(form: EntryForm) -> Role {
+    let over = Over {
+        tensors: vec![gathered(Dtype::Bf16)],
+        ..entries(form)
+    };
+    supports(
+        Operation::Gather,
+        over,
+        heads(row_size(form), row_size(form)),
+    )
+}
+
+fn entries(form: EntryForm) -> Over {
+    Over {
+        tensors: Vec::new(),
+        cache: Cache::Entries(form),
+        scales: vec![Scales::InEntries],
+    }
+}
+
+/// Values of an entry.
+fn row_size(form: EntryForm) -> u32 {
+    match form {
+        EntryForm::Fp8Ds => fp8_ds::LATENTS + fp8_ds::ROPE,
+        EntryForm::V4 => v4::VALUES + v4::ROPE,
+    }
+}
+
+/// Bytes that are copied, whatever they mean.
+fn any() -> Over {
+    Over {
+        tensors: vec![Tensors {
+            input: None,
+            output: Output::Cache,
+        }],
+        cache: Cache::Any,
+        scales: vec![Scales::None],
+    }
+}
+
+fn gathered(output: Dtype) -> Tensors {
+    Tensors {
+        input: None,
+        output: Output::Dtype(output),
+    }
+}
+
+fn tensors(input: Dtype, output: Output) -> Tensors {
+    Tensors {
+        input: Some(input),
+        output,
+    }
+}
+
+fn heads(head_size: u32, head_size_v: u32) -> Sizes {
+    Sizes::Heads {
+        head_size,
+        head_size_v,
+    }
+}
+
+/// As tensors name a dtype of the kernels' table.
+fn dtype(element: ElementDtype) -> Dtype {
+    match element {
+        ElementDtype::F32 => Dtype::F32,
+        ElementDtype::F16 => Dtype::F16,
+        ElementDtype::Bf16 => Dtype::Bf16,
+        ElementDtype::E4m3 => Dtype::F8E4m3,
+        ElementDtype::E5m2 => Dtype::F8E5m2,
+        ElementDtype::I8 => Dtype::I8,
+    }
+}
