@@ -27,6 +27,7 @@ fn spoil_option(case: &mut Case, random: &mut ChaCha8Rng) -> Option<&'static str
         Case::DecodeEntries(_)
         | Case::CacheWrite(_)
         | Case::MlaWrite(_)
+        | Case::MlaWriteGrouped(_)
         | Case::Gather(_)
         | Case::Blocks(_) => return None,
     };

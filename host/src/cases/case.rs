@@ -12,6 +12,7 @@ use super::base::text::{CaseError, Fields};
 use super::cache::blocks::{BlocksCase, BlocksOperation};
 use super::cache::gather::GatherCase;
 use super::cache::mla_write::MlaWriteCase;
+use super::cache::mla_write_grouped::MlaWriteGroupedCase;
 use super::cache::write::CacheWriteCase;
 use crate::error::Result;
 use crate::runtime::Runtime;
@@ -30,6 +31,8 @@ pub enum Case {
     Unified(UnifiedCase),
     /// A write into an MLA cache.
     MlaWrite(MlaWriteCase),
+    /// A write into the MLA caches of many layers.
+    MlaWriteGrouped(MlaWriteGroupedCase),
     /// A gather from an MLA cache.
     Gather(GatherCase),
     /// A copy or a compaction of blocks.
@@ -45,6 +48,7 @@ impl Case {
             Self::CacheWrite(case) => case,
             Self::Unified(case) => case,
             Self::MlaWrite(case) => case,
+            Self::MlaWriteGrouped(case) => case,
             Self::Gather(case) => case,
             Self::Blocks(case) => case,
         }
@@ -89,6 +93,9 @@ impl Case {
             Self::Blocks(_) => {}
             Self::CacheWrite(case) => case.num_tokens = case.num_tokens.min(TOKENS),
             Self::MlaWrite(case) => case.num_tokens = case.num_tokens.min(TOKENS),
+            Self::MlaWriteGrouped(case) => {
+                case.num_tokens = case.num_tokens.min((TOKENS / case.num_layers).max(1));
+            }
             Self::Gather(case) => {
                 case.rows_per_seq = case.rows_per_seq.min((TOKENS / case.num_seqs).max(1));
             }
@@ -118,6 +125,9 @@ impl FromStr for Case {
             }
             "rope_and_cache" => Self::CacheWrite(CacheWriteCase::read(&mut fields, true)?),
             "concat_and_cache_mla" => Self::MlaWrite(MlaWriteCase::read(&mut fields)?),
+            "concat_and_cache_mla_grouped" => {
+                Self::MlaWriteGrouped(MlaWriteGroupedCase::read(&mut fields)?)
+            }
             "gather" => Self::Gather(GatherCase::read(&mut fields)?),
             other => match BlocksOperation::named(other) {
                 Some(operation) => Self::Blocks(BlocksCase::read(operation, &mut fields)?),

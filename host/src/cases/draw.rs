@@ -4,11 +4,11 @@ use rand_chacha::ChaCha8Rng;
 
 use super::attention::draw::{decode_case, entry_case, latent_case, unified_case};
 use super::cache::blocks::BlocksOperation;
-use super::cache::draw::{blocks_case, gather_case, mla_write_case, write_case};
+use super::cache::draw::{blocks_case, gather_case, grouped_case, mla_write_case, write_case};
 use super::case::Case;
 
 /// The operations that cases are drawn of, as their lines begin.
-pub const OPERATIONS: [&str; 11] = [
+pub const OPERATIONS: [&str; 12] = [
     "decode",
     "decode_mla",
     "decode_mla_entry",
@@ -16,6 +16,7 @@ pub const OPERATIONS: [&str; 11] = [
     "reshape_and_cache_flash",
     "rope_and_cache",
     "concat_and_cache_mla",
+    "concat_and_cache_mla_grouped",
     "gather",
     "copy_blocks",
     "compact_tables",
@@ -35,6 +36,7 @@ pub(super) fn draw(operation: &str, random: &mut ChaCha8Rng) -> Case {
         "reshape_and_cache_flash" => Case::CacheWrite(write_case(random, false)),
         "rope_and_cache" => Case::CacheWrite(write_case(random, true)),
         "concat_and_cache_mla" => Case::MlaWrite(mla_write_case(random)),
+        "concat_and_cache_mla_grouped" => Case::MlaWriteGrouped(grouped_case(random)),
         "gather" => Case::Gather(gather_case(random)),
         "copy_blocks" => Case::Blocks(blocks_case(random, BlocksOperation::Copy)),
         "compact_tables" => Case::Blocks(blocks_case(random, BlocksOperation::CompactTables)),

@@ -66,6 +66,7 @@ fn smoke() -> Vec<Case> {
     list.add(Case::Unified, unified_grid::smoke());
     list.add(Case::CacheWrite, write_grid::smoke_scaled());
     list.add(Case::MlaWrite, cache_grid::smoke_mla());
+    list.add(Case::MlaWriteGrouped, cache_grid::smoke_grouped());
     list.add(Case::Gather, cache_grid::smoke_gathers());
     list.add(Case::Blocks, cache_grid::smoke_blocks());
     // Every fill in every operation, small.
@@ -75,6 +76,7 @@ fn smoke() -> Vec<Case> {
         special_attention(&mut list, fill, [&lens; 2], &query_and_seq_lens);
         list.add(Case::CacheWrite, cache_special::writes(fill));
         list.add(Case::MlaWrite, cache_special::mla_writes(fill));
+        list.add(Case::MlaWriteGrouped, cache_special::grouped_writes(fill));
         list.add(Case::Gather, cache_special::gathers(fill));
         list.add(
             Case::Blocks,
@@ -123,6 +125,7 @@ fn sweep() -> Vec<Case> {
     list.add(Case::Unified, unified_grid::sweep());
     list.add(Case::CacheWrite, write_grid::sweep_scaled());
     list.add(Case::MlaWrite, cache_grid::sweep_mla());
+    list.add(Case::MlaWriteGrouped, cache_grid::sweep_grouped());
     list.add(Case::Gather, cache_grid::sweep_gathers());
     list.add(Case::Blocks, cache_grid::sweep_blocks());
     // Every fill in every operation whose result depends on sizes.

@@ -40,6 +40,7 @@ pub use cache::blocks::{BlocksCase, BlocksOperation};
 pub use cache::gather::{GatherBy, GatherCase};
 pub use cache::mla_form::MlaForm;
 pub use cache::mla_write::MlaWriteCase;
+pub use cache::mla_write_grouped::MlaWriteGroupedCase;
 pub use cache::write::{CacheWriteCase, RopeCase};
 pub use cache::write_device::DeviceCacheWrite;
 pub use case::Case;

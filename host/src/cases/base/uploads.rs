@@ -32,7 +32,11 @@ impl<'m> Uploads<'m> {
         Ok(uploads)
     }
 
-    fn add(&mut self, storage: &Arc<Storage>) -> Result<()> {
+    /// Copies a storage to the machine, unless it is there.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub(crate) fn add(&mut self, storage: &Arc<Storage>) -> Result<()> {
         if self.find(storage).is_some() {
             return Ok(());
         }
@@ -63,10 +67,9 @@ impl<'m> Uploads<'m> {
 
     /// The tensor's view on the machine, taken apart.
     fn place(&self, tensor: &HostTensor) -> Parts {
-        let offset = (tensor.offset * tensor.dtype.size()) as u64;
         let strides = tensor.strides.iter().map(|&stride| stride as i64);
         let mut parts = Parts {
-            address: self.buffer(tensor).view().address() + offset,
+            address: self.address(tensor),
             dtype: tensor.dtype,
             shape: tensor.shape.clone(),
             strides: strides.collect(),
@@ -101,6 +104,12 @@ impl<'m> Uploads<'m> {
         let view = self.place(tensor);
         // SAFETY: as in `view`, and the caller promises to be alone.
         unsafe { TensorViewMut::from_raw(view.address, view.dtype, &view.shape, &view.strides) }
+    }
+
+    /// Where the tensor's first element is.
+    pub(crate) fn address(&self, tensor: &HostTensor) -> u64 {
+        let offset = (tensor.offset * tensor.dtype.size()) as u64;
+        self.buffer(tensor).view().address() + offset
     }
 
     /// Waits, and reads all storages, with their names.

@@ -5,9 +5,10 @@ use rand_chacha::ChaCha8Rng;
 
 use super::blocks::{BlocksCase, BlocksOperation};
 use super::gather::{GatherBy, GatherCase};
-use super::grid::{gather, mla};
+use super::grid::{gather, grouped, mla};
 use super::mla_form::MlaForm;
 use super::mla_write::MlaWriteCase;
+use super::mla_write_grouped::MlaWriteGroupedCase;
 use super::write::CacheWriteCase;
 use super::write_grid::{rotated, write};
 use crate::cases::base::fill::Fill;
@@ -67,6 +68,26 @@ pub(crate) fn mla_write_case(random: &mut ChaCha8Rng) -> MlaWriteCase {
         check: check(random),
         ..mla(form, page, tokens, random.random_range(0..6))
     }
+}
+
+/// A write into the MLA caches of many layers.
+pub(crate) fn grouped_case(random: &mut ChaCha8Rng) -> MlaWriteGroupedCase {
+    let dtype = pick(random, &[Dtype::Bf16, Dtype::F16]);
+    let cache_dtype = pick(random, &[dtype, Dtype::F8E4m3, Dtype::F8E5m2]);
+    let layers = random.random_range(1..=4);
+    let page = random.random_range(1..=70);
+    let tokens = random.random_range(0..60);
+    let mut case = grouped((dtype, cache_dtype), layers, page, tokens);
+    if random.random() {
+        case.kv_lora_rank = random.random_range(1..=140);
+        case.qk_rope_head_dim = random.random_range(1..=40);
+    }
+    case.extra_rows = pick(random, &[0, 0, 3]);
+    case.shares_slots = random.random();
+    case.skip_every = random.random_range(0..5);
+    case.check = check(random);
+    case.fill = fill(random, &Fill::SPECIAL);
+    case
 }
 
 /// A gather from an MLA cache.

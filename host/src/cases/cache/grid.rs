@@ -4,11 +4,13 @@ use super::blocks::{BlocksCase, BlocksOperation};
 use super::gather::{GatherBy, GatherCase};
 use super::mla_form::MlaForm;
 use super::mla_write::MlaWriteCase;
+use super::mla_write_grouped::MlaWriteGroupedCase;
 use crate::cases::base::fill::Fill;
+use crate::cases::base::mla_entry::{LATENTS, ROPE};
 use crate::ops::CheckMode;
 use crate::tensor::Dtype;
 
-use Dtype::Bf16;
+use Dtype::{Bf16, F8E4m3, F8E5m2, F16};
 
 /// What names the tokens of a gather, each once.
 const GATHERS: [GatherBy; 4] = [
@@ -31,6 +33,29 @@ pub(crate) fn mla(
         block_size,
         num_tokens,
         skip_every,
+        check: CheckMode::Off,
+        fill: Fill::Plain,
+    }
+}
+
+/// The plainest write into the caches of `num_layers` layers.
+pub(crate) fn grouped(
+    (dtype, cache_dtype): (Dtype, Dtype),
+    num_layers: usize,
+    block_size: usize,
+    num_tokens: usize,
+) -> MlaWriteGroupedCase {
+    MlaWriteGroupedCase {
+        dtype,
+        cache_dtype,
+        num_layers,
+        kv_lora_rank: LATENTS,
+        qk_rope_head_dim: ROPE,
+        block_size,
+        num_tokens,
+        extra_rows: 0,
+        shares_slots: false,
+        skip_every: 0,
         check: CheckMode::Off,
         fill: Fill::Plain,
     }
@@ -94,6 +119,34 @@ pub(crate) fn smoke_mla() -> Vec<MlaWriteCase> {
     cases
 }
 
+/// Copied and scaled, with slots of each layer and with slots that all share.
+pub(crate) fn smoke_grouped() -> Vec<MlaWriteGroupedCase> {
+    let mut cases = Vec::new();
+    for dtypes in [(Bf16, Bf16), (F16, F16), (Bf16, F8E4m3), (F16, F8E5m2)] {
+        let case = MlaWriteGroupedCase {
+            skip_every: 5,
+            ..grouped(dtypes, 3, 16, 42)
+        };
+        cases.push(case.clone());
+        cases.push(MlaWriteGroupedCase {
+            shares_slots: true,
+            check: CheckMode::Device,
+            extra_rows: 3,
+            ..case
+        });
+    }
+    // Entries that are no multiple of 16 bytes, one layer, no token.
+    cases.push(MlaWriteGroupedCase {
+        kv_lora_rank: 37,
+        qk_rope_head_dim: 6,
+        check: CheckMode::Device,
+        ..grouped((F16, F8E4m3), 4, 7, 30)
+    });
+    cases.push(grouped((Bf16, Bf16), 1, 64, 1));
+    cases.push(grouped((Bf16, F8E4m3), 2, 16, 0));
+    cases
+}
+
 /// By everything that names tokens, from every form; with a check and without.
 pub(crate) fn smoke_gathers() -> Vec<GatherCase> {
     let mut cases = Vec::new();
@@ -128,6 +181,26 @@ pub(crate) fn sweep_mla() -> Vec<MlaWriteCase> {
     let sizes = [(16, 42), (64, 1), (64, 4096)];
     let each = |form| sizes.map(|(page, tokens)| mla(form, page, tokens, 9));
     MlaForm::ALL.into_iter().flat_map(each).collect()
+}
+
+/// All layers of a model, and some.
+pub(crate) fn sweep_grouped() -> Vec<MlaWriteGroupedCase> {
+    let mut cases = Vec::new();
+    for dtypes in [(Bf16, Bf16), (F16, F16), (Bf16, F8E4m3), (F16, F8E5m2)] {
+        for (layers, page, tokens) in [(61, 64, 64), (27, 16, 513), (4, 64, 4096)] {
+            let case = MlaWriteGroupedCase {
+                skip_every: 9,
+                ..grouped(dtypes, layers, page, tokens)
+            };
+            cases.push(case.clone());
+            cases.push(MlaWriteGroupedCase {
+                shares_slots: true,
+                check: CheckMode::Device,
+                ..case
+            });
+        }
+    }
+    cases
 }
 
 /// vLLM's table for its gathers, and larger ones.

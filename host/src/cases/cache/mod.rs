@@ -9,6 +9,7 @@ pub(crate) mod grid;
 pub(crate) mod mla_form;
 pub(crate) mod mla_rows;
 pub(crate) mod mla_write;
+pub(crate) mod mla_write_grouped;
 pub(crate) mod slots;
 pub(crate) mod special_grid;
 pub(crate) mod write;

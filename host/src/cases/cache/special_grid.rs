@@ -2,9 +2,10 @@
 
 use super::blocks::BlocksCase;
 use super::gather::{GatherBy, GatherCase};
-use super::grid::{blocks, gather, mla};
+use super::grid::{blocks, gather, grouped, mla};
 use super::mla_form::MlaForm;
 use super::mla_write::MlaWriteCase;
+use super::mla_write_grouped::MlaWriteGroupedCase;
 use super::write::CacheWriteCase;
 use super::write_grid::{rotated, write};
 use crate::cases::base::fill::Fill;
@@ -55,6 +56,15 @@ pub(crate) fn mla_writes(fill: Fill) -> [MlaWriteCase; 4] {
     MlaForm::ALL.map(|form| MlaWriteCase {
         fill,
         ..mla(form, 16, 42, 5)
+    })
+}
+
+/// Writes into the caches of many layers.
+pub(crate) fn grouped_writes(fill: Fill) -> [MlaWriteGroupedCase; 2] {
+    [(Bf16, Bf16), (F16, F8E4m3)].map(|dtypes| MlaWriteGroupedCase {
+        skip_every: 5,
+        fill,
+        ..grouped(dtypes, 3, 16, 42)
     })
 }
 
