@@ -15,6 +15,7 @@ use super::cache::mla_write::MlaWriteCase;
 use super::cache::mla_write_grouped::MlaWriteGroupedCase;
 use super::cache::write::CacheWriteCase;
 use crate::error::Result;
+use crate::ops::CheckMode;
 use crate::runtime::Runtime;
 
 /// Parameters of one run of one operation.
@@ -67,6 +68,11 @@ impl Case {
     /// Floating-point operations of the two products of attention.
     pub fn flops(&self, seed: u64) -> u64 {
         self.any().flops(seed)
+    }
+
+    /// Whether what lies in device memory is checked there.
+    pub(crate) fn check(&self) -> CheckMode {
+        self.any().check()
     }
 
     /// The case on a machine.

@@ -13,6 +13,7 @@ mod base;
 mod break_request;
 mod cache;
 mod case;
+mod corrupt_memory;
 mod draw;
 pub mod fuzz;
 pub mod grid;

@@ -1,16 +1,22 @@
 //! A decode case's tensors on a machine, and the requests over them.
 
+use rand_chacha::ChaCha8Rng;
+
 use super::decode::DecodeCase;
 use super::decode_compare::{compare_decode, sample_seqs};
 use super::decode_fill::{DecodeTensors, HostScales};
 use super::decode_special::decode;
+use super::mistakes::decode_mistakes;
 use crate::cases::base::compare::Accuracy;
 use crate::cases::base::device_case::{DeviceCase, Runnable, Workspaces};
+use crate::cases::base::memory_mistake::MemoryMistake;
 use crate::cases::base::mismatch::Mismatch;
 use crate::cases::base::tensors::Amount;
 use crate::cases::base::uploads::Uploads;
 use crate::error::{RequestError, Result};
-use crate::ops::{DecodeMlaRequest, DecodeOptions, DecodePlan, DecodeRequest, KvScales, MlaScales};
+use crate::ops::{
+    CheckMode, DecodeMlaRequest, DecodeOptions, DecodePlan, DecodeRequest, KvScales, MlaScales,
+};
 use crate::plan::DeviceInfo;
 use crate::reference::HostTensor;
 use crate::runtime::{Buffer, Launcher, Runtime};
@@ -204,6 +210,10 @@ struct DecodeRun<'m> {
 }
 
 impl Runnable for DecodeCase {
+    fn check(&self) -> CheckMode {
+        self.check
+    }
+
     fn on<'m>(
         &self,
         runtime: &'m dyn Runtime,
@@ -251,5 +261,9 @@ impl<'m> DeviceCase<'m> for DecodeRun<'m> {
             seqs.extend(seqs.clone().into_iter().map(|seq| last + seq));
         }
         compare_decode(&self.case, tensors, &outputs[0], outputs.get(1), &seqs)
+    }
+
+    fn mistakes(&self, random: &mut ChaCha8Rng) -> Vec<MemoryMistake> {
+        decode_mistakes(&self.case, self.device.tensors(), self.seed, random)
     }
 }

@@ -1,15 +1,19 @@
 //! A case over FP8 entries on a machine: the request over its tensors, and its output against the reference.
 
+use rand_chacha::ChaCha8Rng;
+
+use super::mistakes::mla_fp8_mistakes;
 use super::mla_fp8::EntryCase;
 use super::mla_fp8_fill::{EntryTensors, HostList};
 use crate::cases::base::compare::{self, Accuracy};
 use crate::cases::base::device_case::{Described, DeviceCase, Runnable, Workspaces};
+use crate::cases::base::memory_mistake::MemoryMistake;
 use crate::cases::base::mismatch::Mismatch;
 use crate::cases::base::same_bytes::gaps_untouched;
 use crate::cases::base::tensors::Amount;
 use crate::cases::base::uploads::Uploads;
 use crate::error::{RequestError, Result};
-use crate::ops::{DecodeMlaEntryRequest, DecodePlan, EntryTokens, WindowTokens};
+use crate::ops::{CheckMode, DecodeMlaEntryRequest, DecodePlan, EntryTokens, WindowTokens};
 use crate::plan::DeviceInfo;
 use crate::reference::{self, HostTensor};
 use crate::runtime::{Buffer, Launcher, Runtime};
@@ -194,6 +198,10 @@ struct EntryRun<'m> {
 }
 
 impl Runnable for EntryCase {
+    fn check(&self) -> CheckMode {
+        self.check
+    }
+
     fn on<'m>(
         &self,
         runtime: &'m dyn Runtime,
@@ -236,5 +244,9 @@ impl<'m> DeviceCase<'m> for EntryRun<'m> {
         let (case, tensors) = (&self.case, self.device.tensors());
         let rows = sample_rows(case, self.seed, self.sets, budget);
         compare_entries(case, tensors, &outputs[0], outputs.get(1), &rows)
+    }
+
+    fn mistakes(&self, random: &mut ChaCha8Rng) -> Vec<MemoryMistake> {
+        mla_fp8_mistakes(&self.case, self.device.tensors(), self.seed, random)
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod decode_fill;
 pub(crate) mod decode_grid;
 pub(crate) mod decode_special;
 pub(crate) mod draw;
+pub(crate) mod mistakes;
 pub(crate) mod mla_fp8;
 pub(crate) mod mla_fp8_device;
 pub(crate) mod mla_fp8_fill;

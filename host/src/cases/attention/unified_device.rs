@@ -1,16 +1,20 @@
 //! A case of unified attention on a machine: the request over its tensors, and its output against the reference.
 
+use rand_chacha::ChaCha8Rng;
+
 use super::decode_fill::HostScales;
+use super::mistakes::unified_mistakes;
 use super::unified::{Causal, UnifiedCase};
 use super::unified_fill::UnifiedTensors;
 use crate::cases::base::compare::{self, Accuracy, ScoreSums};
 use crate::cases::base::device_case::{DeviceCase, Runnable, Workspaces};
+use crate::cases::base::memory_mistake::MemoryMistake;
 use crate::cases::base::mismatch::Mismatch;
 use crate::cases::base::same_bytes::gaps_untouched;
 use crate::cases::base::tensors::Amount;
 use crate::cases::base::uploads::Uploads;
 use crate::error::{RequestError, Result};
-use crate::ops::{KvScales, UnifiedOptions, UnifiedPlan, UnifiedRequest};
+use crate::ops::{CheckMode, KvScales, UnifiedOptions, UnifiedPlan, UnifiedRequest};
 use crate::reference::{self, HostTensor};
 use crate::runtime::{Launcher, Runtime};
 use crate::tensor::TensorView;
@@ -186,6 +190,10 @@ struct UnifiedRun<'m> {
 }
 
 impl Runnable for UnifiedCase {
+    fn check(&self) -> CheckMode {
+        self.base.check
+    }
+
     fn on<'m>(
         &self,
         runtime: &'m dyn Runtime,
@@ -236,5 +244,9 @@ impl<'m> DeviceCase<'m> for UnifiedRun<'m> {
         let tokens = case.sample_tokens(self.seed, budget);
         let (out, lse) = (&outputs[0], outputs.get(1));
         compare_unified(case, tensors, out, lse, &tokens, self.sums)
+    }
+
+    fn mistakes(&self, random: &mut ChaCha8Rng) -> Vec<MemoryMistake> {
+        unified_mistakes(&self.case, self.device.tensors(), self.seed, random)
     }
 }

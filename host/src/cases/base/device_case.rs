@@ -2,7 +2,10 @@
 
 use std::fmt;
 
+use rand_chacha::ChaCha8Rng;
+
 use super::compare::Accuracy;
+use super::memory_mistake::MemoryMistake;
 use super::mismatch::Mismatch;
 use super::same_bytes::same_bytes;
 use super::tensors::Amount;
@@ -29,6 +32,9 @@ pub(crate) trait Described: fmt::Display {
 
 /// A case that can be brought to a machine.
 pub(crate) trait Runnable: Described {
+    /// Whether what lies in device memory is checked there.
+    fn check(&self) -> CheckMode;
+
     /// The tensors of the case on a machine, to be launched.
     ///
     /// # Errors
@@ -71,6 +77,9 @@ pub(crate) trait DeviceCase<'m> {
     /// # Errors
     /// Where they are wrong.
     fn judge(&self, outputs: &[HostTensor], budget: u64) -> Result<Accuracy, Mismatch>;
+
+    /// Wrong values for device memory, each of which the check on the device finds, if the case has one.
+    fn mistakes(&self, random: &mut ChaCha8Rng) -> Vec<MemoryMistake>;
 }
 
 /// Judges outputs that are right to the last bit or wrong.

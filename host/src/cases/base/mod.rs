@@ -7,6 +7,7 @@ pub(crate) mod device_case;
 pub(crate) mod fill;
 pub(crate) mod layout;
 pub(crate) mod lens;
+pub(crate) mod memory_mistake;
 pub(crate) mod mismatch;
 pub(crate) mod mla_entry;
 pub(crate) mod options;

@@ -112,6 +112,20 @@ impl<'m> Uploads<'m> {
         self.buffer(tensor).view().address() + offset
     }
 
+    /// Overwrites the element at `index`. Nothing that is enqueued may use it.
+    ///
+    /// # Errors
+    /// The machine failed.
+    pub(crate) fn plant(&self, tensor: &HostTensor, index: &[usize], bytes: &[u8]) -> Result<()> {
+        let size = tensor.dtype.size();
+        assert_eq!(bytes.len(), size, "an element");
+        let at = tensor.position(index) * size;
+        assert!(at + size <= tensor.storage.len, "within the storage");
+        let address = self.buffer(tensor).view().address() + at as u64;
+        // SAFETY: `at + size <= storage.len`, which the storage's buffer holds (`Uploads::add`).
+        unsafe { self.memory.copy_in(address, bytes) }
+    }
+
     /// Waits, and reads all storages, with their names.
     ///
     /// # Errors

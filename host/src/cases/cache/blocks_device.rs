@@ -1,14 +1,18 @@
 //! Copies and compaction of blocks on a machine: tensors, and what they have to become.
 
+use rand_chacha::ChaCha8Rng;
+
 use super::blocks::{BlocksCase, BlocksOperation, GAP, SEQS};
+use super::mistakes::bad_pairs;
 use crate::cases::base::compare::Accuracy;
 use crate::cases::base::device_case::{DeviceCase, Runnable, Workspaces, all_same};
 use crate::cases::base::fill::{Fill, Painter, Role, poison};
+use crate::cases::base::memory_mistake::MemoryMistake;
 use crate::cases::base::mismatch::Mismatch;
 use crate::cases::base::tensors::{Amount, POISON, integers, noise, shuffled};
 use crate::cases::base::uploads::Uploads;
 use crate::error::Result;
-use crate::ops::{BlockCaches, CompactReferences, CompactRequest, CopyBlocksRequest};
+use crate::ops::{BlockCaches, CheckMode, CompactReferences, CompactRequest, CopyBlocksRequest};
 use crate::reference::HostTensor;
 use crate::runtime::{Launcher, Runtime};
 use crate::tensor::Dtype;
@@ -38,6 +42,10 @@ struct BlocksTensors {
 }
 
 impl Runnable for BlocksCase {
+    fn check(&self) -> CheckMode {
+        self.check
+    }
+
     fn on<'m>(
         &self,
         runtime: &'m dyn Runtime,
@@ -284,6 +292,10 @@ impl<'m> DeviceCase<'m> for BlocksRun<'m> {
 
     fn judge(&self, outputs: &[HostTensor], _budget: u64) -> Result<Accuracy, Mismatch> {
         all_same(outputs, &self.tensors.expected(&self.case))
+    }
+
+    fn mistakes(&self, random: &mut ChaCha8Rng) -> Vec<MemoryMistake> {
+        bad_pairs(&self.tensors.names, self.case.num_blocks, random)
     }
 }
 

@@ -1,22 +1,26 @@
 //! Gathers from MLA caches on a machine: tensors, and what they have to become.
 
+use half::bf16;
+use rand_chacha::ChaCha8Rng;
+
 use super::gather::{GatherBy, GatherCase, MISSING_EVERY};
+use super::mistakes::gather_mistakes;
 use super::mla_form::MlaForm;
 use super::slots::given_scales;
 use crate::cases::base::compare::Accuracy;
 use crate::cases::base::device_case::{DeviceCase, Runnable, Workspaces, all_same};
 use crate::cases::base::fill::Fill;
+use crate::cases::base::memory_mistake::MemoryMistake;
 use crate::cases::base::mismatch::Mismatch;
 use crate::cases::base::tensors::{
     Amount, POISON, integers, noise, pattern_blocks, shuffled, whole,
 };
 use crate::cases::base::uploads::Uploads;
 use crate::error::Result;
-use crate::ops::{GatherForm, GatherRequest, GatherRows};
+use crate::ops::{CheckMode, GatherForm, GatherRequest, GatherRows};
 use crate::reference::{HostTensor, Pages, fp8_value, mla_fp8_ds_values, mla_v4_values};
 use crate::runtime::{Launcher, Runtime};
 use crate::tensor::Dtype;
-use half::bf16;
 
 /// A gather on a machine.
 struct GatherRun<'m> {
@@ -34,6 +38,10 @@ struct GatherRun<'m> {
 }
 
 impl Runnable for GatherCase {
+    fn check(&self) -> CheckMode {
+        self.check
+    }
+
     fn on<'m>(
         &self,
         runtime: &'m dyn Runtime,
@@ -184,6 +192,15 @@ impl<'m> DeviceCase<'m> for GatherRun<'m> {
             }
         }
         all_same(outputs, &[bytes])
+    }
+
+    fn mistakes(&self, random: &mut ChaCha8Rng) -> Vec<MemoryMistake> {
+        let (table, rows) = (&self.block_table, &self.rows);
+        let mut mistakes = gather_mistakes(&self.case, table, rows, self.num_blocks, random);
+        if self.case.form == MlaForm::Fp8 {
+            mistakes.push(MemoryMistake::one_scale(&self.scale, random));
+        }
+        mistakes
     }
 }
 

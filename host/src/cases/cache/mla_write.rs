@@ -2,12 +2,16 @@
 
 use std::fmt;
 
+use rand_chacha::ChaCha8Rng;
+
+use super::mistakes::bad_slots;
 use super::mla_form::MlaForm;
 use super::mla_rows::write_rows;
 use super::slots::{given_scales, poison_unwritten, slot_mapping, written_role};
 use crate::cases::base::compare::Accuracy;
 use crate::cases::base::device_case::{Described, DeviceCase, Runnable, Workspaces, all_same};
 use crate::cases::base::fill::{Fill, Painter};
+use crate::cases::base::memory_mistake::MemoryMistake;
 use crate::cases::base::mismatch::Mismatch;
 use crate::cases::base::mla_entry::ROPE;
 use crate::cases::base::options::{read_check, write_check};
@@ -105,6 +109,7 @@ struct MlaWriteRun<'m> {
     kv_c: HostTensor,
     k_pe: HostTensor,
     kv_cache: HostTensor,
+    num_blocks: usize,
     slots: HostTensor,
     scale: HostTensor,
     uploads: Uploads<'m>,
@@ -112,6 +117,10 @@ struct MlaWriteRun<'m> {
 }
 
 impl Runnable for MlaWriteCase {
+    fn check(&self) -> CheckMode {
+        self.check
+    }
+
     fn on<'m>(
         &self,
         runtime: &'m dyn Runtime,
@@ -143,6 +152,7 @@ impl Runnable for MlaWriteCase {
             kv_c,
             k_pe,
             kv_cache,
+            num_blocks,
             slots,
             scale,
         }))
@@ -193,6 +203,19 @@ impl<'m> DeviceCase<'m> for MlaWriteRun<'m> {
 
     fn judge(&self, outputs: &[HostTensor], _budget: u64) -> Result<Accuracy, Mismatch> {
         all_same(outputs, &[self.expected()])
+    }
+
+    fn mistakes(&self, random: &mut ChaCha8Rng) -> Vec<MemoryMistake> {
+        let case = &self.case;
+        if case.num_tokens == 0 {
+            return Vec::new();
+        }
+        let slots = self.slots.slice(0, case.num_tokens);
+        let mut mistakes = bad_slots(&slots, self.num_blocks * case.block_size, random);
+        if case.form == MlaForm::Fp8 {
+            mistakes.push(MemoryMistake::one_scale(&self.scale, random));
+        }
+        mistakes
     }
 }
 

@@ -2,11 +2,15 @@
 
 use std::fmt;
 
+use rand_chacha::ChaCha8Rng;
+
+use super::mistakes::bad_slots;
 use super::mla_rows::write_rows;
 use super::slots::{given_scales, poison_unwritten, slot_mapping, written_role};
 use crate::cases::base::compare::Accuracy;
 use crate::cases::base::device_case::{Described, DeviceCase, Runnable, Workspaces, all_same};
 use crate::cases::base::fill::{Fill, Painter};
+use crate::cases::base::memory_mistake::MemoryMistake;
 use crate::cases::base::mismatch::Mismatch;
 use crate::cases::base::options::{read_cache_dtype, read_check, read_flag, write_check};
 use crate::cases::base::tensors::{Amount, noise, pattern_blocks, random, whole};
@@ -160,6 +164,10 @@ struct GroupedRun<'m> {
 }
 
 impl Runnable for MlaWriteGroupedCase {
+    fn check(&self) -> CheckMode {
+        self.check
+    }
+
     fn on<'m>(
         &self,
         runtime: &'m dyn Runtime,
@@ -302,6 +310,20 @@ impl<'m> DeviceCase<'m> for GroupedRun<'m> {
         let layers = 0..self.case.num_layers;
         let expected: Vec<Vec<u8>> = layers.map(|layer| self.expected(layer)).collect();
         all_same(outputs, &expected)
+    }
+
+    fn mistakes(&self, random: &mut ChaCha8Rng) -> Vec<MemoryMistake> {
+        let case = &self.case;
+        if case.num_tokens == 0 {
+            return Vec::new();
+        }
+        let slots = tokens_of(&self.slots, 0, case.num_tokens);
+        let num_slots = self.kv_caches[0].shape[0] * case.block_size;
+        let mut mistakes = bad_slots(&slots, num_slots, random);
+        if case.is_scaled() {
+            mistakes.push(MemoryMistake::one_scale(&self.scales, random));
+        }
+        mistakes
     }
 }
 

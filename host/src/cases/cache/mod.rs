@@ -6,6 +6,7 @@ pub(crate) mod draw;
 pub(crate) mod gather;
 pub(crate) mod gather_device;
 pub(crate) mod grid;
+pub(crate) mod mistakes;
 pub(crate) mod mla_form;
 pub(crate) mod mla_rows;
 pub(crate) mod mla_write;

@@ -1,9 +1,13 @@
 //! A cache write's tensors on a machine, the requests over them, and what they have to become.
 
+use rand_chacha::ChaCha8Rng;
+
+use super::mistakes::{bad_positions, bad_slots};
 use super::write::CacheWriteCase;
 use super::write_fill::{CacheWriteTensors, RopeTensors, cache_write};
 use crate::cases::base::compare::Accuracy;
 use crate::cases::base::device_case::{DeviceCase, Runnable, Workspaces, all_same};
+use crate::cases::base::memory_mistake::MemoryMistake;
 use crate::cases::base::mismatch::Mismatch;
 use crate::cases::base::options::ScaleForm;
 use crate::cases::base::tensors::{Amount, whole};
@@ -163,6 +167,10 @@ struct WriteRun<'m> {
 }
 
 impl Runnable for CacheWriteCase {
+    fn check(&self) -> CheckMode {
+        self.check
+    }
+
     fn on<'m>(
         &self,
         runtime: &'m dyn Runtime,
@@ -215,6 +223,27 @@ impl<'m> DeviceCase<'m> for WriteRun<'m> {
 
     fn judge(&self, outputs: &[HostTensor], _budget: u64) -> Result<Accuracy, Mismatch> {
         all_same(outputs, &self.expected())
+    }
+
+    fn mistakes(&self, random: &mut ChaCha8Rng) -> Vec<MemoryMistake> {
+        let (case, tensors) = (&self.case, &self.device.tensors);
+        if case.num_tokens == 0 {
+            return Vec::new();
+        }
+        let slots = tensors.slot_mapping.slice(0, case.num_tokens);
+        let num_slots = tensors.key_cache.shape[0] * tensors.key_cache.shape[1];
+        let mut mistakes = bad_slots(&slots, num_slots, random);
+        let given = tensors.scales.iter().flatten();
+        let given = given.filter(|_| case.scales != ScaleForm::Token);
+        mistakes.extend(given.map(|scale| MemoryMistake::one_scale(scale, random)));
+        if let Some(rope) = &tensors.rope {
+            let has_queries = rope.query.shape[1] > 0;
+            mistakes.extend(bad_positions(&rope.positions, &slots, has_queries, random));
+            if has_queries && rope.query_out.dtype == Dtype::F8E4m3 {
+                mistakes.push(MemoryMistake::one_scale(&rope.q_scale, random));
+            }
+        }
+        mistakes
     }
 }
 
