@@ -10,7 +10,7 @@ use std::io::Write;
 use ferroattn::cases::fuzz::{Drawn, OPERATIONS, requests};
 use ferroattn::emulator::Emulator;
 
-/// Some of every operation: about a minute of one core.
+/// Some of every operation: a minute or two of one core.
 const COUNT: usize = 150 * OPERATIONS.len();
 
 fn number<T: std::str::FromStr>(name: &str, otherwise: impl FnOnce() -> T) -> T {

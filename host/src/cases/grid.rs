@@ -1,6 +1,5 @@
 //! The named lists of cases.
 
-use super::attention::unified::UnifiedCase;
 use super::attention::{
     decode_grid, mla_fp8_grid, mla_grid, scaled_grid, score_mods_grid,
     special_grid as attention_special, unified_grid,
@@ -99,8 +98,10 @@ fn special_attention(
         Case::DecodeEntries,
         attention_special::entries(fill, mla_lens),
     );
-    let unified: Vec<UnifiedCase> = attention_special::unified(fill, query_and_seq_lens);
-    list.add(Case::Unified, unified);
+    list.add(
+        Case::Unified,
+        attention_special::unified(fill, query_and_seq_lens),
+    );
 }
 
 fn edges() -> Vec<Case> {

@@ -4,9 +4,10 @@ use rand_chacha::ChaCha8Rng;
 
 use super::blocks::{BlocksCase, BlocksOperation, GAP, SEQS};
 use super::mistakes::bad_pairs;
+use super::slots::written_role;
 use crate::cases::base::compare::Accuracy;
 use crate::cases::base::device_case::{DeviceCase, Runnable, Workspaces, all_same};
-use crate::cases::base::fill::{Fill, Painter, Role, poison};
+use crate::cases::base::fill::{Fill, Painter, poison};
 use crate::cases::base::memory_mistake::MemoryMistake;
 use crate::cases::base::mismatch::Mismatch;
 use crate::cases::base::tensors::{Amount, POISON, integers, noise, shuffled};
@@ -120,11 +121,7 @@ impl BlocksTensors {
     /// The cache's blocks as the fill wants them; poison is in blocks that nobody reads.
     fn special(&mut self, case: &BlocksCase, seed: u64) {
         if case.fill != Fill::Poison {
-            // A place for NaN is in queries alone.
-            let role = match case.fill {
-                Fill::NotFinite => Role::Query,
-                _ => Role::Value,
-            };
+            let role = written_role(case.fill);
             Painter::new(case.fill, seed, 50).paint_all(role, &mut self.cache);
             return;
         }

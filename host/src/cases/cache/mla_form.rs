@@ -52,10 +52,11 @@ impl MlaForm {
 
     /// Bytes of a stored token.
     pub fn stored_bytes(self) -> usize {
-        match (self, self.layout()) {
-            (_, Some(layout)) => layout.bytes(),
-            (Self::Plain, None) => 2 * self.values(),
-            (_, None) => self.values(),
+        match self {
+            Self::Plain => 2 * self.values(),
+            Self::Fp8 => self.values(),
+            Self::Ds656 => EntryLayout::FP8_DS.bytes(),
+            Self::V4 => EntryLayout::V4.bytes(),
         }
     }
 

@@ -106,7 +106,7 @@ pub(crate) fn smoke() -> Vec<CacheWriteCase> {
 pub(crate) fn smoke_scaled() -> Vec<CacheWriteCase> {
     let mut cases = Vec::new();
     for (at, format) in SCALED_FORMATS.into_iter().enumerate() {
-        let dtype = [Dtype::Bf16, Dtype::F16][at % 2];
+        let dtype = [Bf16, F16][at % 2];
         for (layout, d, fused) in [
             (Layout::Nhd, 64, true),
             (Layout::PackedHnd, 80, false),
@@ -121,11 +121,11 @@ pub(crate) fn smoke_scaled() -> Vec<CacheWriteCase> {
     }
     // So many that a thread block does keys and values.
     for format in [SCALED_FORMATS[0], SCALED_FORMATS[1]] {
-        cases.push(scaled(write(Dtype::Bf16, 8, 128, 16, 150), format));
+        cases.push(scaled(write(Bf16, 8, 128, 16, 150), format));
     }
     for style in [RopeStyle::Neox, RopeStyle::GptJ] {
         for (d, rotary_dim) in [(64, 64), (128, 32), (46, 20)] {
-            let mut plain = write(Dtype::Bf16, 2, d, 16, 42);
+            let mut plain = write(Bf16, 2, d, 16, 42);
             plain.skip_every = 5;
             plain.check = CheckMode::Device;
             cases.push(rotated(plain.clone(), style, rotary_dim));
@@ -141,13 +141,13 @@ pub(crate) fn edges() -> Vec<CacheWriteCase> {
     let mut cases = Vec::new();
     for page in [1, 5, 16, 128] {
         for tokens in [1, 31, 129] {
-            let mut case = write(Dtype::Bf16, 2, 64, page, tokens);
+            let mut case = write(Bf16, 2, 64, page, tokens);
             case.skip_every = 4;
             cases.push(case);
         }
     }
     for (heads, d) in [(1, 1), (1, 8), (13, 46), (5, 40), (1, 256), (7, 12)] {
-        cases.push(write(Dtype::F16, heads, d, 16, 17));
+        cases.push(write(F16, heads, d, 16, 17));
     }
     cases
 }
@@ -170,7 +170,7 @@ pub(crate) fn sweep() -> Vec<CacheWriteCase> {
         }
     }
     for tokens in [1, 64, 2048, 10_000] {
-        let mut case = write(Dtype::Bf16, 8, 128, 16, tokens);
+        let mut case = write(Bf16, 8, 128, 16, tokens);
         case.check = CheckMode::Device;
         cases.push(case);
     }
@@ -181,7 +181,7 @@ pub(crate) fn sweep() -> Vec<CacheWriteCase> {
 pub(crate) fn sweep_scaled() -> Vec<CacheWriteCase> {
     let mut cases = Vec::new();
     for format in SCALED_FORMATS {
-        for dtype in [Dtype::Bf16, Dtype::F16] {
+        for dtype in [Bf16, F16] {
             for (heads, d) in [(8, 64), (8, 80), (8, 256), (13, 46), (1, 128)] {
                 for page in [8, 16, 32] {
                     let mut case = scaled(write(dtype, heads, d, page, 42), format);
@@ -192,7 +192,7 @@ pub(crate) fn sweep_scaled() -> Vec<CacheWriteCase> {
             }
         }
         for layout in Layout::ALL {
-            let mut case = scaled(write(Dtype::Bf16, 8, 128, 16, 2048), format);
+            let mut case = scaled(write(Bf16, 8, 128, 16, 2048), format);
             case.cache.layout = layout;
             cases.push(case);
         }
@@ -207,7 +207,7 @@ pub(crate) fn sweep_scaled() -> Vec<CacheWriteCase> {
             (256, 256),
         ] {
             for tokens in [1, 42, 2048] {
-                let plain = write(Dtype::F16, 8, d, 16, tokens);
+                let plain = write(F16, 8, d, 16, tokens);
                 cases.push(rotated(plain.clone(), style, rotary_dim));
                 for format in [SCALED_FORMATS[0], SCALED_FORMATS[1], SCALED_FORMATS[3]] {
                     let scaled = scaled(plain.clone(), format);
@@ -223,7 +223,7 @@ pub(crate) fn sweep_scaled() -> Vec<CacheWriteCase> {
 pub(crate) fn bench() -> Vec<CacheWriteCase> {
     let mut cases = Vec::new();
     for tokens in [1, 64, 512, 2048, 16_384, 65_536] {
-        cases.push(write(Dtype::Bf16, 8, 128, 16, tokens));
+        cases.push(write(Bf16, 8, 128, 16, tokens));
     }
     cases
 }
@@ -232,17 +232,17 @@ pub(crate) fn bench() -> Vec<CacheWriteCase> {
 pub(crate) fn bench_scaled() -> Vec<CacheWriteCase> {
     let mut cases = Vec::new();
     for tokens in [1, 64, 512, 2048, 16_384, 65_536] {
-        let case = write(Dtype::Bf16, 8, 128, 16, tokens);
+        let case = write(Bf16, 8, 128, 16, tokens);
         cases.push(scaled(case, SCALED_FORMATS[0]));
     }
     for format in [SCALED_FORMATS[2], SCALED_FORMATS[5]] {
         for tokens in [1, 1024, 65_536] {
-            let case = write(Dtype::Bf16, 8, 128, 16, tokens);
+            let case = write(Bf16, 8, 128, 16, tokens);
             cases.push(scaled(case, format));
         }
     }
     for tokens in [1, 64, 1024, 65_536] {
-        let case = write(Dtype::Bf16, 8, 128, 16, tokens);
+        let case = write(Bf16, 8, 128, 16, tokens);
         cases.push(rotated(case.clone(), RopeStyle::Neox, 128));
         cases.push(rotated(
             scaled(case, SCALED_FORMATS[0]),
