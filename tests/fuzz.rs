@@ -1,6 +1,6 @@
-//! A bounded number of random requests: valid ones against the reference, and each with one mistake in it, in the request
-//! or in device memory. The seed is
-//! fresh and printed; `FERROATTN_FUZZ_SEED` and `FERROATTN_FUZZ_COUNT` choose others, as `ferroattn fuzz` does.
+//! A bounded number of random requests: valid ones against the reference, and each with one mistake in it, in the
+//! request or in device memory. The seed is fresh and printed; `FERROATTN_FUZZ_SEED` and `FERROATTN_FUZZ_COUNT` choose
+//! others, as `ferroattn fuzz` does.
 #![allow(missing_docs, reason = "a test crate has no readers of its docs")]
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -88,8 +88,8 @@ impl<'m> Uploads<'m> {
     /// The tensor, to read.
     pub(crate) fn view(&self, tensor: &HostTensor) -> Result<TensorView<'_>, RequestError> {
         let view = self.place(tensor);
-        // SAFETY: the tensor lies within its storage, whose buffer lives as long as `self`. Whoever breaks a view has an
-        // emulator look at every access.
+        // SAFETY: the tensor lies within its storage, whose buffer lives as long as `self`. Whoever breaks a view has
+        // an emulator look at every access.
         unsafe { TensorView::from_raw(view.address, view.dtype, &view.shape, &view.strides) }
     }
 
