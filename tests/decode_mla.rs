@@ -1,7 +1,7 @@
 //! MLA decode on the emulator, against the f64 reference.
 #![allow(missing_docs, reason = "a test crate has no readers of its docs")]
 
-use ferroattn::cases::grids::GRIDS;
+use ferroattn::cases::grid::GRIDS;
 use ferroattn::cases::{Case, run_case};
 use ferroattn::emulator::Emulator;
 use ferroattn::plan::DeviceInfo;

@@ -2,7 +2,7 @@
 #![allow(missing_docs, reason = "a test crate has no readers of its docs")]
 
 use ferroattn::cases::fill::Amount;
-use ferroattn::cases::grids::GRIDS;
+use ferroattn::cases::grid::GRIDS;
 use ferroattn::cases::{
     Case, DeviceEntries, EntryTensors, HostList, Outcome, compare_entries, run_case,
 };

@@ -12,7 +12,7 @@ pub mod program;
 
 use std::io::Write;
 
-use ferroattn::cases::{Case, grids::GRIDS, run_case};
+use ferroattn::cases::{Case, grid::GRIDS, run_case};
 use ferroattn::emulator::Emulator;
 use ferroattn::plan::DeviceInfo;
 use ferroattn::runtime::{Cuda, Runtime};

@@ -1,11 +1,16 @@
-//! Random requests: valid ones against the reference, and each with one mistake in it.
+//! Random requests: valid ones against the reference, and each with one mistake in it, in the request or in device
+//! memory.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Case, break_one, draw, run_case};
+use super::break_request::break_request;
+use super::case::Case;
+use super::corrupt_memory::corrupt_memory;
+use super::draw;
+use super::run::run_case;
 use crate::runtime::Runtime;
 
 pub use super::draw::OPERATIONS;
@@ -51,13 +56,22 @@ impl Drawn {
         })
     }
 
-    /// Makes a mistake in the request, and says which; none if there was nothing to spoil. Only for an emulator, which
+    /// Makes a mistake in the request, and says which; none if it could not be made. Only for an emulator, which
     /// looks at every access.
     ///
     /// # Errors
     /// In words: there was no error, it was not one of the request, something was written, something panicked.
     pub fn judge_broken(&self, runtime: &dyn Runtime) -> Result<Option<String>, String> {
-        without_panic(|| break_one(&self.case, runtime, self.seed, &mut self.random.clone()))
+        without_panic(|| break_request(&self.case, runtime, self.seed, &mut self.random.clone()))
+    }
+
+    /// Puts a wrong value into device memory where the check on the device looks, and says into which tensor; none if
+    /// the case has no check, or the check nothing to look at. Only for an emulator, which looks at every access.
+    ///
+    /// # Errors
+    /// In words: the check did not name the value, something was written, something panicked.
+    pub fn judge_corrupted(&self, runtime: &dyn Runtime) -> Result<Option<String>, String> {
+        without_panic(|| corrupt_memory(&self.case, runtime, self.seed, &mut self.random.clone()))
     }
 
     /// The command that runs the case again.

@@ -12,7 +12,7 @@ use super::bench_measure::Bench;
 use super::ceiling;
 use super::machines::{self, PtxSets};
 use crate::cases::Case;
-use crate::cases::grids::GRIDS;
+use crate::cases::grid::GRIDS;
 use crate::report::{self, Environment, PeerTimes, Record, Report};
 use crate::runtime::Cuda;
 

@@ -1,4 +1,5 @@
-//! `fuzz`: random requests against the reference, and each of them with one mistake.
+//! `fuzz`: random requests against the reference, and each of them with one mistake in the request, and one in what the
+//! check on the device looks at.
 
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -39,37 +40,38 @@ pub(super) fn run(args: &FuzzArgs) -> anyhow::Result<ExitCode> {
         some => some.iter().map(String::as_str).collect(),
     };
     eprintln!("seed {seed}");
-    let (mut right, mut refused, mut failed) = (0, 0, 0);
+    let ops: String = args.op.iter().map(|op| format!(" --op {op}")).collect();
+    let (mut right, mut refused, mut found, mut failed) = (0, 0, 0, 0);
     let drawn = requests(&operations, seed).enumerate();
     for (at, drawn) in drawn.skip(args.skip).take(args.count) {
+        let again = format!("ferroattn fuzz --seed {seed} --skip {at} --count 1{ops}");
         for machine in &machines {
-            let name = machine.name();
-            match drawn.judge(machine.as_ref()) {
+            let (machine, name) = (machine.as_ref(), machine.name());
+            let mut fail = |what: &str, error: String, replay: &str| {
+                failed += 1;
+                println!("{what} {} [{name}]\n       {error}", drawn.case);
+                println!("       replay: {replay}");
+            };
+            match drawn.judge(machine) {
                 Ok(()) => right += 1,
-                Err(error) => {
-                    failed += 1;
-                    println!("FAILED {} [{name}]\n       {error}", drawn.case);
-                    println!("       replay: {}", drawn.replay());
-                }
+                Err(error) => fail("FAILED", error, &drawn.replay()),
             }
             if !machine.is_emulator() {
                 continue;
             }
-            match drawn.judge_broken(machine.as_ref()) {
-                Ok(Some(_)) => refused += 1,
-                Ok(None) => {}
-                Err(error) => {
-                    failed += 1;
-                    println!("NOT REFUSED {} [{name}]\n       {error}", drawn.case);
-                    let ops: String = args.op.iter().map(|op| format!(" --op {op}")).collect();
-                    println!(
-                        "       replay: ferroattn fuzz --seed {seed} --skip {at} --count 1{ops}"
-                    );
-                }
+            match drawn.judge_broken(machine) {
+                Ok(mistake) => refused += usize::from(mistake.is_some()),
+                Err(error) => fail("NOT REFUSED", error, &again),
+            }
+            match drawn.judge_corrupted(machine) {
+                Ok(mistake) => found += usize::from(mistake.is_some()),
+                Err(error) => fail("NOT FOUND", error, &again),
             }
         }
     }
-    eprintln!("{right} right, {refused} mistakes refused, {failed} failed");
+    eprintln!(
+        "{right} right, {refused} mistakes refused, {found} found on the device, {failed} failed"
+    );
     Ok(if failed == 0 {
         ExitCode::SUCCESS
     } else {

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::machines::{self, Choices, PtxSets};
-use crate::cases::grids::GRIDS;
+use crate::cases::grid::GRIDS;
 use crate::cases::{Case, Outcome, run_case_again};
 use crate::runtime::Runtime;
 

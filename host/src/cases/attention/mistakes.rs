@@ -1,0 +1,193 @@
+//! What a check on the device has to find in the tensors of attention over paged caches.
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+
+use super::decode::DecodeCase;
+use super::decode_fill::{DecodeTensors, HostScales};
+use super::mla_fp8::EntryCase;
+use super::mla_fp8_fill::EntryTensors;
+use super::unified::UnifiedCase;
+use super::unified_fill::UnifiedTensors;
+use crate::cases::base::memory_mistake::MemoryMistake;
+use crate::cases::base::pick::pick;
+use crate::reference::HostTensor;
+
+/// The keys of a sequence that its query tokens see, together.
+struct Seen {
+    seq: usize,
+    first: usize,
+    end: usize,
+}
+
+impl Seen {
+    /// What `query_len` query tokens at the end of `seq_len` keys see through a window.
+    fn new(seq: usize, query_len: usize, seq_len: usize, window: Option<u32>) -> Self {
+        let first = match window {
+            Some(window) => (seq_len + 1).saturating_sub(query_len + window as usize),
+            None => 0,
+        };
+        Self {
+            seq,
+            first: first.min(seq_len),
+            end: seq_len,
+        }
+    }
+}
+
+/// A paged cache, and who sees what of it.
+struct Paged<'t> {
+    block_table: &'t HostTensor,
+    seq_lens: &'t HostTensor,
+    block_size: usize,
+    num_blocks: usize,
+    /// Sequences with query tokens.
+    seen: Vec<Seen>,
+}
+
+impl Paged<'_> {
+    /// A wrong length of a sequence, and a wrong block that it needs.
+    fn mistakes(&self, random: &mut ChaCha8Rng) -> Vec<MemoryMistake> {
+        let (min, max) = (i64::from(i32::MIN), i64::from(i32::MAX));
+        let mut mistakes = Vec::new();
+        if !self.seen.is_empty() {
+            let seq = self.seen[random.random_range(0..self.seen.len())].seq;
+            let bad = pick(random, &[-1, min, max]);
+            mistakes.push(MemoryMistake::index(self.seq_lens, &[seq], bad));
+        }
+        if let Some([seq, token]) = self.token(random) {
+            let bad = pick(random, &[-1, self.num_blocks as i64, min, max]);
+            let index = [seq, token / self.block_size];
+            mistakes.push(MemoryMistake::index(self.block_table, &index, bad));
+        }
+        mistakes
+    }
+
+    /// A sequence, and a token of it that is seen.
+    fn token(&self, random: &mut ChaCha8Rng) -> Option<[usize; 2]> {
+        let some: Vec<&Seen> = self.seen.iter().filter(|s| s.first < s.end).collect();
+        if some.is_empty() {
+            return None;
+        }
+        let seen = some[random.random_range(0..some.len())];
+        Some([seen.seq, random.random_range(seen.first..seen.end)])
+    }
+
+    /// One bad scale of each tensor that is read; values have none of their own if the cache is latent.
+    fn bad_scales(
+        &self,
+        scales: &HostScales,
+        is_latent: bool,
+        random: &mut ChaCha8Rng,
+    ) -> Vec<MemoryMistake> {
+        let mut mistakes: Vec<MemoryMistake> = scales
+            .q_scale
+            .iter()
+            .map(|scale| MemoryMistake::one_scale(scale, random))
+            .collect();
+        let sides = [
+            Some(&scales.k_scale),
+            (!is_latent).then_some(&scales.v_scale),
+        ];
+        for scale in sides.into_iter().flatten() {
+            let [_, _, heads] = scale.shape[..] else {
+                mistakes.push(MemoryMistake::one_scale(scale, random));
+                continue;
+            };
+            if let Some([seq, token]) = self.token(random) {
+                let block = self.block_table.integer(&[seq, token / self.block_size]);
+                let block = usize::try_from(block).expect("a block of the sequence");
+                let head = random.random_range(0..heads);
+                let index = [block, token % self.block_size, head];
+                mistakes.push(MemoryMistake::scale(scale, &index, random));
+            }
+        }
+        mistakes
+    }
+}
+
+/// Mistakes in the tensors of a decode step.
+pub(crate) fn decode_mistakes(
+    case: &DecodeCase,
+    tensors: &DecodeTensors,
+    seed: u64,
+    random: &mut ChaCha8Rng,
+) -> Vec<MemoryMistake> {
+    let query_lens = vec![case.query_len(); tensors.num_seqs];
+    over_heads(case, tensors, &query_lens, seed, random)
+}
+
+fn over_heads(
+    case: &DecodeCase,
+    tensors: &DecodeTensors,
+    query_lens: &[usize],
+    seed: u64,
+    random: &mut ChaCha8Rng,
+) -> Vec<MemoryMistake> {
+    let window = case.scores.sliding_window;
+    let lens = query_lens.iter().zip(case.tokens(seed)).enumerate();
+    let paged = Paged {
+        block_table: &tensors.block_table,
+        seq_lens: &tensors.seq_lens,
+        block_size: case.cache.block_size,
+        num_blocks: tensors.key_cache.shape[0],
+        seen: lens
+            .filter(|&(_, (&query_len, _))| query_len > 0)
+            .map(|(seq, (&query_len, seq_len))| Seen::new(seq, query_len, seq_len, window))
+            .collect(),
+    };
+    let mut mistakes = paged.mistakes(random);
+    if let Some(scales) = &tensors.scales {
+        mistakes.extend(paged.bad_scales(scales, case.latent.is_some(), random));
+    }
+    mistakes
+}
+
+/// Mistakes in the tensors of unified attention.
+pub(crate) fn unified_mistakes(
+    case: &UnifiedCase,
+    tensors: &UnifiedTensors,
+    seed: u64,
+    random: &mut ChaCha8Rng,
+) -> Vec<MemoryMistake> {
+    if tensors.num_tokens == 0 {
+        return Vec::new();
+    }
+    let query_lens = case.query_lens(seed);
+    let mut mistakes = over_heads(&case.base, &tensors.base, &query_lens, seed, random);
+    let starts = &tensors.query_start_loc;
+    let at = random.random_range(0..=tensors.base.num_seqs);
+    let past_all = tensors.num_tokens as i64 + 1;
+    let bad = pick(random, &[-1, past_all, i64::from(i32::MAX)]);
+    // The sequence before it and the one after it are both wrong.
+    let message = "`query_start_loc` gives sequence ".to_owned();
+    mistakes.push(MemoryMistake::saying(starts, &[at], bad, message));
+    if let Some(scale) = &tensors.output_scale {
+        mistakes.push(MemoryMistake::one_scale(scale, random));
+    }
+    mistakes
+}
+
+/// Mistakes in the tensors of a decode step over FP8 entries. Of index lists nothing is a mistake: what is not there is
+/// skipped.
+pub(crate) fn mla_fp8_mistakes(
+    case: &EntryCase,
+    tensors: &EntryTensors,
+    seed: u64,
+    random: &mut ChaCha8Rng,
+) -> Vec<MemoryMistake> {
+    if case.topk.is_some() {
+        return Vec::new();
+    }
+    let lens = case.tokens(seed).into_iter().enumerate();
+    let paged = Paged {
+        block_table: &tensors.block_table,
+        seq_lens: &tensors.seq_lens,
+        block_size: case.block_size,
+        num_blocks: tensors.cache.shape[0],
+        seen: lens
+            .map(|(seq, seq_len)| Seen::new(seq, case.query_len, seq_len, None))
+            .collect(),
+    };
+    paged.mistakes(random)
+}
