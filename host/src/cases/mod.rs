@@ -36,6 +36,7 @@ pub use base::lens::Lens;
 pub use base::mismatch::Mismatch;
 pub use base::options::{LseForm, ScaleForm};
 pub use base::text::CaseError;
+#[cfg(feature = "cli")]
 pub(crate) use base::uploads::Uploads;
 pub use cache::blocks::{BlocksCase, BlocksOperation};
 pub use cache::gather::{GatherBy, GatherCase};
@@ -56,6 +57,7 @@ pub mod fill {
     pub use super::attention::decode_fill::{DecodeTensors, HostScales};
     pub use super::attention::decode_special::decode;
     pub use super::base::tensors::{Amount, NO_BLOCK, POISON};
+    #[cfg(feature = "cli")]
     pub(crate) use super::base::tensors::{random, shuffled};
     pub use super::cache::write_fill::{CacheWriteTensors, RopeTensors, cache_write};
 }
