@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::cache_side::alignment;
 use super::checks::{Named, named};
+use super::layout::alignment;
 use crate::error::RequestError;
 use crate::runtime::Launcher;
 use crate::tensor::{TensorView, TensorViewMut};

@@ -4,11 +4,23 @@ use gpu_kernels::kernels::check;
 use gpu_kernels::kv::CacheDtype;
 use gpu_kernels::params::{CheckFault, ScaleList, TokenScaleList};
 
-use super::checks::{Named, count, named, slot_stride_fits};
-use super::decode::KvScales;
-use super::device_check::{scale_list, token_scale_list};
 use crate::error::{RequestError, Result};
+use crate::ops::checks::{Named, count, named, slot_stride_fits};
+use crate::ops::device_check::{scale_list, token_scale_list};
 use crate::tensor::{Dtype, TensorView};
+
+/// What stored values were divided by: real value = stored × scale. The scales are read on the device at
+/// each launch, so they may change after a graph was captured.
+#[derive(Clone, Copy, Debug)]
+pub struct KvScales<'a> {
+    /// `[1]`, f32: of an fp8_e4m3 query, and only of that.
+    pub q_scale: Option<TensorView<'a>>,
+    /// f32: `[1]`, `[num_kv_heads]`, or one for every token and head, `[num_blocks, block_size,
+    /// num_kv_heads]` with any strides, so that scales may lie in a tensor of their own or beside the values.
+    pub k_scale: TensorView<'a>,
+    /// As `k_scale`, and of the same kind.
+    pub v_scale: TensorView<'a>,
+}
 
 /// A paged cache whose tensors agree with each other.
 #[derive(Clone, Copy, Debug)]

@@ -2,13 +2,15 @@
 
 use gpu_kernels::params::{CheckFault, ScaleList};
 
-use super::cache_side::{Side, byte_stride};
-use super::cache_write::CacheWritePlan;
-use super::checks::{count, named, slot_count};
-use super::device_check::{CheckMode, Slots, scale_list};
-use super::row_write::{RowWrite, Rows};
-use super::tensors::{Given, given, on_machine};
+use super::reshape_and_cache::CacheWritePlan;
+use super::row_layout::Side;
+use super::slots::Slots;
+use super::write_plan::{RowWrite, Rows};
 use crate::error::{RequestError, Result};
+use crate::ops::checks::{count, named, slot_count};
+use crate::ops::device_check::{CheckMode, scale_list};
+use crate::ops::layout::byte_stride;
+use crate::ops::tensors::{Given, given, on_machine};
 use crate::runtime::Launcher;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 

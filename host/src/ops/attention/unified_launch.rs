@@ -10,17 +10,17 @@ use gpu_kernels::params::{CheckFault, CheckPagedParams, KernelParams, PrefillPar
 use gpu_kernels::tile::QueryDtype;
 use gpu_kernels::tile::rows::{Products, RowShape};
 
-use super::checks::{named, scale};
-use super::decode::{KvScales, Starts};
+use super::decode::Starts;
 use super::decode_launch::DecodePlan;
-use super::device_check::{
-    CHECK_BYTES, CheckMode, empty_record, plan_check, scale_list, workspace_base,
-};
-use super::made_for::{Fact, MadeFor};
-use super::paged::{check_parts, scales_to_check};
-use super::tensors::{Given, alike, given, on_machine, same};
+use super::paged::{KvScales, check_parts, scales_to_check};
 use super::unified::{CheckedUnified, UnifiedRequest};
 use crate::error::{Error, RequestError, Result};
+use crate::ops::checks::{named, scale};
+use crate::ops::device_check::{
+    CHECK_BYTES, CheckMode, empty_record, plan_check, scale_list, workspace_base,
+};
+use crate::ops::made_for::{Fact, MadeFor};
+use crate::ops::tensors::{Given, alike, given, on_machine, same};
 use crate::plan::{DeviceInfo, RowSplitShape, Splits, variants};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{TensorView, TensorViewMut};

@@ -11,8 +11,8 @@ use gpu_kernels::params::{
     RopeAndCacheParams, ScaleList,
 };
 
-use super::cache_side::Side;
-use super::device_check::Slots;
+use super::row_layout::Side;
+use super::slots::Slots;
 use crate::error::{Error, RequestError, Result};
 use crate::plan::variants;
 use crate::runtime::{Launch, Launcher};

@@ -19,12 +19,12 @@
 use gpu_kernels::entry::Entry;
 use gpu_kernels::tile::QueryDtype;
 
-use super::checks::{count, grid_count, named, scale};
-use super::decode::{CheckedDecode, DecodeOptions, DecodeRequest, KvScales, Starts};
-use super::device_check::CheckMode;
-use super::paged::{self, PagedCache, floats};
-use super::score::{AlibiSlopes, ScoreOptions};
+use super::decode::{CheckedDecode, DecodeOptions, DecodeRequest, Starts};
+use super::paged::{self, KvScales, PagedCache, floats};
+use super::score_mods::{AlibiSlopes, ScoreOptions};
 use crate::error::{RequestError, Result};
+use crate::ops::checks::{count, grid_count, named, scale};
+use crate::ops::device_check::CheckMode;
 use crate::plan::{SplitPolicy, variants};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 

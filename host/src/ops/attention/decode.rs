@@ -16,11 +16,11 @@ use gpu_kernels::entry::{Entry, Variant};
 use gpu_kernels::kv::CacheDtype;
 use gpu_kernels::tile::QueryDtype;
 
-use super::checks::{count, grid_count, named, scale, slot_stride_fits};
-use super::device_check::CheckMode;
-use super::paged::check_scales;
-use super::score::{AlibiSlopes, ScoreOptions};
+use super::paged::{KvScales, check_scales};
+use super::score_mods::{AlibiSlopes, ScoreOptions};
 use crate::error::{RequestError, Result};
+use crate::ops::checks::{count, grid_count, named, scale, slot_stride_fits};
+use crate::ops::device_check::CheckMode;
 use crate::plan::{SplitPolicy, variants};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
@@ -53,19 +53,6 @@ pub struct DecodeRequest<'a> {
     pub scales: Option<KvScales<'a>>,
     /// The rest.
     pub options: DecodeOptions<'a>,
-}
-
-/// What stored values were divided by: real value = stored × scale. The scales are read on the device at
-/// each launch, so they may change after a graph was captured.
-#[derive(Clone, Copy, Debug)]
-pub struct KvScales<'a> {
-    /// `[1]`, f32: of an fp8_e4m3 query, and only of that.
-    pub q_scale: Option<TensorView<'a>>,
-    /// f32: `[1]`, `[num_kv_heads]`, or one for every token and head, `[num_blocks, block_size,
-    /// num_kv_heads]` with any strides, so that scales may lie in a tensor of their own or beside the values.
-    pub k_scale: TensorView<'a>,
-    /// As `k_scale`, and of the same kind.
-    pub v_scale: TensorView<'a>,
 }
 
 /// What most callers leave as it is.

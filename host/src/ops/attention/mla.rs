@@ -15,15 +15,15 @@ use gpu_kernels::latent::{Cut, STAGES};
 use gpu_kernels::params::{DecodeMlaParams, KernelParams};
 use gpu_kernels::tile::QueryDtype;
 
-use super::checks::{count, grid_count, named, scale, slot_stride_fits};
 use super::decode::DecodeOptions;
 use super::decode_launch::{DecodeFacts, DecodePlan, Rows};
-use super::device_check::workspace_base;
-use super::made_for::MadeFor;
-use super::mla_launch;
+use super::mla_rows;
 use super::paged::max_seq_len;
-use super::tensors::{Given, alike, given, on_machine};
 use crate::error::{Error, RequestError, Result};
+use crate::ops::checks::{count, grid_count, named, scale, slot_stride_fits};
+use crate::ops::device_check::workspace_base;
+use crate::ops::made_for::MadeFor;
+use crate::ops::tensors::{Given, alike, given, on_machine};
 use crate::plan::{DeviceInfo, SplitShape, Splits, variants};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
@@ -300,8 +300,8 @@ impl CheckedDecodeMla<'_> {
                 ctas_per_split: row_tiles,
                 max_seq_len: self.max_seq_len,
                 token_bytes: value_bytes * self.head_size,
-                tile_nanoseconds: mla_launch::tile_nanoseconds(cut, self.head_size),
-                cta_nanoseconds: mla_launch::cta_nanoseconds(cut),
+                tile_nanoseconds: mla_rows::tile_nanoseconds(cut, self.head_size),
+                cta_nanoseconds: mla_rows::cta_nanoseconds(cut),
                 tile_len: cut.tile_len,
                 shared_bytes: cut.shared_bytes(stages),
             },
@@ -377,8 +377,8 @@ impl CheckedDecodeMla<'_> {
         }
         let base = workspace_base(workspace, plan.workspace_bytes)?;
         let stage1 = self.stage1_params(plan, base);
-        let checks = mla_launch::checks(&stage1, self.num_seqs, self.num_blocks);
-        let merge = mla_launch::merge(&stage1, self.head_size_v, 0);
+        let checks = mla_rows::checks(&stage1, self.num_seqs, self.num_blocks);
+        let merge = mla_rows::merge(&stage1, self.head_size_v, 0);
         let seqs = [self.num_seqs; 2];
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`
         // made shapes and strides agree, and the plan fits them.

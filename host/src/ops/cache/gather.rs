@@ -17,12 +17,12 @@ use gpu_kernels::kernels::gather;
 use gpu_kernels::mla_entry::{fp8_ds, v4};
 use gpu_kernels::params::GatherParams;
 
-use super::cache_side::byte_stride;
-use super::checks::{Named, count, named};
-use super::concat_and_cache_mla::check_entries;
-use super::device_check::{CheckMode, plan_check};
-use super::row_write::element;
+use super::write_plan::element;
 use crate::error::{RequestError, Result};
+use crate::ops::checks::{Named, count, named};
+use crate::ops::device_check::{CheckMode, plan_check};
+use crate::ops::layout::byte_stride;
+use crate::ops::mla_entries::check_entries;
 use crate::plan::variants;
 use crate::runtime::Launch;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};

@@ -10,13 +10,16 @@ use gpu_kernels::entry::Variant;
 use gpu_kernels::mla_entry::{fp8_ds, v4};
 use gpu_kernels::params::{CheckFault, MlaEntryParams, ScaleList};
 
-use super::cache_side::{Side, byte_stride};
-use super::cache_write::CacheWritePlan;
-use super::checks::{Named, count, named, slot_count};
-use super::device_check::{CheckMode, Slots, scale_list};
-use super::row_write::{RowWrite, Rows};
-use super::tensors::{Given, given, on_machine};
+use super::reshape_and_cache::CacheWritePlan;
+use super::row_layout::Side;
+use super::slots::Slots;
+use super::write_plan::{RowWrite, Rows};
 use crate::error::{RequestError, Result};
+use crate::ops::checks::{Named, count, named, slot_count};
+use crate::ops::device_check::{CheckMode, scale_list};
+use crate::ops::layout::byte_stride;
+use crate::ops::mla_entries::check_entries;
+use crate::ops::tensors::{Given, given, on_machine};
 use crate::runtime::Launcher;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
@@ -264,32 +267,6 @@ impl<'a> ConcatAndCacheMlaRequest<'a> {
         };
         Ok((RowWrite::mla_entries(variant, params), num_blocks))
     }
-}
-
-/// Checks a cache of entries with scales of their own and returns its number of blocks.
-pub(super) fn check_entries(
-    cache: Named<'_, '_>,
-    is_v4: bool,
-    block_size: usize,
-) -> Result<usize, RequestError> {
-    cache.dtype(&[Dtype::U8])?;
-    let num_blocks = if is_v4 {
-        let form = "[num_blocks, page_bytes]";
-        let [num_blocks, page_bytes] = cache.rank(form)?;
-        let least = block_size.saturating_mul(v4::BYTES as usize);
-        if page_bytes < least {
-            return Err(cache.wrong_shape(format!("{form} with pages of {least} bytes at least")));
-        }
-        num_blocks
-    } else {
-        let form = "[num_blocks, block_size, 656]";
-        let [num_blocks, ..] = cache.rank::<3>(form)?;
-        cache.shape(form, &[num_blocks, block_size, fp8_ds::BYTES as usize])?;
-        num_blocks
-    };
-    cache.strides(16)?;
-    cache.aligned(16)?;
-    Ok(num_blocks)
 }
 
 /// The last dimension of `[num_tokens or more, size]`.

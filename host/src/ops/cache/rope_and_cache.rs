@@ -13,13 +13,15 @@ use gpu_kernels::entry::Variant;
 use gpu_kernels::kernels::reshape_and_cache_flash;
 use gpu_kernels::params::{CheckFault, RopeAndCacheParams};
 
-use super::cache_side::{Side, byte_stride};
-use super::cache_write::{CacheScales, CacheWritePlan, CacheWriteRequest, CheckedRows};
-use super::checks::{count, named};
-use super::device_check::{Positions, Slots, scale_list};
-use super::row_write::{RowWrite, eights, element};
-use super::tensors::{Given, given, on_machine};
+use super::reshape_and_cache::{CacheScales, CacheWritePlan, CacheWriteRequest, CheckedRows};
+use super::row_layout::Side;
+use super::slots::{Positions, Slots};
+use super::write_plan::{RowWrite, eights, element};
 use crate::error::{Error, RequestError, Result};
+use crate::ops::checks::{count, named};
+use crate::ops::device_check::scale_list;
+use crate::ops::layout::byte_stride;
+use crate::ops::tensors::{Given, given, on_machine};
 use crate::runtime::Launcher;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 

@@ -14,12 +14,12 @@ use gpu_kernels::entry::Entry;
 use gpu_kernels::mla_entry::{EntryForm, fp8_ds, v4};
 use gpu_kernels::params::EntryList;
 
-use super::cache_side::byte_stride;
-use super::checks::{count, grid_count, named, scale};
-use super::concat_and_cache_mla::check_entries;
 use super::decode::DecodeOptions;
-use super::device_check::CheckMode;
 use crate::error::{RequestError, Result};
+use crate::ops::checks::{count, grid_count, named, scale};
+use crate::ops::device_check::CheckMode;
+use crate::ops::layout::byte_stride;
+use crate::ops::mla_entries::check_entries;
 use crate::plan::variants;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 

@@ -7,14 +7,14 @@ use gpu_kernels::latent::{Cut, RAW_STAGES};
 use gpu_kernels::mla_entry::{EntryForm, fp8_ds, v4};
 use gpu_kernels::params::{DecodeMlaEntryParams, DecodeMlaParams, KernelParams};
 
-use super::checks::named;
 use super::decode_launch::{DecodeFacts, DecodePlan, Rows};
-use super::decode_mla_entry::{CheckedDecodeMlaEntry, DecodeMlaEntryRequest, EntryTokens};
-use super::device_check::workspace_base;
-use super::made_for::MadeFor;
-use super::mla_launch;
-use super::tensors::{Given, given, on_machine};
+use super::mla_fp8::{CheckedDecodeMlaEntry, DecodeMlaEntryRequest, EntryTokens};
+use super::mla_rows;
 use crate::error::{Error, Result};
+use crate::ops::checks::named;
+use crate::ops::device_check::workspace_base;
+use crate::ops::made_for::MadeFor;
+use crate::ops::tensors::{Given, given, on_machine};
 use crate::plan::{DeviceInfo, SplitPolicy, SplitShape, Splits, variants};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{TensorView, TensorViewMut};
@@ -104,8 +104,8 @@ impl CheckedDecodeMlaEntry<'_> {
             ctas_per_split: row_tiles,
             max_seq_len: self.num_positions,
             token_bytes,
-            tile_nanoseconds: mla_launch::tile_nanoseconds(cut, head_size) + CONVERSION,
-            cta_nanoseconds: mla_launch::cta_nanoseconds(cut),
+            tile_nanoseconds: mla_rows::tile_nanoseconds(cut, head_size) + CONVERSION,
+            cta_nanoseconds: mla_rows::cta_nanoseconds(cut),
             tile_len: cut.tile_len,
             shared_bytes: self.most_bytes(cut, stages),
         };
@@ -168,8 +168,8 @@ impl CheckedDecodeMlaEntry<'_> {
         }
         let base = workspace_base(workspace, plan.workspace_bytes)?;
         let stage1 = self.stage1_params(plan, base);
-        let checks = mla_launch::checks(&stage1.rows, self.num_seqs, i64::from(self.num_blocks));
-        let merge = mla_launch::merge(&stage1.rows, HEAD_SIZE_V, stage1.sink);
+        let checks = mla_rows::checks(&stage1.rows, self.num_seqs, i64::from(self.num_blocks));
+        let merge = mla_rows::merge(&stage1.rows, HEAD_SIZE_V, stage1.sink);
         let seqs = [self.num_seqs, self.groups()];
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`
         // made shapes and strides agree, and the plan fits them.

@@ -14,13 +14,14 @@ use std::fmt;
 
 use gpu_kernels::params::{CheckFault, ScaleList};
 
-use super::cache_side::Side;
-use super::checks::{count, named, slot_count};
-use super::device_check::{CheckMode, Slots, scale_list};
-use super::made_for::{Fact, MadeFor};
-use super::row_write::{RowWrite, Rows};
-use super::tensors::{Given, alike, given, on_machine, same};
+use super::row_layout::Side;
+use super::slots::Slots;
+use super::write_plan::{RowWrite, Rows};
 use crate::error::{RequestError, Result};
+use crate::ops::checks::{count, named, slot_count};
+use crate::ops::device_check::{CheckMode, scale_list};
+use crate::ops::made_for::{Fact, MadeFor};
+use crate::ops::tensors::{Given, alike, given, on_machine, same};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 

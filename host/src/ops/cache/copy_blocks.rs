@@ -12,13 +12,13 @@ use gpu_kernels::entry::Variant;
 use gpu_kernels::kernels::copy_blocks;
 use gpu_kernels::params::{CopyBlocksParams, KernelParams};
 
-use super::cache_side::{alignment, byte_stride};
-use super::checks::{Named, count, named};
 use super::concat_and_cache_mla_grouped::CacheTable;
-use super::device_check::{CHECK_BYTES, CheckMode, empty_record, plan_check};
-use super::made_for::{Fact, MadeFor};
-use super::tensors::{Given, given, on_machine};
 use crate::error::{RequestError, Result};
+use crate::ops::checks::{Named, count, named};
+use crate::ops::device_check::{CHECK_BYTES, CheckMode, empty_record, plan_check};
+use crate::ops::layout::{alignment, byte_stride};
+use crate::ops::made_for::{Fact, MadeFor};
+use crate::ops::tensors::{Given, given, on_machine};
 use crate::plan::variants;
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};

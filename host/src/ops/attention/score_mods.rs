@@ -4,10 +4,10 @@ use std::f32::consts::LOG2_E;
 
 use gpu_kernels::params::ScoreParams;
 
-use super::checks::{named, scale};
 use super::paged::floats;
-use super::tensors::same;
 use crate::error::{RequestError, Result};
+use crate::ops::checks::{named, scale};
+use crate::ops::tensors::same;
 use crate::tensor::TensorView;
 
 /// The largest softcap: beyond it, scores divided by it would leave the range of f32.

@@ -9,7 +9,7 @@
 //! **When.** Compaction pays where a pool as a whole is too large to be touched: to send the blocks of some
 //! sequences elsewhere (host, another device), or to dequantise once what many layers' or steps' readers
 //! share. It moves whole blocks: for chosen tokens (`topk` of them, scattered) [`super::GatherRows::TopK`]
-//! moves only those and needs one launch; and [`super::DecodeRequest`] reads pools as they are, of every
+//! moves only those and needs one launch; and [`crate::ops::DecodeRequest`] reads pools as they are, of every
 //! dtype, with no copy at all.
 
 use std::fmt;
@@ -19,13 +19,13 @@ use gpu_kernels::entry::Variant;
 use gpu_kernels::kernels::{compact, gather};
 use gpu_kernels::params::{CompactParams, GatherParams, KernelParams};
 
-use super::cache_side::{alignment, byte_stride};
-use super::checks::{count, named};
 use super::copy_blocks::check_blocks;
-use super::device_check::workspace_base;
-use super::made_for::{Fact, MadeFor};
-use super::tensors::{Given, on_machine};
 use crate::error::{RequestError, Result};
+use crate::ops::checks::{count, named};
+use crate::ops::device_check::workspace_base;
+use crate::ops::layout::{alignment, byte_stride};
+use crate::ops::made_for::{Fact, MadeFor};
+use crate::ops::tensors::{Given, on_machine};
 use crate::plan::variants;
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};

@@ -4,12 +4,12 @@ use std::fmt;
 
 use gpu_kernels::params::{GatherParams, KernelParams};
 
-use super::checks::named;
-use super::device_check::{CHECK_BYTES, empty_record};
 use super::gather::{CheckedGather, GatherForm, GatherRequest, GatherRows};
-use super::made_for::{Fact, MadeFor};
-use super::tensors::{Given, given, on_machine};
 use crate::error::Result;
+use crate::ops::checks::named;
+use crate::ops::device_check::{CHECK_BYTES, empty_record};
+use crate::ops::made_for::{Fact, MadeFor};
+use crate::ops::tensors::{Given, given, on_machine};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::TensorViewMut;
 
