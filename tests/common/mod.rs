@@ -8,6 +8,7 @@
 pub mod files;
 pub mod parts;
 pub mod program;
+pub mod rebind;
 
 use std::io::Write;
 

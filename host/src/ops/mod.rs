@@ -9,8 +9,8 @@
 //! Whoever serves makes a plan for each size of batch, and launches it for every layer and step. A plan fits each
 //! request of the same operation, kernel, heads, dtypes and options that has at most as many sequences, tokens and
 //! rows, and no longer ones, than the one it was made from; the plans' types say it in full. Any other request is
-//! refused with [`crate::error::RequestError::Plan`]. `rebind` turns a checked request to other tensors of the same
-//! shapes, the next layer's, and looks at no more than that.
+//! refused with [`crate::error::RequestError::Plan`]. Every checked request has a `rebind`, which turns it to other tensors
+//! of the same shapes, the next layer's, and looks at no more than that.
 
 mod attention;
 mod cache;
@@ -19,6 +19,7 @@ mod device_check;
 mod layout;
 mod made_for;
 mod mla_entries;
+mod plan;
 mod tensors;
 
 pub use attention::{

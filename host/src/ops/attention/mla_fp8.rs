@@ -106,6 +106,24 @@ pub struct CheckedDecodeMlaEntry<'a> {
     pub(super) num_positions: u32,
 }
 
+impl EntryTokens<'_> {
+    /// Which of them it is.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::All { .. } => "All",
+            Self::TopK { .. } => "TopK",
+        }
+    }
+
+    /// Tokens per block of the window's cache, if there is one.
+    pub(super) fn window_block_size(&self) -> Option<usize> {
+        match self {
+            Self::All { .. } => None,
+            Self::TopK { window, .. } => window.as_ref().map(|window| window.block_size),
+        }
+    }
+}
+
 impl<'a> DecodeMlaEntryRequest<'a> {
     /// Checks every tensor against the others, in the order of the fields.
     ///
@@ -215,15 +233,43 @@ impl<'a> DecodeMlaEntryRequest<'a> {
         }
         let (narrow, _) = variants::decode_mla_entry_entries(self.form)[0];
         Ok(CheckedDecodeMlaEntry {
+            lists: self.at(lists),
             narrow,
             num_seqs: grid_count("num_seqs", num_seqs)?,
             query_len: grid_count("query_len", query_len)?,
             num_query_heads: count("num_query_heads", num_query_heads)?,
             num_blocks,
-            lists,
             num_positions,
             request: self,
         })
+    }
+
+    /// Lists with the addresses of the tensors.
+    pub(super) fn at(&self, [first, second]: [EntryList; 2]) -> [EntryList; 2] {
+        let address = |view: Option<&TensorView<'_>>| view.map_or(0, TensorView::address);
+        let (indices, lens, window) = match &self.tokens {
+            EntryTokens::All { .. } => (None, None, None),
+            EntryTokens::TopK {
+                topk_indices,
+                topk_length,
+                window,
+                ..
+            } => (Some(topk_indices), topk_length.as_ref(), window.as_ref()),
+        };
+        [
+            EntryList {
+                cache: self.cache.address(),
+                indices: address(indices),
+                lens: address(lens),
+                ..first
+            },
+            EntryList {
+                cache: address(window.map(|window| &window.cache)),
+                indices: address(window.map(|window| &window.indices)),
+                lens: address(window.and_then(|window| window.length.as_ref())),
+                ..second
+            },
+        ]
     }
 
     /// Whether tokens are chosen by index lists.
@@ -291,7 +337,6 @@ fn cache_list(
     )?;
     let num_slots = num_blocks.saturating_mul(block_size);
     Ok(EntryList {
-        cache: cache.address(),
         stride_block: byte_stride(cache, 0),
         stride_slot: if is_v4 { 0 } else { byte_stride(cache, 1) },
         block_size: Divider::new(count("block_size", block_size)?),
@@ -327,7 +372,6 @@ fn index_list(
     let named_indices = named(name, indices);
     let [.., len] = named_indices.indices::<3>(Dtype::I32, form)?;
     named_indices.shape(form, &[num_seqs, query_len, len.max(1)])?;
-    list.indices = indices.address();
     list.stride_indices_seq = indices.strides()[0];
     list.stride_indices_token = indices.strides()[1];
     list.len = count(name, len)?;
@@ -343,7 +387,6 @@ fn index_list(
     }
     named_length.no_negative_strides()?;
     named_length.aligned(4)?;
-    list.lens = length.address();
     list.stride_lens_seq = length.strides()[0];
     list.stride_lens_token = length.strides().get(1).copied().unwrap_or(0);
     Ok(())

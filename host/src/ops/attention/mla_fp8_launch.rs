@@ -11,10 +11,10 @@ use super::decode_launch::{DecodeFacts, DecodePlan, Rows};
 use super::mla_fp8::{CheckedDecodeMlaEntry, DecodeMlaEntryRequest, EntryTokens};
 use super::mla_rows;
 use crate::error::{Error, Result};
-use crate::ops::checks::named;
+use crate::ops::checks::{named, scale};
 use crate::ops::device_check::workspace_base;
 use crate::ops::made_for::MadeFor;
-use crate::ops::tensors::{Given, given, on_machine};
+use crate::ops::tensors::{Given, alike, given, on_machine, same, same_kind};
 use crate::plan::{DeviceInfo, SplitPolicy, SplitShape, Splits, variants};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{TensorView, TensorViewMut};
@@ -145,6 +145,33 @@ impl CheckedDecodeMlaEntry<'_> {
             max_len: self.num_positions,
         }
         .with(&self.request.options)
+    }
+
+    /// The same for other tensors, as [`super::CheckedDecode::rebind`].
+    ///
+    /// # Errors
+    /// [`crate::error::RequestError`] naming the first tensor or option that differs, or `form`, `tokens` or a `block_size`.
+    pub fn rebind<'b>(
+        &self,
+        request: DecodeMlaEntryRequest<'b>,
+    ) -> Result<CheckedDecodeMlaEntry<'b>> {
+        let (old, new) = (&self.request, &request);
+        same("form", old.form, new.form)?;
+        same_kind("tokens", old.tokens.kind(), new.tokens.kind())?;
+        alike(&old.tensors(), &new.tensors())?;
+        same("block_size", old.block_size, new.block_size)?;
+        same(
+            "window.block_size",
+            old.tokens.window_block_size(),
+            new.tokens.window_block_size(),
+        )?;
+        scale("softmax_scale", new.softmax_scale)?;
+        old.options.same(&new.options)?;
+        Ok(CheckedDecodeMlaEntry {
+            lists: request.at(self.lists),
+            request,
+            ..*self
+        })
     }
 
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing, so it can be captured into a CUDA

@@ -17,13 +17,13 @@ use gpu_kernels::kernels::gather;
 use gpu_kernels::mla_entry::{fp8_ds, v4};
 use gpu_kernels::params::GatherParams;
 
-use super::write_plan::element;
+use super::row_write::element;
 use crate::error::{RequestError, Result};
 use crate::ops::checks::{Named, count, named};
 use crate::ops::device_check::{CheckMode, plan_check};
 use crate::ops::layout::byte_stride;
 use crate::ops::mla_entries::check_entries;
-use crate::plan::variants;
+use crate::ops::plan::overlapping;
 use crate::runtime::Launch;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
@@ -119,7 +119,7 @@ impl<'a> GatherRequest<'a> {
         if self.block_size == 0 {
             return Err(bad_value("block_size", "at least 1", 0).into());
         }
-        let mut params = self.tensors()?;
+        let mut params = self.at(self.sizes()?);
         self.rows(&mut params)?;
         let is_padded = matches!(self.rows, GatherRows::Padded { .. });
         let out = self.out.view();
@@ -138,19 +138,14 @@ impl<'a> GatherRequest<'a> {
         let (check, grid) = (grid(1)?, grid(units)?);
         Ok(CheckedGather {
             check: plan_check(self.check, Variant::CheckGather, check),
-            launch: Launch {
-                kernel: variants::entry(variant).id,
-                grid,
-                shared_bytes: 0,
-                overlaps_previous: true,
-            },
+            launch: overlapping(variant, grid),
             params,
             request: self,
         })
     }
 
-    /// Cache and output: dtypes and the row. Counts units in values for now.
-    fn tensors(&self) -> Result<GatherParams, RequestError> {
+    /// Cache and output: dtypes and the row. Without addresses; counts units in values for now.
+    fn sizes(&self) -> Result<GatherParams, RequestError> {
         let cache = named("cache", &self.cache);
         let out = named("out", self.out.view());
         let is_padded = matches!(self.rows, GatherRows::Padded { .. });
@@ -164,7 +159,6 @@ impl<'a> GatherRequest<'a> {
             return Err(out.wrong_shape(form.to_owned()));
         }
         let row = shape[shape.len() - 1];
-        let mut scale = 0;
         let num_blocks = match &self.form {
             GatherForm::Raw | GatherForm::Fp8 { .. } => {
                 let cache_form = "[num_blocks, block_size, row]";
@@ -197,16 +191,15 @@ impl<'a> GatherRequest<'a> {
                 named.dtype(&[Dtype::F32])?;
                 named.shape("[1]", &[1])?;
                 named.aligned(4)?;
-                scale = view.address();
             }
             GatherForm::Fp8Ds => entry_rows(out, form, row, fp8_ds::LATENTS + fp8_ds::ROPE)?,
             GatherForm::V4 => entry_rows(out, form, row, v4::VALUES + v4::ROPE)?,
         }
         let is_v4 = matches!(self.form, GatherForm::V4);
         Ok(GatherParams {
-            cache: self.cache.address(),
-            out: self.out.view().address(),
-            scale,
+            cache: 0,
+            out: 0,
+            scale: 0,
             block_table: 0,
             rows: 0,
             seqs: 0,
@@ -246,10 +239,8 @@ impl<'a> GatherRequest<'a> {
                 let num_seqs = table(block_table, params)?;
                 list("row_starts", row_starts, "[num_seqs + 1]", num_seqs + 1)?;
                 params.mode = GatherParams::RAGGED;
-                params.rows = row_starts.address();
                 if let Some(first_tokens) = first_tokens {
                     list("first_tokens", first_tokens, "[num_seqs]", num_seqs)?;
-                    params.seqs = first_tokens.address();
                 }
             }
             GatherRows::Padded {
@@ -264,10 +255,8 @@ impl<'a> GatherRequest<'a> {
                 list("seq_lens", seq_lens, "[num_seqs]", num_seqs)?;
                 params.mode = GatherParams::PADDED;
                 params.rows_per_seq = Divider::new(count("rows_per_seq", shape[1])?);
-                params.seqs = seq_lens.address();
                 if let Some(lens) = lens {
                     list("lens", lens, "[num_seqs]", num_seqs)?;
-                    params.rows = lens.address();
                 }
             }
             GatherRows::TopK {
@@ -285,13 +274,9 @@ impl<'a> GatherRequest<'a> {
                     return Err(out.wrong_shape(format!("[{num_tokens} * {topk}, row]")));
                 }
                 params.mode = GatherParams::INDICES;
-                params.rows = indices.address();
                 params.rows_per_seq = Divider::new(count("topk", topk)?);
                 match seqs {
-                    Some(seqs) => {
-                        list("seqs", seqs, "[num_tokens]", num_tokens)?;
-                        params.seqs = seqs.address();
-                    }
+                    Some(seqs) => list("seqs", seqs, "[num_tokens]", num_tokens)?,
                     None if num_tokens > num_seqs => {
                         return Err(named.wrong_shape(format!(
                             "[num_tokens, topk] with at most {num_seqs} tokens, a sequence each"
@@ -303,7 +288,6 @@ impl<'a> GatherRequest<'a> {
             GatherRows::Slots { slots } => {
                 list("slots", slots, "[num_rows]", shape[0])?;
                 params.mode = GatherParams::INDICES;
-                params.rows = slots.address();
             }
         }
         Ok(())
@@ -355,7 +339,6 @@ fn table(block_table: &TensorView<'_>, params: &mut GatherParams) -> Result<usiz
     let [num_seqs, width] = named.rank("[num_seqs, max_num_blocks_per_seq]")?;
     named.strides(1)?;
     named.aligned(4)?;
-    params.block_table = block_table.address();
     params.stride_block_table = byte_stride(block_table, 0);
     params.num_seqs = count("num_seqs", num_seqs)?;
     params.max_num_blocks_per_seq = count("max_num_blocks_per_seq", width)?;

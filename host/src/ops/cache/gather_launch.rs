@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use gpu_kernels::params::{GatherParams, KernelParams};
+use gpu_kernels::params::GatherParams;
 
 use super::gather::{CheckedGather, GatherForm, GatherRequest, GatherRows};
 use crate::error::Result;
 use crate::ops::checks::named;
-use crate::ops::device_check::{CHECK_BYTES, empty_record};
 use crate::ops::made_for::{Fact, MadeFor};
-use crate::ops::tensors::{Given, given, on_machine};
+use crate::ops::plan::KernelPlan;
+use crate::ops::tensors::{Given, addresses, alike, given, on_machine, same, same_kind};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::TensorViewMut;
 
@@ -18,27 +18,41 @@ use crate::tensor::TensorViewMut;
 /// It fits every request that takes the same kernel (which depends on the form, on dtypes, and on whether rows of a
 /// multiple of 8 values are aligned) with the same `check`, and has at most as many rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GatherPlan {
-    made_for: MadeFor<3>,
-    check: Option<Launch>,
-    launch: Launch,
-}
+pub struct GatherPlan(KernelPlan<3>);
 
 impl CheckedGather<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> GatherPlan {
-        GatherPlan {
-            made_for: MadeFor {
-                names: &["kernel", "check", "num_rows"],
-                facts: [
-                    Fact::Kernel(self.launch.kernel),
-                    Fact::Check(self.request.check),
-                    Fact::AtMost(self.params.num_rows),
-                ],
-            },
-            check: self.check,
-            launch: self.launch,
-        }
+        let made_for = MadeFor {
+            names: &["kernel", "check", "num_rows"],
+            facts: [
+                Fact::Kernel(self.launch.kernel),
+                Fact::Check(self.request.check),
+                Fact::AtMost(self.params.num_rows),
+            ],
+        };
+        GatherPlan(KernelPlan::new(made_for, self.check, self.launch))
+    }
+
+    /// The same for other tensors, of the next layer for instance: looks at no more than whether they are given where
+    /// these are, have the same dtypes, shapes and strides, and are aligned as well (up to 16 bytes).
+    ///
+    /// # Errors
+    /// [`crate::error::RequestError`] naming the first tensor that differs, or `form`, `rows`, `block_size`,
+    /// `zero_missing` or `check`.
+    pub fn rebind<'b>(&self, request: GatherRequest<'b>) -> Result<CheckedGather<'b>> {
+        let old = &self.request;
+        same_kind("form", old.form.kind(), request.form.kind())?;
+        same_kind("rows", old.rows.kind(), request.rows.kind())?;
+        alike(&old.tensors(), &request.tensors())?;
+        same("block_size", old.block_size, request.block_size)?;
+        same("zero_missing", old.zero_missing, request.zero_missing)?;
+        same("check", old.check, request.check)?;
+        Ok(CheckedGather {
+            params: request.at(self.params),
+            request,
+            ..*self
+        })
     }
 
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.
@@ -54,30 +68,21 @@ impl CheckedGather<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
-        let own = self.plan();
-        plan.made_for.fits(&own.made_for)?;
-        on_machine(launcher, &self.request.views(), workspace)?;
-        let planned = own.check.as_ref();
-        // SAFETY: the workspace is valid until the launch has finished, as its maker promised.
-        let check = unsafe { empty_record(planned, CHECK_BYTES, workspace, launcher)? };
-        if self.params.num_rows == 0 {
-            return Ok(());
-        }
-        let params = GatherParams {
+        let plan = plan.0.refit(self.plan().0)?;
+        on_machine(launcher, &self.request.tensors(), workspace)?;
+        let params = |check| GatherParams {
             check,
             ..self.params
         };
-        for launch in own.launches() {
-            // SAFETY: views and workspace are valid until the launch has finished, as their makers promised;
-            // `check()` made shapes, strides and grids agree.
-            unsafe { launcher.launch(launch, params.as_bytes())? };
-        }
-        Ok(())
+        // SAFETY: the views are valid until the launch has finished, as their makers promised; `check()` made shapes,
+        // strides and grids agree.
+        unsafe { plan.enqueue(self.params.num_rows > 0, workspace, launcher, params) }
     }
 }
 
 impl<'a> GatherRequest<'a> {
-    fn views(&self) -> [Given<'_, 'a>; 6] {
+    /// The tensors, in the order of the kernels' parameters.
+    fn tensors(&self) -> [Given<'_, 'a>; 6] {
         let scale = match &self.form {
             GatherForm::Fp8 { scale } => Some(scale),
             GatherForm::Raw | GatherForm::Fp8Ds | GatherForm::V4 => None,
@@ -98,8 +103,8 @@ impl<'a> GatherRequest<'a> {
                 lens,
             } => [
                 Some(named("block_table", block_table)),
-                Some(named("seq_lens", seq_lens)),
                 given("lens", lens.as_ref()),
+                Some(named("seq_lens", seq_lens)),
             ],
             GatherRows::TopK {
                 block_table,
@@ -116,26 +121,59 @@ impl<'a> GatherRequest<'a> {
         let out = Some(named("out", self.out.view()));
         [cache, out, given("scale", scale), block_table, rows, seqs]
     }
+
+    /// Parameters with the addresses of the tensors.
+    pub(super) fn at(&self, params: GatherParams) -> GatherParams {
+        let [cache, out, scale, block_table, rows, seqs] = addresses(self.tensors());
+        GatherParams {
+            cache,
+            out,
+            scale,
+            block_table,
+            rows,
+            seqs,
+            ..params
+        }
+    }
+}
+
+impl GatherForm<'_> {
+    /// Which of them it is.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Raw => "Raw",
+            Self::Fp8 { .. } => "Fp8",
+            Self::Fp8Ds => "Fp8Ds",
+            Self::V4 => "V4",
+        }
+    }
+}
+
+impl GatherRows<'_> {
+    /// Which of them it is.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Ragged { .. } => "Ragged",
+            Self::Padded { .. } => "Padded",
+            Self::TopK { .. } => "TopK",
+            Self::Slots { .. } => "Slots",
+        }
+    }
 }
 
 impl GatherPlan {
     /// Bytes of workspace that [`CheckedGather::launch`] needs: 0 without a check.
     pub fn workspace_bytes(&self) -> usize {
-        self.check.map_or(0, |_| CHECK_BYTES)
+        self.0.workspace_bytes
     }
     /// The launches, in order: what to prepare before a graph is captured.
     pub fn launches(&self) -> impl Iterator<Item = &Launch> {
-        self.check.iter().chain([&self.launch])
+        self.0.launches()
     }
 }
 
 impl fmt::Display for GatherPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let entry = self.launch.kernel.entry();
-        write!(
-            f,
-            "{} grid {:?} x {} threads",
-            entry.name, self.launch.grid, entry.threads
-        )
+        self.0.fmt(f)
     }
 }

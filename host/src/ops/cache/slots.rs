@@ -4,6 +4,7 @@ use gpu_kernels::entry::Variant;
 use gpu_kernels::kernels::check;
 use gpu_kernels::params::{CheckSlotsParams, KernelParams, ScaleList};
 
+use super::places::Places;
 use crate::error::Result;
 use crate::ops::device_check::{CHECK_BYTES, CheckMode, empty_record, plan_check};
 use crate::runtime::{Launch, Launcher};
@@ -38,6 +39,19 @@ pub(super) struct Positions {
 }
 
 impl Slots {
+    /// The same of other tensors.
+    pub(super) fn at(&self, places: &Places) -> Self {
+        Self {
+            address: places.slot_mapping,
+            scales: places.scales,
+            positions: self.positions.map(|positions| Positions {
+                address: places.positions,
+                ..positions
+            }),
+            ..*self
+        }
+    }
+
     /// Layers whose slots differ.
     pub(super) fn num_rows(&self) -> u32 {
         if self.stride_layer == 0 {
@@ -47,14 +61,14 @@ impl Slots {
         }
     }
 
-    /// Places of a layer's table of tokens that were seen: a power of two, twice as many as tokens or more.
-    fn places(&self) -> u64 {
+    /// Entries of a layer's table of tokens that were seen: a power of two, twice as many as tokens or more.
+    fn entries(&self) -> u64 {
         (2 * u64::from(self.num_tokens)).next_power_of_two().max(2)
     }
 
     /// Bytes of workspace that the check needs.
     pub(super) fn check_bytes(&self) -> usize {
-        let seen = 4 * self.places() * u64::from(self.num_rows());
+        let seen = (4 * self.entries()).saturating_mul(self.num_rows().into());
         usize::try_from(seen).map_or(usize::MAX, |seen| seen.saturating_add(CHECK_BYTES))
     }
 
@@ -94,7 +108,7 @@ impl Slots {
             stride_layer: self.stride_layer,
             scales: self.scales,
             num_tokens: self.num_tokens,
-            seen_mask: u32::try_from(self.places() - 1).expect("fewer than 2^31 tokens"),
+            seen_mask: u32::try_from(self.entries() - 1).expect("fewer than 2^31 tokens"),
             has_layers: u32::from(self.has_layers),
             all_positions: u32::from(positions.is_some_and(|positions| positions.of_all)),
         };

@@ -1,292 +1,109 @@
-//! What cache writes have in common: rows of new tokens go to slots of a paged cache, by one of a few
-//! kernels.
+//! What checked cache writes have in common: their plan, other tensors in their places, and the launch.
 
-use gpu_kernels::divider::Divider;
-use gpu_kernels::dtype::ElementDtype;
-use gpu_kernels::entry::Variant;
-use gpu_kernels::kernels::reshape_and_cache_flash::{self, Spread};
-use gpu_kernels::kernels::{concat_and_cache_mla, reshape_and_cache_per_token_head};
-use gpu_kernels::params::{
-    CacheSide, KernelParams, MlaEntryParams, PerTokenHeadParams, ReshapeAndCacheParams,
-    RopeAndCacheParams, ScaleList,
-};
+use std::fmt;
 
-use super::row_layout::Side;
+use super::places::Places;
+use super::row_write::RowWrite;
 use super::slots::Slots;
-use crate::error::{Error, RequestError, Result};
-use crate::plan::variants;
+use crate::error::Result;
+use crate::ops::device_check::CheckMode;
+use crate::ops::made_for::{Fact, MadeFor};
+use crate::ops::plan::KernelPlan;
+use crate::ops::tensors::{Given, on_machine};
 use crate::runtime::{Launch, Launcher};
-use crate::tensor::Dtype;
+use crate::tensor::TensorViewMut;
 
-/// Rows to write: keys and values of tokens.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rows {
-    pub(super) key: Side,
-    pub(super) value: Side,
-    /// Address of the slots.
-    pub(super) slot_mapping: u64,
-    pub(super) stride_slot_mapping_layer: i64,
-    /// Address of the caches' addresses; 0 for one cache.
-    pub(super) cache_table: u64,
-    pub(super) num_layers: u32,
-    pub(super) num_tokens: u32,
-    pub(super) block_size: u32,
-}
+/// What was decided: prints as one line.
+///
+/// It fits every request that takes the same kernel (which depends on dtypes, on the form of an entry or of scales, and
+/// on whether rows of a multiple of 8 values are aligned) with the same `check`, and has at most as many tokens, and
+/// layers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CacheWritePlan(KernelPlan<5>);
 
-/// A kernel and its parameters, all but the check record.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RowWrite {
-    pub(super) launch: Launch,
-    params: Params,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Params {
-    Rows(ReshapeAndCacheParams),
-    PerTokenHead(PerTokenHeadParams),
-    MlaEntries(MlaEntryParams),
-    Rope(RopeAndCacheParams),
-}
-
-impl RowWrite {
-    /// MLA entries with scales of their own.
-    pub(super) fn mla_entries(variant: Variant, params: MlaEntryParams) -> Self {
-        Self {
-            launch: launch(variant, concat_and_cache_mla::grid(params.num_tokens)),
-            params: Params::MlaEntries(params),
-        }
+impl CacheWritePlan {
+    /// Bytes of workspace that [`super::CheckedCacheWrite::launch`] needs: 0 unless slots are checked.
+    pub fn workspace_bytes(&self) -> usize {
+        self.0.workspace_bytes
     }
-
-    /// Rotated queries and keys, on a grid over items.
-    pub(super) fn rope(variant: Variant, grid: [u32; 3], params: RopeAndCacheParams) -> Self {
-        Self {
-            launch: launch(variant, grid),
-            params: Params::Rope(params),
-        }
+    /// The launches, in order: what to prepare before a graph is captured.
+    pub fn launches(&self) -> impl Iterator<Item = &Launch> {
+        self.0.launches()
     }
+}
 
-    /// The same rows of keys and of values at other addresses: of the source, the target and the scales.
-    pub(super) fn at(&self, places: [[u64; 3]; 2], slot_mapping: u64) -> Self {
-        let side = |side: CacheSide, [source, target, scale]: [u64; 3]| CacheSide {
-            source,
-            target,
-            // Scales that were given though nothing is scaled are not read.
-            scale: if side.scale == 0 { 0 } else { scale },
-            ..side
+impl fmt::Display for CacheWritePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A write whose tensors agree with each other, and what is checked before it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SlotWrite {
+    pub(super) rows: RowWrite,
+    pub(super) slots: Slots,
+    pub(super) check: CheckMode,
+}
+
+impl SlotWrite {
+    /// A pure function of shapes.
+    pub(super) fn plan(&self) -> CacheWritePlan {
+        let (slots, check) = (&self.slots, self.slots.plan_check(self.check));
+        let made_for = MadeFor {
+            names: &[
+                "kernel",
+                "check",
+                "num_layers",
+                "layers of slots",
+                "num_tokens",
+            ],
+            facts: [
+                Fact::Kernel(self.rows.launch.kernel),
+                Fact::Check(self.check),
+                Fact::AtMost(slots.num_layers),
+                Fact::AtMost(slots.num_rows()),
+                Fact::AtMost(slots.num_tokens),
+            ],
         };
-        let params = match self.params {
-            Params::Rows(params) => Params::Rows(ReshapeAndCacheParams {
-                key: side(params.key, places[0]),
-                value: side(params.value, places[1]),
-                slot_mapping,
-                ..params
-            }),
-            Params::PerTokenHead(params) => Params::PerTokenHead(PerTokenHeadParams {
-                key: side(params.key, places[0]),
-                value: side(params.value, places[1]),
-                slot_mapping,
-                ..params
-            }),
-            Params::MlaEntries(_) | Params::Rope(_) => {
-                unreachable!("only rows of keys and values are moved")
-            }
-        };
+        CacheWritePlan(KernelPlan {
+            workspace_bytes: check.map_or(0, |_| slots.check_bytes()),
+            ..KernelPlan::new(made_for, check, self.rows.launch)
+        })
+    }
+
+    /// The same of other tensors, which were found to be like the ones before.
+    pub(super) fn at(&self, places: &Places) -> Self {
         Self {
-            launch: self.launch,
-            params,
+            rows: self.rows.at(places),
+            slots: self.slots.at(places),
+            check: self.check,
         }
     }
 
-    /// Enqueues the kernel.
+    /// Enqueues the plan's kernels; `tensors` are the request's.
+    ///
+    /// # Errors
+    /// As [`super::CheckedCacheWrite::launch`].
     ///
     /// # Safety
-    /// What the parameters name is valid until the launch has finished; `check` is a record or 0.
-    pub(super) unsafe fn launch(&self, launcher: &dyn Launcher, check: u64) -> Result<()> {
-        match self.params {
-            Params::Rows(params) => {
-                let params = ReshapeAndCacheParams { check, ..params };
-                // SAFETY: as the caller promises.
-                unsafe { launcher.launch(&self.launch, params.as_bytes()) }
-            }
-            Params::PerTokenHead(params) => {
-                let params = PerTokenHeadParams { check, ..params };
-                // SAFETY: as the caller promises.
-                unsafe { launcher.launch(&self.launch, params.as_bytes()) }
-            }
-            Params::MlaEntries(params) => {
-                let params = MlaEntryParams { check, ..params };
-                // SAFETY: as the caller promises.
-                unsafe { launcher.launch(&self.launch, params.as_bytes()) }
-            }
-            Params::Rope(params) => {
-                let params = RopeAndCacheParams { check, ..params };
-                // SAFETY: as the caller promises.
-                unsafe { launcher.launch(&self.launch, params.as_bytes()) }
-            }
+    /// This was made from `tensors`, which are valid until the launch has finished.
+    pub(super) unsafe fn launch(
+        &self,
+        plan: &CacheWritePlan,
+        tensors: &[Given<'_, '_>],
+        workspace: &TensorViewMut<'_>,
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        let plan = plan.0.refit(self.plan().0)?;
+        on_machine(launcher, tensors, workspace)?;
+        let check = plan.check.as_ref();
+        // SAFETY: slots, positions and scales are among the tensors that the caller vouches for.
+        let record = unsafe { self.slots.launch_check(check, workspace, launcher)? };
+        if self.slots.num_tokens == 0 || self.slots.num_layers == 0 {
+            return Ok(());
         }
-    }
-}
-
-impl Rows {
-    /// The slots of a cache that has so many.
-    pub(super) fn slots(&self, num_slots: u32) -> Slots {
-        Slots {
-            address: self.slot_mapping,
-            num_layers: self.num_layers,
-            num_tokens: self.num_tokens,
-            stride_layer: self.stride_slot_mapping_layer,
-            has_layers: self.cache_table != 0,
-            limit: i64::from(num_slots),
-            scales: [ScaleList::NONE; 3],
-            positions: None,
-        }
-    }
-
-    /// Copied byte by byte.
-    pub(super) fn copied(self) -> Result<RowWrite> {
-        let (key, value) = (self.key.flattened(), self.value.flattened());
-        let unit = [&key, &value]
-            .into_iter()
-            .filter(|side| !side.is_empty())
-            .map(|side| side.source_alignment().min(side.target_alignment()))
-            .min()
-            .unwrap_or(1);
-        let sides = [key.in_units(unit), value.in_units(unit)];
-        self.write(Variant::CacheCopy, unit, sides)
-    }
-
-    /// Divided by the sides' scales.
-    pub(super) fn scaled(self, source: Dtype, cache: Dtype) -> Result<RowWrite> {
-        let (key, value) = (self.key.flattened(), self.value.flattened());
-        let eights = eights(&[key, value], 8);
-        let unit = if eights { 8 } else { 1 };
-        let variant = Variant::CacheScaled {
-            source: element(source),
-            cache: element(cache),
-            eights,
-        };
-        let sides = [key.in_units_of(unit), value.in_units_of(unit)];
-        self.write(variant, unit, sides)
-    }
-
-    fn write(self, variant: Variant, unit: u32, sides: [Option<CacheSide>; 2]) -> Result<RowWrite> {
-        let [Some(key), Some(value)] = sides else {
-            return Err(self.too_large());
-        };
-        let units = key.units.max(value.units);
-        let (Spread { grid, lanes_log2 }, sides_log2) =
-            reshape_and_cache_flash::spread(self.num_layers, self.num_tokens, units)
-                .ok_or_else(|| self.too_large())?
-                .by_side();
-        Ok(RowWrite {
-            launch: launch(variant, grid),
-            params: Params::Rows(ReshapeAndCacheParams {
-                key,
-                value,
-                slot_mapping: self.slot_mapping,
-                cache_table: self.cache_table,
-                check: 0,
-                stride_slot_mapping_layer: self.stride_slot_mapping_layer,
-                num_tokens: self.num_tokens,
-                block_size: Divider::new(self.block_size),
-                unit,
-                lanes_log2,
-                sides_log2,
-                reserved: 0,
-            }),
-        })
-    }
-
-    /// Each head of each token with a scale of its own, stored at the sides' scales.
-    pub(super) fn per_token_head(self, source: Dtype, cache: Dtype) -> Result<RowWrite> {
-        let sides = [self.key, self.value];
-        let largest = self.key.head_size().max(self.value.head_size());
-        if largest > reshape_and_cache_per_token_head::MAX_HEAD_SIZE {
-            return Err(Error::Unsupported {
-                operation: "a cache write with a scale per token and head",
-                what: "head size",
-                got: largest.to_string(),
-                supported: format!("up to {}", reshape_and_cache_per_token_head::MAX_HEAD_SIZE),
-            });
-        }
-        let store_bytes = match () {
-            () if eights(&sides, 8) => 8,
-            () if eights(&sides, 4) => 4,
-            () => 0,
-        };
-        let (unit, lanes_per_row) = match store_bytes {
-            0 => (1, gpu_kernels::gpu::WARP),
-            _ => (
-                8,
-                reshape_and_cache_per_token_head::lanes_per_row((largest / 8).max(1)),
-            ),
-        };
-        let [Some(key), Some(value)] = sides.map(|side| side.in_units_of(unit)) else {
-            return Err(self.too_large());
-        };
-        let rows =
-            u64::from(self.num_tokens) * (u64::from(key.num_heads) + u64::from(value.num_heads));
-        let (grid, rows_per_group) = reshape_and_cache_per_token_head::grid(rows, lanes_per_row)
-            .ok_or_else(|| self.too_large())?;
-        let variant = Variant::CachePerTokenHead {
-            source: element(source),
-            cache: element(cache),
-            eights: store_bytes != 0,
-        };
-        Ok(RowWrite {
-            launch: launch(variant, grid),
-            params: Params::PerTokenHead(PerTokenHeadParams {
-                key,
-                value,
-                slot_mapping: self.slot_mapping,
-                check: 0,
-                num_tokens: self.num_tokens,
-                block_size: Divider::new(self.block_size),
-                rows_per_token: Divider::new(key.num_heads + value.num_heads),
-                store_bytes,
-                lanes_per_row,
-                rows_per_group,
-            }),
-        })
-    }
-
-    pub(super) fn too_large(&self) -> Error {
-        Error::Request(RequestError::Value {
-            name: "num_tokens",
-            expected: "few enough for one launch".into(),
-            got: self.num_tokens.to_string(),
-        })
-    }
-}
-
-/// Whether eight values can be loaded and stored at a time: sources aligned to 16 bytes, targets to
-/// `store_bytes`.
-pub(super) fn eights(sides: &[Side], store_bytes: u32) -> bool {
-    sides.iter().filter(|side| !side.is_empty()).all(|side| {
-        side.head_size().is_multiple_of(8)
-            && side.source_alignment() == 16
-            && side.target_alignment() >= store_bytes
-    })
-}
-
-fn launch(variant: Variant, grid: [u32; 3]) -> Launch {
-    Launch {
-        kernel: variants::entry(variant).id,
-        grid,
-        shared_bytes: 0,
-        overlaps_previous: true,
-    }
-}
-
-/// As the kernels' table names a dtype that was checked to be one of values.
-pub(super) fn element(dtype: Dtype) -> ElementDtype {
-    match dtype {
-        Dtype::F32 => ElementDtype::F32,
-        Dtype::F16 => ElementDtype::F16,
-        Dtype::Bf16 => ElementDtype::Bf16,
-        Dtype::F8E4m3 => ElementDtype::E4m3,
-        Dtype::F8E5m2 => ElementDtype::E5m2,
-        Dtype::I8 => ElementDtype::I8,
-        other => unreachable!("{other} is refused by the checks"),
+        // SAFETY: the caller vouches for the tensors, and the request's check made shapes and strides agree.
+        unsafe { self.rows.launch(launcher, record) }
     }
 }
