@@ -17,15 +17,16 @@
 //! exact, and faster: [`UnifiedOptions::f32_scores`].)
 
 use gpu_kernels::entry::Entry;
-use gpu_kernels::tile::QueryDtype;
+use gpu_kernels::tile::rows::{Products, RowShape};
 
-use super::decode::{CheckedDecode, DecodeOptions, DecodeRequest, Starts};
-use super::paged::{self, KvScales, PagedCache, floats};
-use super::score_mods::{AlibiSlopes, ScoreOptions};
+use super::decode::{CheckedDecode, Starts};
+use super::kv_scales::{KvScales, check_scales};
+use super::options::UnifiedOptions;
+use super::paged::PagedCache;
+use super::shape::{AttentionShape, QUERIES, Query, Words, check_seq_lens, max_seq_len};
 use crate::error::{RequestError, Result};
-use crate::ops::checks::{count, grid_count, named, scale};
-use crate::ops::device_check::CheckMode;
-use crate::plan::{SplitPolicy, variants};
+use crate::ops::checks::{count, named, scale};
+use crate::plan::variants;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
 /// What is wanted. Dtypes and head sizes that were compiled: see [`variants::prefill_support`].
@@ -61,71 +62,6 @@ pub struct UnifiedRequest<'a> {
     pub options: UnifiedOptions<'a>,
 }
 
-/// What many callers leave as it is.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct UnifiedOptions<'a> {
-    /// Whether a query sees no key after its own. On unless it is switched off.
-    pub causal: bool,
-    /// `[num_seqs]`, u8: the same for the queries of each sequence, not 0 if they see no key after their own. If
-    /// given, `causal` means nothing.
-    pub causal_flags: Option<TensorView<'a>>,
-    /// Keys that a query sees, itself included; all, if there is none.
-    pub sliding_window: Option<u32>,
-    /// Scores become `softcap * tanh(score / softcap)`; at most 1e18.
-    pub softcap: Option<f32>,
-    /// A bias that grows with the distance.
-    pub alibi: Option<AlibiSlopes<'a>>,
-    /// `[num_query_heads]`, f32: scores of a key that has no value.
-    pub sinks: Option<TensorView<'a>>,
-    /// `[1]`, f32: an fp8_e4m3 output is divided by it, and only that.
-    pub output_scale: Option<TensorView<'a>>,
-    /// The first so many sequences have exactly one query token each, as serving stacks order their batches.
-    /// The host knows it, so they can take the decode kernels, which split a long context over thread blocks.
-    pub num_decodes: u32,
-    /// An upper bound of the sequences' query tokens, if the host knows one; `num_tokens` is one. With at most 1, all
-    /// sequences take the decode kernels: those without a query token are skipped, and tokens past the last
-    /// sequence's are left alone, as otherwise. Of a sequence that has more after all, only the first is computed.
-    pub max_query_len: Option<u32>,
-    /// An upper bound of `seq_lens`, if the host knows one below `max_num_blocks_per_seq * block_size`. Longer
-    /// sequences are cut to it.
-    pub max_seq_len: Option<u32>,
-    /// Whether scores are added up in f32 everywhere. Otherwise, where an FP8 query meets an fp8_e4m3 cache on compute
-    /// capability 9.0, with heads of 64 or 128 and rows that begin at multiples of 16 bytes, both are multiplied as they
-    /// are. That is faster, and exact but for the sum, for which those tensor cores have fewer bits: a score is off by
-    /// about 2^-15 of the most that its terms can amount to, by 2^-12 at worst.
-    pub f32_scores: bool,
-    /// How keys are split over thread blocks. With [`SplitPolicy::BatchInvariant`] they are not, and no
-    /// sequence takes a decode kernel: the bits of a query token's output then depend on nothing but the token,
-    /// the keys before it and the options, not on the batch, nor on how a prefill was cut into chunks.
-    pub split_policy: SplitPolicy,
-    /// Whether `query_start_loc` (in order, within `num_tokens`, no more than `max_query_len` apart, `num_decodes` as
-    /// it says), `block_table`, `seq_lens` and scales are checked on the device first, of sequences with query tokens
-    /// as far as these see. Where each cached token has scales of its own, those that are read are read once more for it.
-    /// A checked step takes one kernel for all sequences, a decode kernel if each has at most one query token.
-    pub check: CheckMode,
-}
-
-impl Default for UnifiedOptions<'_> {
-    fn default() -> Self {
-        Self {
-            causal: true,
-            causal_flags: None,
-            sliding_window: None,
-            softcap: None,
-            alibi: None,
-            sinks: None,
-            output_scale: None,
-            num_decodes: 0,
-            max_query_len: None,
-            max_seq_len: None,
-            f32_scores: false,
-            split_policy: SplitPolicy::default(),
-            check: CheckMode::default(),
-        }
-    }
-}
-
 /// A request whose tensors agree with each other and with a compiled kernel.
 #[derive(Debug)]
 pub struct CheckedUnified<'a> {
@@ -134,20 +70,28 @@ pub struct CheckedUnified<'a> {
     pub(super) decodes: Option<CheckedDecode<'a>>,
     pub(super) num_decodes: u32,
     pub(super) starts: Starts<'a>,
-    pub(super) query_dtype: QueryDtype,
-    pub(super) out_dtype: QueryDtype,
-    pub(super) cache: PagedCache,
     pub(super) num_tokens: u32,
-    pub(super) num_seqs: u32,
-    pub(super) num_query_heads: u32,
-    pub(super) num_kv_heads: u32,
-    pub(super) head_size: u32,
-    pub(super) head_size_v: u32,
-    pub(super) block_size: u32,
-    pub(super) max_seq_len: u32,
+    pub(super) shape: AttentionShape,
     pub(super) prefill: &'static Entry,
     /// Whether every row of query and output is aligned to 16 bytes, as the kernels of warp groups want it.
     pub(super) in_chunks: bool,
+}
+
+static WORDS: Words = Words {
+    query: "[num_tokens, num_query_heads, head_size]",
+    out: "[num_tokens, num_query_heads, head_size_v]",
+    lse: |_| "[num_tokens, num_query_heads]".into(),
+    multiple: "a multiple",
+};
+
+/// Dtypes of the output that a query may have: bytes, if there is a scale for them, or else as of decode.
+fn outputs(query: Dtype) -> &'static [Dtype] {
+    match query {
+        Dtype::Bf16 => &[Dtype::Bf16, Dtype::F8E4m3],
+        Dtype::F16 => &[Dtype::F16, Dtype::F8E4m3],
+        Dtype::F8E4m3 => &QUERIES,
+        other => unreachable!("a query of {other} is refused by the checks"),
+    }
 }
 
 impl<'a> UnifiedRequest<'a> {
@@ -157,141 +101,76 @@ impl<'a> UnifiedRequest<'a> {
     /// [`RequestError`] naming the first tensor that does not fit; [`crate::error::Error::Unsupported`] for a
     /// cache dtype or head size that was not compiled.
     pub fn check(self) -> Result<CheckedUnified<'a>> {
-        let query = named("query", &self.query);
-        let query_dtype = query.dtype(&[Dtype::Bf16, Dtype::F16, Dtype::F8E4m3])?;
-        let [num_tokens, num_query_heads, head_size] =
-            query.rank("[num_tokens, num_query_heads, head_size]")?;
-        query.strides(2)?;
-        query.aligned(2 * query_dtype.size())?;
-        let cache = PagedCache::check(
-            &self.key_cache,
-            &self.value_cache,
-            self.scales.as_ref(),
-            query_dtype,
-            head_size,
-        )?;
-        let num_kv_heads = cache.num_kv_heads;
-        if num_query_heads == 0 || num_kv_heads == 0 || num_query_heads % num_kv_heads != 0 {
-            return Err(RequestError::Value {
-                name: "num_query_heads",
-                expected: format!("a multiple of num_kv_heads = {num_kv_heads}"),
-                got: num_query_heads.to_string(),
-            }
-            .into());
-        }
-        let [num_seqs] = self.seq_lens.shape() else {
-            return Err(named("seq_lens", &self.seq_lens)
-                .wrong_shape("[num_seqs]".into())
-                .into());
-        };
-        let num_seqs = *num_seqs;
+        let query = Query::<3>::check(&WORDS, &self.query, &QUERIES)?;
+        let [num_tokens, num_query_heads, _] = query.shape;
+        let (keys, values) = (&self.key_cache, &self.value_cache);
+        let cache = PagedCache::check(keys, values, query.dtype, query.head_size())?;
+        query.shares(cache.num_kv_heads)?;
+        let seq_lens = named("seq_lens", &self.seq_lens);
+        let [num_seqs] = seq_lens.rank("[num_seqs]")?;
         let bound = self.options.max_seq_len;
-        let max_seq_len = paged::max_seq_len(&self.block_table, num_seqs, cache.block_size, bound)?;
+        let max_seq_len = max_seq_len(&self.block_table, num_seqs, cache.block_size, bound)?;
         let starts = named("query_start_loc", &self.query_start_loc);
         let [_] = starts.indices(Dtype::I32, "[num_seqs + 1]")?;
         starts.shape("[num_seqs + 1]", &[num_seqs + 1])?;
-        let [_] = named("seq_lens", &self.seq_lens).indices(Dtype::I32, "[num_seqs]")?;
-        let out_dtype = self.check_outputs(query_dtype, cache.head_size_v)?;
+        check_seq_lens(&self.seq_lens, num_seqs)?;
+        let lse = self.lse.as_ref().map(TensorViewMut::view);
+        let (out, dtypes) = (self.out.view(), outputs(query.dtype));
+        let out = query.outputs(out, lse, dtypes, cache.head_size_v)?;
         scale("softmax_scale", self.softmax_scale)?;
-        self.check_options(num_query_heads, num_seqs)?;
+        let token_scales = check_scales(self.scales.as_ref(), query.dtype, &cache)?;
+        self.check_options(out.0, num_query_heads, num_seqs)?;
 
-        let num_queries_per_kv = num_query_heads / num_kv_heads;
-        count(
-            "num_tokens * num_queries_per_kv",
-            num_tokens.saturating_mul(num_queries_per_kv),
-        )?;
-        let (head_size, head_size_v) = (
-            count("head_size", head_size)?,
-            count("head_size_v", cache.head_size_v)?,
-        );
-        let prefill = variants::prefill_entry(cache.format, head_size, head_size_v)?;
-        let num_tokens_counted = count("num_tokens", num_tokens)?;
+        let num_seqs = count("num_seqs", num_seqs)?;
+        let format = cache.format(token_scales);
+        let shape = AttentionShape::new(&query, &cache, out, format, [num_seqs, max_seq_len])?;
+        let prefill = variants::prefill_entry(format, shape.head_size, shape.head_size_v)?;
+        let num_tokens = count("num_tokens", num_tokens)?;
+        check_thread_blocks(&shape, num_tokens)?;
         let starts = Starts {
             table: self.query_start_loc,
-            num_tokens: num_tokens_counted,
-            max_query_len: self.options.max_query_len.unwrap_or(num_tokens_counted),
+            num_tokens,
+            max_query_len: self.options.max_query_len.unwrap_or(num_tokens),
             num_decodes: self.options.num_decodes,
         };
-        let mut decodes = match self.decodes(num_seqs, num_tokens) {
-            Decodes::None => None,
-            Decodes::First(count) => Some(self.decode_request(count, count)?.check()?),
-            Decodes::All => Some(
-                self.decode_request(num_seqs, num_tokens)?
-                    .check_rows(Some(self.query_start_loc))?,
-            ),
-        };
-        if let Some(decodes) = &mut decodes {
-            decodes.starts = Some(starts);
-        }
-        let in_chunks = query.in_chunks() && named("out", self.out.view()).in_chunks();
+        let decodes = self.check_decodes(starts)?;
+        let in_chunks =
+            named("query", &self.query).in_chunks() && named("out", self.out.view()).in_chunks();
         Ok(CheckedUnified {
-            num_decodes: decodes.as_ref().map_or(0, |decodes| decodes.num_seqs),
+            num_decodes: decodes.as_ref().map_or(0, |decodes| decodes.shape.num_seqs),
             decodes,
-            query_dtype: kernel_dtype(query_dtype),
-            out_dtype,
             starts,
-            num_tokens: num_tokens_counted,
-            num_seqs: count("num_seqs", num_seqs)?,
-            num_query_heads: count("num_query_heads", num_query_heads)?,
-            num_kv_heads: count("num_kv_heads", num_kv_heads)?,
-            head_size,
-            head_size_v,
-            block_size: count("block_size", cache.block_size)?,
-            max_seq_len,
+            num_tokens,
+            shape,
             prefill,
             in_chunks,
-            cache,
             request: self,
         })
     }
 
-    /// Output and lse; returns the output's dtype.
-    fn check_outputs(&self, query_dtype: Dtype, head_size_v: usize) -> Result<QueryDtype> {
-        let [num_tokens, num_query_heads, _] = self.query.shape() else {
-            unreachable!("the query's rank was checked");
-        };
-        let out = named("out", self.out.view());
-        let has_scale = self.options.output_scale.is_some();
-        let out_dtype = match (out.view.dtype(), query_dtype) {
-            (Dtype::F8E4m3, _) => Dtype::F8E4m3,
-            (_, Dtype::F8E4m3) => out.dtype(&[Dtype::Bf16, Dtype::F16, Dtype::F8E4m3])?,
-            _ => out.dtype(&[query_dtype, Dtype::F8E4m3])?,
-        };
-        let needs_scale = out_dtype == Dtype::F8E4m3;
-        if has_scale != needs_scale {
-            let (expected, got) = match needs_scale {
-                true => ("given for an output of fp8_e4m3".to_owned(), "missing"),
-                false => (format!("absent for an output of {out_dtype}"), "given"),
-            };
-            return Err(RequestError::Value {
-                name: "output_scale",
-                expected,
-                got: got.into(),
-            }
-            .into());
-        }
-        out.shape(
-            "[num_tokens, num_query_heads, head_size_v]",
-            &[*num_tokens, *num_query_heads, head_size_v],
-        )?;
-        out.strides(4)?;
-        out.aligned(4 * out_dtype.size())?;
-        if let Some(lse) = &self.lse {
-            let shape = [*num_tokens, *num_query_heads];
-            floats(named("lse", lse.view()), &[&shape], || {
-                "[num_tokens, num_query_heads]".into()
-            })?;
-        }
-        Ok(kernel_dtype(out_dtype))
-    }
-
-    fn check_options(&self, num_query_heads: usize, num_seqs: usize) -> Result<()> {
+    fn check_options(
+        &self,
+        out: Dtype,
+        num_query_heads: usize,
+        num_seqs: usize,
+    ) -> Result<(), RequestError> {
         let options = &self.options;
         options.scores().check(num_query_heads)?;
-        if let Some(output_scale) = &options.output_scale {
-            floats(named("output_scale", output_scale), &[&[1]], || {
-                "[1]".into()
-            })?;
+        match (&options.output_scale, out == Dtype::F8E4m3) {
+            (Some(scale), true) => {
+                named("output_scale", scale).floats(&[&[1]], || "[1]".into())?;
+            }
+            (None, false) => {}
+            (given, needed) => {
+                return Err(RequestError::Value {
+                    name: "output_scale",
+                    expected: match needed {
+                        true => "given for an output of fp8_e4m3".into(),
+                        false => format!("absent for an output of {out}"),
+                    },
+                    got: if given.is_some() { "given" } else { "missing" }.into(),
+                });
+            }
         }
         if let Some(flags) = &options.causal_flags {
             let flags = named("causal_flags", flags);
@@ -303,104 +182,60 @@ impl<'a> UnifiedRequest<'a> {
                 name: "num_decodes",
                 expected: format!("at most num_seqs = {num_seqs}"),
                 got: options.num_decodes.to_string(),
-            }
-            .into());
+            });
         }
         Ok(())
     }
-
-    /// The sequences that take the decode kernels.
-    fn decodes(&self, num_seqs: usize, num_tokens: usize) -> Decodes {
-        let options = &self.options;
-        let num_decodes = options.num_decodes as usize;
-        let longest = options.max_query_len.map_or(num_tokens, |len| len as usize);
-        let decodes = if num_decodes == num_seqs {
-            Decodes::First(num_seqs)
-        } else if longest.min(num_tokens) <= 1 {
-            Decodes::All
-        } else if num_decodes > 0 && options.check == CheckMode::Off {
-            Decodes::First(num_decodes)
-        } else {
-            Decodes::None
-        };
-        let count = match decodes {
-            Decodes::First(count) => count,
-            _ => num_seqs,
-        };
-        // The decode kernels split keys, store no bytes, and have sequences along one dimension of the grid.
-        let fits = options.split_policy != SplitPolicy::BatchInvariant
-            && options.output_scale.is_none()
-            && count > 0
-            && grid_count("num_seqs", count).is_ok();
-        if fits { decodes } else { Decodes::None }
-    }
-
-    /// The first `num_seqs` sequences and `num_tokens` query tokens as a request of their own.
-    pub(super) fn decode_request(
-        &self,
-        num_seqs: usize,
-        num_tokens: usize,
-    ) -> Result<DecodeRequest<'a>, RequestError> {
-        let too_few = || {
-            named("query", &self.query)
-                .wrong_shape(format!("at least num_decodes = {num_tokens} tokens"))
-        };
-        let first = |view: &TensorView<'a>, count: usize| view.first(count).ok_or_else(too_few);
-        let first_mut = |view: &TensorViewMut<'a>| {
-            // SAFETY: what the decode kernels write, the other kernel does not touch, and both run in order.
-            unsafe { view.first(num_tokens) }.ok_or_else(too_few)
-        };
-        let options = &self.options;
-        Ok(DecodeRequest {
-            query: first(&self.query, num_tokens)?,
-            key_cache: self.key_cache,
-            value_cache: self.value_cache,
-            block_table: first(&self.block_table, num_seqs)?,
-            seq_lens: first(&self.seq_lens, num_seqs)?,
-            out: first_mut(&self.out)?,
-            lse: self.lse.as_ref().map(first_mut).transpose()?,
-            softmax_scale: self.softmax_scale,
-            scales: self.scales,
-            // `causal` makes no difference to the last token of a sequence.
-            options: DecodeOptions {
-                sliding_window: options.sliding_window,
-                softcap: options.softcap,
-                alibi: options.alibi,
-                sinks: options.sinks,
-                max_seq_len: options.max_seq_len,
-                split_policy: options.split_policy,
-                check: options.check,
-            },
-        })
-    }
 }
 
-/// Sequences that take the decode kernels.
-enum Decodes {
-    /// None of them.
-    None,
-    /// The first so many, each with the query token of its number.
-    First(usize),
-    /// All of them, each with the query token that `query_start_loc` says, or none.
-    All,
+/// Tiles of `rows` rows, enough for every division of the tokens into sequences, of which `num_seqs` take part: times
+/// KV heads, the thread blocks that share out the rows.
+pub(super) fn thread_blocks(
+    shape: &AttentionShape,
+    num_tokens: u32,
+    num_seqs: u32,
+    rows: u32,
+) -> u64 {
+    let all_rows = u64::from(num_tokens) * u64::from(shape.num_queries_per_kv());
+    (all_rows / u64::from(rows) + u64::from(num_seqs)).saturating_mul(shape.num_kv_heads.into())
 }
 
-impl<'a> UnifiedOptions<'a> {
-    /// Those about scores.
-    pub(super) fn scores(&self) -> ScoreOptions<'a> {
-        ScoreOptions {
-            sliding_window: self.sliding_window,
-            softcap: self.softcap,
-            alibi: self.alibi,
-            sinks: self.sinks,
-        }
-    }
+/// How a thread block is cut if `products` multiply.
+pub(super) fn row_shape(shape: &AttentionShape, products: Products) -> RowShape {
+    RowShape::of(
+        shape.head_size,
+        shape.head_size_v,
+        shape.value_bytes(),
+        shape.token_scales(),
+        products,
+    )
 }
 
-fn kernel_dtype(dtype: Dtype) -> QueryDtype {
-    match dtype {
-        Dtype::F8E4m3 => QueryDtype::E4m3,
-        Dtype::F16 => QueryDtype::F16,
-        _ => QueryDtype::Bf16,
+/// Rows, and thread blocks of whatever kernel, can be counted.
+fn check_thread_blocks(shape: &AttentionShape, num_tokens: u32) -> Result<(), RequestError> {
+    let (num_tokens_long, queries) = (num_tokens as usize, shape.num_queries_per_kv() as usize);
+    count(
+        "num_tokens * num_queries_per_kv",
+        num_tokens_long.saturating_mul(queries),
+    )?;
+    let most = [
+        Products::Warp,
+        Products::WarpGroup,
+        Products::WarpGroupOfBytes,
+    ]
+    .map(|products| {
+        let rows = row_shape(shape, products).rows();
+        thread_blocks(shape, num_tokens, shape.num_seqs, rows)
+    });
+    if most.iter().all(|&ctas| ctas <= i32::MAX as u64) {
+        return Ok(());
     }
+    let (num_seqs, num_kv_heads) = (shape.num_seqs, shape.num_kv_heads);
+    Err(RequestError::Value {
+        name: "num_tokens",
+        expected: format!(
+            "few enough for one launch, in {num_seqs} sequences with {num_kv_heads} KV heads"
+        ),
+        got: num_tokens.to_string(),
+    })
 }
