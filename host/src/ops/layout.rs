@@ -16,3 +16,8 @@ pub(super) fn alignment(numbers: &[u64]) -> u32 {
     let all = numbers.iter().fold(16, |all, number| all | number);
     1 << all.trailing_zeros()
 }
+
+/// Elements of a shape, or more than can be counted.
+pub(super) fn elements(shape: &[usize]) -> usize {
+    shape.iter().copied().fold(1, usize::saturating_mul)
+}

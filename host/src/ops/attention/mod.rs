@@ -16,6 +16,7 @@ mod score_mods;
 mod shape;
 mod split_plan;
 mod unified;
+mod unified_check;
 mod unified_decodes;
 mod unified_launch;
 mod unified_plan;

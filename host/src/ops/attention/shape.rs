@@ -269,7 +269,7 @@ pub(super) fn max_seq_len(
                 "{BLOCK_TABLE} with at least {blocks} blocks of {block_size} tokens for max_seq_len {bound}"
             )))
         }
-        Some(bound) => Ok(bound),
+        Some(bound) => count("max_seq_len", bound as usize),
         None => count("max_num_blocks_per_seq * block_size", nameable),
     }
 }

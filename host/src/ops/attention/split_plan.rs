@@ -185,7 +185,7 @@ impl DecodePlan {
         Ok(())
     }
 
-    /// Bytes of workspace that [`CheckedDecode::launch`] needs.
+    /// Bytes of workspace that [`super::CheckedDecode::launch`] needs.
     pub fn workspace_bytes(&self) -> usize {
         self.partials.workspace_bytes
     }

@@ -20,7 +20,7 @@ use gpu_kernels::params::{CompactParams, GatherParams};
 use super::copy_blocks::check_blocks;
 use crate::error::{RequestError, Result};
 use crate::ops::checks::{count, named};
-use crate::ops::layout::{alignment, byte_stride};
+use crate::ops::layout::{alignment, byte_stride, elements};
 use crate::ops::tensors::{Given, addresses};
 use crate::plan::variants;
 use crate::runtime::Launch;
@@ -219,7 +219,7 @@ impl<'a> CompactRequest<'a> {
                     slots.aligned(4)?;
                 }
                 named("renamed", renamed.view()).shape("as `slots`", slots.shape())?;
-                params.num_rows = count("slots", slots.shape().iter().product())?;
+                params.num_rows = count("slots", elements(slots.shape()))?;
             }
         }
         Ok(())

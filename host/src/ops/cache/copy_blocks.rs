@@ -16,7 +16,7 @@ use super::concat_and_cache_mla_grouped::CacheTable;
 use crate::error::{RequestError, Result};
 use crate::ops::checks::{Named, count, named};
 use crate::ops::device_check::{CheckMode, plan_check};
-use crate::ops::layout::{alignment, byte_stride};
+use crate::ops::layout::{alignment, byte_stride, elements};
 use crate::ops::made_for::{Fact, MadeFor};
 use crate::ops::plan::{KernelPlan, overlapping};
 use crate::ops::tensors::{Given, alike, given, laid_out_alike, on_machine, same, same_kind};
@@ -176,8 +176,8 @@ pub(super) fn check_blocks(
             got: target_view.strides().to_vec(),
         });
     }
-    let values: usize = shape[1..].iter().product();
-    Ok(values as u64 * dtype.size() as u64)
+    let values = elements(&shape[1..]) as u64;
+    Ok(values.saturating_mul(dtype.size() as u64))
 }
 
 /// Two tables of as many caches: how many.

@@ -4,12 +4,11 @@ use std::fmt;
 
 use gpu_kernels::params::GatherParams;
 
-use super::gather::{CheckedGather, GatherForm, GatherRequest, GatherRows};
+use super::gather::{CheckedGather, GatherRequest};
 use crate::error::Result;
-use crate::ops::checks::named;
 use crate::ops::made_for::{Fact, MadeFor};
 use crate::ops::plan::KernelPlan;
-use crate::ops::tensors::{Given, addresses, alike, given, on_machine, same, same_kind};
+use crate::ops::tensors::{alike, on_machine, same, same_kind};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::TensorViewMut;
 
@@ -77,87 +76,6 @@ impl CheckedGather<'_> {
         // SAFETY: the views are valid until the launch has finished, as their makers promised; `check()` made shapes,
         // strides and grids agree.
         unsafe { plan.enqueue(self.params.num_rows > 0, workspace, launcher, params) }
-    }
-}
-
-impl<'a> GatherRequest<'a> {
-    /// The tensors, in the order of the kernels' parameters.
-    fn tensors(&self) -> [Given<'_, 'a>; 6] {
-        let scale = match &self.form {
-            GatherForm::Fp8 { scale } => Some(scale),
-            GatherForm::Raw | GatherForm::Fp8Ds | GatherForm::V4 => None,
-        };
-        let [block_table, rows, seqs] = match &self.rows {
-            GatherRows::Ragged {
-                block_table,
-                row_starts,
-                first_tokens,
-            } => [
-                Some(named("block_table", block_table)),
-                Some(named("row_starts", row_starts)),
-                given("first_tokens", first_tokens.as_ref()),
-            ],
-            GatherRows::Padded {
-                block_table,
-                seq_lens,
-                lens,
-            } => [
-                Some(named("block_table", block_table)),
-                given("lens", lens.as_ref()),
-                Some(named("seq_lens", seq_lens)),
-            ],
-            GatherRows::TopK {
-                block_table,
-                indices,
-                seqs,
-            } => [
-                Some(named("block_table", block_table)),
-                Some(named("indices", indices)),
-                given("seqs", seqs.as_ref()),
-            ],
-            GatherRows::Slots { slots } => [None, Some(named("slots", slots)), None],
-        };
-        let cache = Some(named("cache", &self.cache));
-        let out = Some(named("out", self.out.view()));
-        [cache, out, given("scale", scale), block_table, rows, seqs]
-    }
-
-    /// Parameters with the addresses of the tensors.
-    pub(super) fn at(&self, params: GatherParams) -> GatherParams {
-        let [cache, out, scale, block_table, rows, seqs] = addresses(self.tensors());
-        GatherParams {
-            cache,
-            out,
-            scale,
-            block_table,
-            rows,
-            seqs,
-            ..params
-        }
-    }
-}
-
-impl GatherForm<'_> {
-    /// Which of them it is.
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Raw => "Raw",
-            Self::Fp8 { .. } => "Fp8",
-            Self::Fp8Ds => "Fp8Ds",
-            Self::V4 => "V4",
-        }
-    }
-}
-
-impl GatherRows<'_> {
-    /// Which of them it is.
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Ragged { .. } => "Ragged",
-            Self::Padded { .. } => "Padded",
-            Self::TopK { .. } => "TopK",
-            Self::Slots { .. } => "Slots",
-        }
     }
 }
 

@@ -6,6 +6,7 @@ mod concat_and_cache_mla;
 mod concat_and_cache_mla_grouped;
 mod copy_blocks;
 mod gather;
+mod gather_check;
 mod gather_launch;
 mod places;
 mod reshape_and_cache;
