@@ -63,11 +63,12 @@ fn a_step_of_unified_attention_is_rebound() {
     ] {
         let request = |mut layer: Layer| {
             let cache_shape = [100, 16, 2, 64];
-            let mut options = UnifiedOptions::default();
-            options.causal_flags = Some(layer.view(Dtype::U8, &[3]));
-            options.sinks = Some(layer.view(Dtype::F32, &[8]));
-            (options.num_decodes, options.max_query_len) = (num_decodes, max_query_len);
-            options.check = check;
+            let mut options = UnifiedOptions::default()
+                .causal_flags(layer.view(Dtype::U8, &[3]))
+                .sinks(layer.view(Dtype::F32, &[8]))
+                .num_decodes(num_decodes)
+                .check(check);
+            options.max_query_len = max_query_len;
             UnifiedRequest {
                 query: layer.view(Dtype::Bf16, &[20, 8, 64]),
                 key_cache: layer.view(Dtype::Bf16, &cache_shape),

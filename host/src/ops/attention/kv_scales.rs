@@ -43,18 +43,20 @@ pub(super) fn check_scales(
     };
     let shape = [cache.num_blocks, cache.block_size, cache.num_kv_heads];
     let (one, heads, tokens): (&[usize], &[usize], &[usize]) = (&[1], &shape[2..], &shape);
-    let allowed: &[&[usize]] = match cache.dtype {
-        Dtype::F8E4m3 => &[one, heads, tokens],
-        Dtype::I8 => &[tokens],
-        _ => &[one, heads],
+    // Shared ones, and those of tokens: which the dtype has.
+    let (allowed, kinds): (&[&[usize]], _) = match cache.dtype {
+        Dtype::F8E4m3 => (&[one, heads, tokens], [true, true]),
+        Dtype::F8E5m2 => (&[one, heads], [true, false]),
+        Dtype::I8 => (&[tokens], [false, true]),
+        other => unreachable!("a cache of {other} is refused by the checks"),
     };
     let form = || {
         let heads = format!("[num_kv_heads] = {heads:?}");
         let tokens = format!("[num_blocks, block_size, num_kv_heads] = {tokens:?}");
-        match cache.dtype {
-            Dtype::F8E4m3 => format!("[1], {heads}, or {tokens}"),
-            Dtype::I8 => tokens,
-            _ => format!("[1] or {heads}"),
+        match kinds {
+            [true, true] => format!("[1], {heads}, or {tokens}"),
+            [true, false] => format!("[1] or {heads}"),
+            [false, _] => tokens,
         }
     };
     named("k_scale", &scales.k_scale).floats(allowed, form)?;

@@ -213,6 +213,7 @@ impl<'a> DecodeMlaEntryRequest<'a> {
             shape: AttentionShape {
                 query: query.dtype,
                 out,
+                // Of the entries' values: what else is in an entry, the kernels know.
                 cache: CacheDtype::E4m3,
                 num_seqs: grid_count("num_seqs", num_seqs)?,
                 num_query_heads: count("num_query_heads", num_query_heads)?,
@@ -276,13 +277,13 @@ impl<'a> DecodeMlaEntryRequest<'a> {
         }
         match self.options.check {
             CheckMode::Device if self.is_sparse() => refuse("check", "CheckMode::Device".into()),
-            _ => Ok(()),
+            CheckMode::Device | CheckMode::Off => Ok(()),
         }
     }
 }
 
 /// Values of a query's head.
-pub(super) fn head_size(form: EntryForm) -> u32 {
+fn head_size(form: EntryForm) -> u32 {
     match form {
         EntryForm::Fp8Ds => fp8_ds::LATENTS + fp8_ds::ROPE,
         EntryForm::V4 => v4::VALUES + v4::ROPE,

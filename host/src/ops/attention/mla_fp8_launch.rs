@@ -64,7 +64,8 @@ impl CheckedDecodeMlaEntry<'_> {
     /// Decides splits, grids and workspace for a machine: a pure function of shapes and numbers.
     ///
     /// # Errors
-    /// [`crate::error::Error::Unsupported`] if the machine has too little shared memory for the kernel.
+    /// [`crate::error::Error::Unsupported`] if the machine has too little shared memory for the kernel;
+    /// [`crate::error::RequestError::Value`] for more query tokens than can be merged, where keys are split.
     pub fn plan(&self, device: &DeviceInfo) -> Result<DecodePlan> {
         let Choice { entry, cut, stages } = self.choose(device)?;
         let options = self.request.options;

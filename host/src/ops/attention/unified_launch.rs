@@ -128,7 +128,7 @@ impl CheckedUnified<'_> {
         let options = &request.options;
         let (query, out) = (request.query.strides(), request.out.view().strides());
         let bytes = i64::from(self.shape.value_bytes());
-        // One block's strides may be anything.
+        // Along a dimension of one nobody steps, and its stride may be anything.
         let byte_strides =
             |cache: &TensorView<'_>| [0, 1, 2].map(|dim| cache.strides()[dim].wrapping_mul(bytes));
         let (key, value) = (
