@@ -1,53 +1,18 @@
-//! Checked requests pointed at other tensors: the next layer's get the parameters that checking them would have given
+//! Checked attention pointed at other tensors: the next layer's get the parameters that checking them would have given
 //! them, and what is not alike is refused. Nothing here runs.
 #![allow(missing_docs, reason = "a test crate has no readers of its docs")]
 
 mod common;
 
-use common::parts::{Parts, Refusal, launched, parts};
+use common::parts::{Refusal, parts};
+use common::rebind::{FIRST, Layer, SECOND, rebinds, refuses};
 use ferroattn::ops::{
-    AlibiForm, AlibiSlopes, CacheScales, CacheWriteRequest, CheckMode, DecodeMlaRequest,
-    DecodeOptions, DecodeRequest, KvScales, MlaScales, UnifiedOptions, UnifiedRequest,
+    AlibiForm, AlibiSlopes, CheckMode, CheckedDecodeMlaEntry, DecodeMlaEntryRequest,
+    DecodeMlaRequest, DecodeOptions, DecodeRequest, EntryForm, EntryTokens, KvScales, MlaScales,
+    UnifiedOptions, UnifiedRequest, WindowTokens,
 };
-use ferroattn::plan::DeviceInfo;
-use ferroattn::tensor::{Dtype, TensorView, TensorViewMut};
-
-/// Tensors one after the other, from an address of its own for each layer.
-struct Layer(u64);
-
-impl Layer {
-    fn parts(&mut self, dtype: Dtype, shape: &[usize]) -> Parts {
-        self.0 += 0x10_0000;
-        Parts {
-            address: self.0,
-            ..parts(dtype, shape)
-        }
-    }
-    fn view(&mut self, dtype: Dtype, shape: &[usize]) -> TensorView<'static> {
-        self.parts(dtype, shape).view()
-    }
-    fn view_mut(&mut self, dtype: Dtype, shape: &[usize]) -> TensorViewMut<'static> {
-        self.parts(dtype, shape).view_mut()
-    }
-}
-
-const FIRST: u64 = 0x1000;
-const SECOND: u64 = 0x7000_0000;
-
-/// Whether a rebound request launches what a checked one does. `$request(layer)` makes them.
-macro_rules! rebinds {
-    ($request:expr, $plan:expr) => {
-        let first = $request(Layer(FIRST)).check().expect("a good request");
-        let second = $request(Layer(SECOND)).check().expect("a good request");
-        let plan = $plan(&first);
-        let rebound = first.rebind($request(Layer(SECOND))).expect("alike");
-        let expected = launched(|workspace, to| second.launch(&plan, workspace, to));
-        let launches = launched(|workspace, to| rebound.launch(&plan, workspace, to));
-        assert!(launches == expected, "{rebound:?} is not {second:?}");
-        let old = launched(|workspace, to| first.launch(&plan, workspace, to));
-        assert!(launches != old, "other addresses");
-    };
-}
+use ferroattn::plan::{DeviceInfo, SplitPolicy};
+use ferroattn::tensor::Dtype;
 
 /// Of the first kind over an FP8 cache, with everything that has an address.
 fn decode(mut layer: Layer, cache: Dtype) -> DecodeRequest<'static> {
@@ -98,11 +63,12 @@ fn a_step_of_unified_attention_is_rebound() {
     ] {
         let request = |mut layer: Layer| {
             let cache_shape = [100, 16, 2, 64];
-            let mut options = UnifiedOptions::default();
-            options.causal_flags = Some(layer.view(Dtype::U8, &[3]));
-            options.sinks = Some(layer.view(Dtype::F32, &[8]));
-            (options.num_decodes, options.max_query_len) = (num_decodes, max_query_len);
-            options.check = check;
+            let mut options = UnifiedOptions::default()
+                .causal_flags(layer.view(Dtype::U8, &[3]))
+                .sinks(layer.view(Dtype::F32, &[8]))
+                .num_decodes(num_decodes)
+                .check(check);
+            options.max_query_len = max_query_len;
             UnifiedRequest {
                 query: layer.view(Dtype::Bf16, &[20, 8, 64]),
                 key_cache: layer.view(Dtype::Bf16, &cache_shape),
@@ -144,42 +110,131 @@ fn mla_decode_is_rebound() {
     });
 }
 
-#[test]
-fn a_cache_write_is_rebound() {
-    for kind in 0..4 {
-        let request = |mut layer: Layer| {
-            let (source, cache) = match kind {
-                0 => (Dtype::Bf16, Dtype::Bf16),
-                // Copied, with scales that nobody reads.
-                1 => (Dtype::F8E4m3, Dtype::F8E4m3),
-                _ => (Dtype::Bf16, Dtype::F8E4m3),
-            };
-            let scales = [10, 16, 2];
-            CacheWriteRequest {
-                key: layer.view(source, &[6, 2, 64]),
-                value: layer.view(source, &[6, 2, 64]),
-                key_cache: layer.view_mut(cache, &[10, 16, 2, 64]),
-                value_cache: layer.view_mut(cache, &[10, 16, 2, 64]),
-                slot_mapping: layer.view(Dtype::I64, &[6]),
-                block_size: 16,
-                scales: match kind {
-                    0 => CacheScales::None,
-                    1 | 2 => CacheScales::Given {
-                        k_scale: layer.view(Dtype::F32, &[2]),
-                        v_scale: layer.view(Dtype::F32, &[1]),
-                    },
-                    _ => CacheScales::PerTokenHead {
-                        k_scale: layer.view_mut(Dtype::F32, &scales),
-                        v_scale: layer.view_mut(Dtype::F32, &scales),
-                    },
-                },
-                check: CheckMode::Device,
-            }
-        };
-        rebinds!(request, |first: &ferroattn::ops::CheckedCacheWrite<'_>| {
-            first.plan()
-        });
+/// Over entries: all tokens, or those of a list, or of two lists over two caches.
+fn entries(mut layer: Layer, form: EntryForm, lists: usize) -> DecodeMlaEntryRequest<'static> {
+    let (head_size, cache_shape): (_, &[usize]) = match form {
+        EntryForm::Fp8Ds => (576, &[50, 64, 656]),
+        EntryForm::V4 => (512, &[50, 584 * 64]),
+    };
+    let query = layer.view(Dtype::Bf16, &[3, 2, 16, head_size]);
+    let cache = layer.view(Dtype::U8, cache_shape);
+    let block_table = layer.view(Dtype::I32, &[3, 9]);
+    let tokens = match lists {
+        0 => EntryTokens::All {
+            block_table,
+            seq_lens: layer.view(Dtype::I32, &[3]),
+        },
+        _ => EntryTokens::TopK {
+            topk_indices: layer.view(Dtype::I32, &[3, 2, 128]),
+            topk_length: Some(layer.view(Dtype::I32, &[3, 2])),
+            block_table: Some(block_table),
+            window: (lists > 1).then(|| WindowTokens {
+                cache: layer.view(Dtype::U8, cache_shape),
+                block_size: 64,
+                indices: layer.view(Dtype::I32, &[3, 2, 64]),
+                length: Some(layer.view(Dtype::I32, &[3])),
+            }),
+        },
+    };
+    DecodeMlaEntryRequest {
+        query,
+        form,
+        cache,
+        block_size: 64,
+        tokens,
+        sinks: Some(layer.view(Dtype::F32, &[16])),
+        out: layer.view_mut(Dtype::Bf16, &[3, 2, 16, 512]),
+        lse: Some(layer.view_mut(Dtype::F32, &[3, 2, 16])),
+        softmax_scale: 0.07,
+        options: DecodeOptions::default().check(match lists {
+            0 => CheckMode::Device,
+            _ => CheckMode::Off,
+        }),
     }
+}
+
+#[test]
+fn mla_decode_over_entries_is_rebound() {
+    for form in [EntryForm::Fp8Ds, EntryForm::V4] {
+        for lists in 0..3 {
+            rebinds!(
+                |layer| entries(layer, form, lists),
+                |first: &CheckedDecodeMlaEntry<'_>| first.plan(&DeviceInfo::H200).unwrap()
+            );
+        }
+    }
+}
+
+#[test]
+fn entries_that_are_not_alike_are_refused() {
+    let request = |layer| entries(layer, EntryForm::V4, 2);
+    let first = request(Layer(FIRST)).check().expect("a good request");
+    /// Changes the second list.
+    fn window(
+        request: &mut DecodeMlaEntryRequest<'static>,
+        change: fn(&mut Option<WindowTokens<'static>>),
+    ) {
+        let EntryTokens::TopK { window, .. } = &mut request.tokens else {
+            panic!("index lists");
+        };
+        change(window);
+    }
+    let table: [Refusal<DecodeMlaEntryRequest<'static>>; 10] = [
+        (
+            |r| r.query = parts(Dtype::F16, &[3, 2, 16, 512]).view(),
+            "`query` must be bf16, but its dtype is f16",
+        ),
+        (
+            |r| {
+                let mut cache = parts(Dtype::U8, &[50, 584 * 64]);
+                cache.strides[0] += 64;
+                r.cache = cache.view();
+            },
+            "`cache` must have strides [37376, 1] as before, but its strides are [37440, 1] (in elements)",
+        ),
+        (
+            |r| {
+                window(r, |window| {
+                    let window = window.as_mut().expect("a second list");
+                    window.indices = parts(Dtype::I32, &[3, 2, 65]).view();
+                });
+            },
+            "`window.indices` must be as before = [3, 2, 64], but its shape is [3, 2, 65]",
+        ),
+        (
+            |r| {
+                window(r, |window| {
+                    window.as_mut().expect("a second list").block_size = 32
+                })
+            },
+            "`window.block_size` must be Some(64) as before, but it is Some(32)",
+        ),
+        (
+            |r| window(r, |window| *window = None),
+            "`window.cache` must be given as before, but it is missing",
+        ),
+        (
+            |r| r.tokens = entries(Layer(SECOND), EntryForm::V4, 0).tokens,
+            "`tokens` must be TopK as before, but it is All",
+        ),
+        (
+            |r| r.form = EntryForm::Fp8Ds,
+            "`form` must be V4 as before, but it is Fp8Ds",
+        ),
+        (
+            |r| r.block_size = 32,
+            "`block_size` must be 64 as before, but it is 32",
+        ),
+        (
+            |r| r.sinks = None,
+            "`sinks` must be given as before, but it is missing",
+        ),
+        (
+            |r| r.options = r.options.split_policy(SplitPolicy::BatchInvariant),
+            "`split_policy` must be Auto as before, but it is BatchInvariant",
+        ),
+    ];
+    refuses!(first, request, table);
 }
 
 #[test]
@@ -234,10 +289,5 @@ fn what_is_not_alike_is_refused() {
             "`check` must be Device as before, but it is Off",
         ),
     ];
-    for (change, message) in table {
-        let mut request = decode(Layer(SECOND), Dtype::F8E4m3);
-        change(&mut request);
-        let error = first.rebind(request).expect_err("it differs");
-        assert_eq!(error.to_string(), message);
-    }
+    refuses!(first, |layer| decode(layer, Dtype::F8E4m3), table);
 }

@@ -359,3 +359,41 @@ fn a_workspace_too_small_is_refused_before_anything_is_launched() {
         .expect_err("too small");
     assert!(error.to_string().contains("1000"), "{error}");
 }
+
+#[test]
+fn options_are_built_one_by_one() {
+    let tensor = |dtype| parts(dtype, &[1]).view();
+    let slopes = AlibiSlopes {
+        slopes: tensor(Dtype::F32),
+        form: AlibiForm::Sqrt,
+    };
+    let built = UnifiedOptions::default()
+        .causal(false)
+        .causal_flags(tensor(Dtype::U8))
+        .sliding_window(1)
+        .softcap(2.0)
+        .alibi(slopes)
+        .sinks(tensor(Dtype::F16))
+        .output_scale(tensor(Dtype::Bf16))
+        .num_decodes(3)
+        .max_query_len(4)
+        .max_seq_len(5)
+        .f32_scores(true)
+        .split_policy(SplitPolicy::Fixed(6))
+        .check(CheckMode::Device);
+    let mut set = UnifiedOptions::default();
+    set.causal = false;
+    set.causal_flags = Some(tensor(Dtype::U8));
+    set.sliding_window = Some(1);
+    set.softcap = Some(2.0);
+    set.alibi = Some(slopes);
+    set.sinks = Some(tensor(Dtype::F16));
+    set.output_scale = Some(tensor(Dtype::Bf16));
+    set.num_decodes = 3;
+    set.max_query_len = Some(4);
+    set.max_seq_len = Some(5);
+    set.f32_scores = true;
+    set.split_policy = SplitPolicy::Fixed(6);
+    set.check = CheckMode::Device;
+    assert_eq!(format!("{built:?}"), format!("{set:?}"));
+}

@@ -9,6 +9,7 @@ pub mod files;
 pub mod matrix;
 pub mod parts;
 pub mod program;
+pub mod rebind;
 
 use std::io::Write;
 

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use ferroattn::error::RequestError;
+use ferroattn::ops::CacheTable;
 use ferroattn::plan::DeviceInfo;
 use ferroattn::runtime::{Launch, Launcher, MachineId};
 use ferroattn::tensor::{Dtype, TensorView, TensorViewMut, contiguous_strides};
@@ -52,6 +53,17 @@ impl Parts {
         unsafe { TensorViewMut::from_raw(self.address, self.dtype, &self.shape, &self.strides) }
             .expect("a view")
     }
+}
+
+/// Caches of a shape, contiguous, whose addresses are in a tensor.
+pub fn cache_table(
+    addresses: TensorView<'static>,
+    dtype: Dtype,
+    shape: &[usize],
+) -> CacheTable<'static> {
+    // SAFETY: the caches are never handed to a kernel.
+    unsafe { CacheTable::from_raw(addresses, dtype, shape, &contiguous_strides(shape)) }
+        .expect("strides for each dimension")
 }
 
 /// Runs nothing, and writes launches down with their parameters.

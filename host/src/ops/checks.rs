@@ -166,6 +166,20 @@ impl Named<'_, '_> {
         Ok(shape)
     }
 
+    /// f32, of one of the shapes `allowed`, which `form` names, in any order.
+    pub(super) fn floats(
+        self,
+        allowed: &[&[usize]],
+        form: impl FnOnce() -> String,
+    ) -> Result<(), RequestError> {
+        self.dtype(&[Dtype::F32])?;
+        if !allowed.contains(&self.view.shape()) {
+            return Err(self.wrong_shape(form()));
+        }
+        self.no_negative_strides()?;
+        self.aligned(4)
+    }
+
     /// No stride is negative; elements may lie in any order.
     pub(super) fn no_negative_strides(self) -> Result<(), RequestError> {
         let strides = self.view.strides();

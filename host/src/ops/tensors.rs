@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::cache_side::alignment;
 use super::checks::{Named, named};
+use super::layout::alignment;
 use crate::error::RequestError;
 use crate::runtime::Launcher;
 use crate::tensor::{TensorView, TensorViewMut};
@@ -47,26 +47,39 @@ pub(super) fn alike(old: &[Given<'_, '_>], new: &[Given<'_, '_>]) -> Result<(), 
         match (old, new) {
             (None, None) => {}
             (Some(old), Some(new)) => {
-                let (was, is) = (old.view, new.view);
-                new.aligned(alignment(&[was.address()]) as usize)?;
-                if is.is_like(was) {
-                    continue;
-                }
-                new.dtype(&[was.dtype()])?;
-                new.shape("as before", was.shape())?;
-                if is.strides() != was.strides() {
-                    return Err(RequestError::Stride {
-                        tensor: new.name(),
-                        expected: format!("strides {:?} as before", was.strides()),
-                        got: is.strides().to_vec(),
-                    });
-                }
+                new.aligned(alignment(&[old.view.address()]) as usize)?;
+                laid_out_alike(old.view, *new)?;
             }
             (Some(old), None) => return Err(differs(old.name(), "given", "missing")),
             (None, Some(new)) => return Err(differs(new.name(), "absent", "given")),
         }
     }
     Ok(())
+}
+
+/// Whether `new` has the dtype, shape and strides of `old`, wherever it is.
+///
+/// # Errors
+/// [`RequestError`] naming it.
+pub(super) fn laid_out_alike(old: &TensorView<'_>, new: Named<'_, '_>) -> Result<(), RequestError> {
+    if new.view.is_like(old) {
+        return Ok(());
+    }
+    new.dtype(&[old.dtype()])?;
+    new.shape("as before", old.shape())?;
+    if new.view.strides() == old.strides() {
+        return Ok(());
+    }
+    Err(RequestError::Stride {
+        tensor: new.name(),
+        expected: format!("strides {:?} as before", old.strides()),
+        got: new.view.strides().to_vec(),
+    })
+}
+
+/// Where the tensors are; 0 for those that were left out.
+pub(super) fn addresses<const N: usize>(tensors: [Given<'_, '_>; N]) -> [u64; N] {
+    tensors.map(|tensor| tensor.map_or(0, |tensor| tensor.view.address()))
 }
 
 /// Whether what is not a tensor is as it was.
@@ -79,6 +92,14 @@ pub(super) fn same<T: PartialEq + fmt::Debug>(
         return Ok(());
     }
     Err(differs(name, &format!("{old:?}"), &format!("{new:?}")))
+}
+
+/// Whether a choice among several forms of request, by their names, is as it was.
+pub(super) fn same_kind(name: &'static str, old: &str, new: &str) -> Result<(), RequestError> {
+    if old == new {
+        return Ok(());
+    }
+    Err(differs(name, old, new))
 }
 
 fn differs(name: &'static str, expected: &str, got: &str) -> RequestError {

@@ -2,6 +2,8 @@
 
 use gpu_kernels::entry::Entry;
 
+/// A CUDA grid has at most this many thread blocks along x.
+pub(crate) const MOST_CTAS_X: u64 = (1 << 31) - 1;
 /// A CUDA grid has at most this many thread blocks along y, and along z.
 pub(crate) const MOST_CTAS_YZ: u32 = 65_535;
 

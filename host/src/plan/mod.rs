@@ -7,6 +7,6 @@ pub mod support;
 pub mod variants;
 
 pub use device::DeviceInfo;
-pub(crate) use device::MOST_CTAS_YZ;
+pub(crate) use device::{MOST_CTAS_X, MOST_CTAS_YZ};
 pub use row_splits::RowSplitShape;
 pub use splits::{SplitPolicy, SplitShape, Splits, warp_tile_nanoseconds};

@@ -1,8 +1,10 @@
 //! From a request's properties to the compiled kernel, and the support matrix.
 //!
-//! The table of kernels is sorted into lists by operation once: requests are checked, and planned, while a GPU waits.
+//! The table of kernels is indexed once, by variant and by what an operation asks for: requests are checked, and planned,
+//! while a GPU waits. Only the lists of what is supported, which errors and `info` print, go through all of it.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::LazyLock;
 
 use gpu_kernels::entry::{ENTRIES, Entry, Variant};
@@ -34,28 +36,24 @@ fn find(variant: Variant) -> Option<&'static Entry> {
 }
 
 /// Kernels of one operation, as `of` knows them: by what they are for, those for few query heads first.
-type Rows<Key, Row> = Vec<(Key, Vec<Row>)>;
+type Rows<Key, Row> = HashMap<Key, Vec<Row>>;
 
 /// Sorts the table's rows of one operation.
-fn rows<Key: PartialEq, Row>(
+fn rows<Key: Eq + Hash, Row>(
     of: impl Fn(&'static Entry) -> Option<(Key, u32, Row)>,
 ) -> Rows<Key, Row> {
     let mut all: Vec<_> = ENTRIES.iter().filter_map(of).collect();
     all.sort_by_key(|&(_, heads, _)| heads);
-    let mut rows: Rows<Key, Row> = Vec::new();
+    let mut rows = Rows::new();
     for (key, _, row) in all {
-        match rows.iter_mut().find(|(other, _)| *other == key) {
-            Some((_, list)) => list.push(row),
-            None => rows.push((key, vec![row])),
-        }
+        rows.entry(key).or_insert_with(Vec::new).push(row);
     }
     rows
 }
 
 /// Those that are for `key`; none if nothing was compiled.
-fn rows_for<'r, Key: PartialEq, Row>(rows: &'r Rows<Key, Row>, key: &Key) -> &'r [Row] {
-    let found = rows.iter().find(|(other, _)| other == key);
-    found.map_or(&[], |(_, list)| list)
+fn rows_for<'r, Key: Eq + Hash, Row>(rows: &'r Rows<Key, Row>, key: &Key) -> &'r [Row] {
+    rows.get(key).map_or(&[], Vec::as_slice)
 }
 
 /// The decode kernel for head sizes (of keys, of values) and a group: the one that takes the whole group in one thread

@@ -2,13 +2,16 @@
 
 use gpu_kernels::params::{CheckFault, ScaleList};
 
-use super::cache_side::{Side, byte_stride};
-use super::cache_write::CacheWritePlan;
-use super::checks::{count, named, slot_count};
-use super::device_check::{CheckMode, Slots, scale_list};
-use super::row_write::{RowWrite, Rows};
-use super::tensors::{Given, given, on_machine};
+use super::places::{Places, SidePlaces};
+use super::row_layout::Side;
+use super::row_write::Rows;
+use super::slots::Slots;
+use super::write_plan::{CacheWritePlan, SlotWrite};
 use crate::error::{RequestError, Result};
+use crate::ops::checks::{count, named, slot_count};
+use crate::ops::device_check::{CheckMode, scale_list};
+use crate::ops::layout::byte_stride;
+use crate::ops::tensors::{Given, alike, given, laid_out_alike, same};
 use crate::runtime::Launcher;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
@@ -40,6 +43,15 @@ impl<'a> CacheTable<'a> {
         let cache = unsafe { TensorView::from_raw(0, dtype, shape, strides) }?;
         Ok(Self { addresses, cache })
     }
+
+    /// Whether the caches of `new` are laid out as these are.
+    pub(super) fn alike(
+        &self,
+        name: &'static str,
+        new: &CacheTable<'_>,
+    ) -> Result<(), RequestError> {
+        laid_out_alike(&self.cache, named(name, &new.cache))
+    }
 }
 
 /// What is wanted.
@@ -66,8 +78,7 @@ pub struct ConcatAndCacheMlaGroupedRequest<'a> {
 /// A request whose tensors agree with each other.
 #[derive(Debug)]
 pub struct CheckedConcatAndCacheMlaGrouped<'a> {
-    write: RowWrite,
-    slots: Slots,
+    write: SlotWrite,
     request: ConcatAndCacheMlaGroupedRequest<'a>,
 }
 
@@ -153,15 +164,15 @@ impl<'a> ConcatAndCacheMlaGroupedRequest<'a> {
         } else {
             rows.scaled(dtype, cache_dtype)?
         };
+        let slots = Slots {
+            scales: self.scales_to_check(),
+            ..rows.slots(slot_count(num_blocks, block_size)?)
+        };
         Ok(CheckedConcatAndCacheMlaGrouped {
-            write,
-            slots: Slots {
-                scales: [
-                    scale_list(CheckFault::LAYER_SCALES, self.scales.as_ref()),
-                    ScaleList::NONE,
-                    ScaleList::NONE,
-                ],
-                ..rows.slots(slot_count(num_blocks, block_size)?)
+            write: SlotWrite {
+                rows: write,
+                slots,
+                check: self.check,
             },
             request: self,
         })
@@ -178,12 +189,53 @@ impl<'a> ConcatAndCacheMlaGroupedRequest<'a> {
             given("scales", self.scales.as_ref()),
         ]
     }
+
+    fn scales_to_check(&self) -> [ScaleList; 3] {
+        let scales = scale_list(CheckFault::LAYER_SCALES, self.scales.as_ref());
+        [scales, ScaleList::NONE, ScaleList::NONE]
+    }
+
+    fn places(&self) -> Places {
+        let (cache, scales) = (&self.kv_caches.cache, self.scales.as_ref());
+        let latent_bytes = self.kv_c.shape()[2] * cache.dtype().size();
+        let rows = Places::of_rows(
+            SidePlaces::of(&self.kv_c, cache, scales),
+            SidePlaces::of(&self.k_pe, cache, scales).at_byte(latent_bytes),
+            &self.slot_mapping,
+            self.scales_to_check(),
+        );
+        Places {
+            cache_table: self.kv_caches.addresses.address(),
+            ..rows
+        }
+    }
 }
 
 impl CheckedConcatAndCacheMlaGrouped<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CacheWritePlan {
-        CacheWritePlan::new(&self.slots, self.request.check, self.write.launch)
+        self.write.plan()
+    }
+
+    /// The same for other tensors, as [`super::CheckedCacheWrite::rebind`]. There is no next layer here, as one launch
+    /// writes all: this is for the next step's tokens, or for another group of layers, as many as these.
+    ///
+    /// # Errors
+    /// [`RequestError`] naming the first tensor that differs (`kv_caches` also if the caches' shape or strides do), or
+    /// `block_size` or `check`.
+    pub fn rebind<'b>(
+        &self,
+        request: ConcatAndCacheMlaGroupedRequest<'b>,
+    ) -> Result<CheckedConcatAndCacheMlaGrouped<'b>> {
+        let old = &self.request;
+        alike(&old.tensors(), &request.tensors())?;
+        old.kv_caches.alike("kv_caches", &request.kv_caches)?;
+        same("block_size", old.block_size, request.block_size)?;
+        same("check", old.check, request.check)?;
+        Ok(CheckedConcatAndCacheMlaGrouped {
+            write: self.write.at(&request.places()),
+            request,
+        })
     }
 
     /// Enqueues the plan's kernels: one for all layers, and one for the check. Allocates nothing and waits for
@@ -197,14 +249,8 @@ impl CheckedConcatAndCacheMlaGrouped<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
-        let plan = plan.refit(self.plan())?;
-        on_machine(launcher, &self.request.tensors(), workspace)?;
-        // SAFETY: the view of the slots is valid until the launch has finished, as its maker promised.
-        let check = unsafe { self.slots.launch_check(plan.check(), workspace, launcher)? };
-        if self.slots.num_tokens == 0 || self.slots.num_layers == 0 {
-            return Ok(());
-        }
-        // SAFETY: as above, for the caches too; `check()` made shapes and strides agree.
-        unsafe { self.write.launch(launcher, check) }
+        let tensors = self.request.tensors();
+        // SAFETY: `check` or `rebind` made the write from these tensors and caches, whose makers promised that they stay valid.
+        unsafe { self.write.launch(plan, &tensors, workspace, launcher) }
     }
 }

@@ -9,25 +9,21 @@
 //! **When.** Compaction pays where a pool as a whole is too large to be touched: to send the blocks of some
 //! sequences elsewhere (host, another device), or to dequantise once what many layers' or steps' readers
 //! share. It moves whole blocks: for chosen tokens (`topk` of them, scattered) [`super::GatherRows::TopK`]
-//! moves only those and needs one launch; and [`super::DecodeRequest`] reads pools as they are, of every
+//! moves only those and needs one launch; and [`crate::ops::DecodeRequest`] reads pools as they are, of every
 //! dtype, with no copy at all.
-
-use std::fmt;
 
 use gpu_kernels::divider::Divider;
 use gpu_kernels::entry::Variant;
-use gpu_kernels::kernels::{compact, gather};
-use gpu_kernels::params::{CompactParams, GatherParams, KernelParams};
+use gpu_kernels::kernels::gather;
+use gpu_kernels::params::{CompactParams, GatherParams};
 
-use super::cache_side::{alignment, byte_stride};
-use super::checks::{count, named};
 use super::copy_blocks::check_blocks;
-use super::device_check::workspace_base;
-use super::made_for::{Fact, MadeFor};
-use super::tensors::{Given, on_machine};
 use crate::error::{RequestError, Result};
+use crate::ops::checks::{count, named};
+use crate::ops::layout::{alignment, byte_stride, elements};
+use crate::ops::tensors::{Given, addresses};
 use crate::plan::variants;
-use crate::runtime::{Launch, Launcher};
+use crate::runtime::Launch;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
 /// What is wanted.
@@ -72,29 +68,17 @@ pub enum CompactReferences<'a> {
 #[derive(Debug)]
 pub struct CheckedCompact<'a> {
     /// Without the workspace's addresses.
-    params: CompactParams,
+    pub(super) params: CompactParams,
     /// One for each pair of caches; likewise.
-    gathers: Vec<BlockGather>,
-    request: CompactRequest<'a>,
+    pub(super) gathers: Vec<BlockGather>,
+    pub(super) request: CompactRequest<'a>,
 }
 
 /// How the blocks of one pool are copied.
 #[derive(Clone, Copy, Debug)]
-struct BlockGather {
-    launch: Launch,
-    params: GatherParams,
-}
-
-/// What was decided: prints as one line.
-///
-/// It fits every request with references of the same kind, at most as many of them (sequences, or slots), at most as
-/// many caches, and at most as many blocks in each, before and after.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CompactPlan {
-    made_for: MadeFor<5>,
-    launches: Vec<Launch>,
-    num_blocks: u32,
-    num_compact_blocks: u32,
+pub(super) struct BlockGather {
+    pub(super) launch: Launch,
+    pub(super) params: GatherParams,
 }
 
 impl<'a> CompactRequest<'a> {
@@ -116,14 +100,14 @@ impl<'a> CompactRequest<'a> {
             }
             .into());
         }
-        let mut params = CompactParams {
+        let mut params = self.at(CompactParams {
             references: 0,
             seq_lens: 0,
             renamed: 0,
             marks: 0,
             new_ids: 0,
             old_ids: 0,
-            num_wanted: self.num_wanted.view().address(),
+            num_wanted: 0,
             stride_references: 0,
             stride_renamed: 0,
             num_rows: 0,
@@ -132,7 +116,7 @@ impl<'a> CompactRequest<'a> {
             num_blocks,
             num_compact_blocks,
             reserved: 0,
-        };
+        });
         self.references(&mut params)?;
         Ok(CheckedCompact {
             params,
@@ -222,9 +206,6 @@ impl<'a> CompactRequest<'a> {
                 let names = named("renamed", renamed.view());
                 names.indices::<2>(Dtype::I32, form)?;
                 names.shape(form, &[num_seqs, width])?;
-                params.references = block_table.address();
-                params.seq_lens = seq_lens.address();
-                params.renamed = renamed.view().address();
                 params.stride_references = byte_stride(block_table, 0) / 4;
                 params.stride_renamed = byte_stride(renamed.view(), 0) / 4;
                 params.num_rows = count("num_seqs", num_seqs)?;
@@ -238,27 +219,16 @@ impl<'a> CompactRequest<'a> {
                     slots.aligned(4)?;
                 }
                 named("renamed", renamed.view()).shape("as `slots`", slots.shape())?;
-                params.references = slots.address();
-                params.renamed = renamed.view().address();
-                params.num_rows = count("slots", slots.shape().iter().product())?;
+                params.num_rows = count("slots", elements(slots.shape()))?;
             }
         }
         Ok(())
     }
 }
 
-fn launch(variant: Variant, grid: [u32; 3], shared_bytes: u32) -> Launch {
-    Launch {
-        kernel: variants::entry(variant).id,
-        grid,
-        shared_bytes,
-        overlaps_previous: false,
-    }
-}
-
 impl<'a> CompactRequest<'a> {
-    /// Those that are not caches.
-    fn tensors(&self) -> [Given<'_, 'a>; 4] {
+    /// The tensors that are not caches, in the order of [`Self::at`].
+    pub(super) fn tensors(&self) -> [Given<'_, 'a>; 4] {
         let num_wanted = Some(named("num_wanted", self.num_wanted.view()));
         match &self.references {
             CompactReferences::Tables {
@@ -279,124 +249,35 @@ impl<'a> CompactRequest<'a> {
             ],
         }
     }
-}
 
-impl CheckedCompact<'_> {
-    /// What will be launched: a pure function of shapes.
-    pub fn plan(&self) -> CompactPlan {
-        let params = &self.params;
-        let walk = compact::walk_grid(params.num_rows, params.seq_lens == 0);
-        let number = compact::number_grid(params.num_blocks);
-        let names = [
-            launch(Variant::CompactMark, walk, 0),
-            launch(Variant::CompactNumber, number, compact::SHARED_BYTES),
-            launch(Variant::CompactRename, walk, 0),
-        ];
-        let gathers = self.gathers.iter().map(|gather| gather.launch);
-        CompactPlan {
-            made_for: MadeFor {
-                names: &[
-                    "references that are slots",
-                    "references",
-                    "caches",
-                    "num_blocks",
-                    "num_compact_blocks",
-                ],
-                facts: [
-                    Fact::Flag(params.seq_lens == 0),
-                    Fact::AtMost(params.num_rows),
-                    Fact::AtMost(u32::try_from(self.gathers.len()).unwrap_or(u32::MAX)),
-                    Fact::AtMost(params.num_blocks),
-                    Fact::AtMost(params.num_compact_blocks),
-                ],
-            },
-            launches: names.into_iter().chain(gathers).collect(),
-            num_blocks: params.num_blocks,
-            num_compact_blocks: params.num_compact_blocks,
+    /// Parameters with the addresses of the tensors.
+    pub(super) fn at(&self, params: CompactParams) -> CompactParams {
+        let [num_wanted, references, seq_lens, renamed] = addresses(self.tensors());
+        CompactParams {
+            num_wanted,
+            references,
+            seq_lens,
+            renamed,
+            ..params
         }
-    }
-
-    /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.
-    ///
-    /// # Errors
-    /// [`crate::error::RequestError::Plan`] if the plan was made for something that this is not (see [`CompactPlan`]);
-    /// [`crate::error::RequestError::Machine`] for memory of another machine;
-    /// [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the
-    /// plan's [`CompactPlan::workspace_bytes`]; whatever the launcher reports.
-    pub fn launch(
-        &self,
-        plan: &CompactPlan,
-        workspace: &mut TensorViewMut<'_>,
-        launcher: &dyn Launcher,
-    ) -> Result<()> {
-        let own = self.plan();
-        plan.made_for.fits(&own.made_for)?;
-        let plan = own;
-        for (pool, compact) in &self.request.caches {
-            let caches = [pool, compact.view()].map(|cache| Some(named("caches", cache)));
-            on_machine(launcher, &caches, workspace)?;
-        }
-        on_machine(launcher, &self.request.tensors(), workspace)?;
-        let base = workspace_base(workspace, plan.workspace_bytes())?;
-        let [marks, new_ids, old_ids] = plan.parts().map(|at| base + at as u64);
-        let params = CompactParams {
-            marks,
-            new_ids,
-            old_ids,
-            ..self.params
-        };
-        let (names, gathers) = plan.launches.split_at(3);
-        // SAFETY: the marks lie in the workspace, whose size was checked.
-        unsafe { launcher.zero(marks, 4 * plan.num_blocks as usize)? };
-        for (launch, is_walk) in names.iter().zip([true, false, true]) {
-            if is_walk && params.num_rows == 0 {
-                continue;
-            }
-            // SAFETY: views and workspace are valid until the launch has finished, as their makers promised;
-            // `check()` made shapes and strides agree.
-            unsafe { launcher.launch(launch, params.as_bytes())? };
-        }
-        for (launch, gather) in gathers.iter().zip(&self.gathers) {
-            let params = GatherParams {
-                rows: old_ids,
-                ..gather.params
-            };
-            if params.num_rows > 0 {
-                // SAFETY: as above; the ids are those of blocks of the pool.
-                unsafe { launcher.launch(launch, params.as_bytes())? };
-            }
-        }
-        Ok(())
     }
 }
 
-impl CompactPlan {
-    /// Where marks, new ids and old ids begin in the workspace.
-    fn parts(&self) -> [usize; 3] {
-        let ids = (4 * self.num_blocks as usize).next_multiple_of(256);
-        [0, ids, 2 * ids]
-    }
-    /// Bytes of workspace that [`CheckedCompact::launch`] needs.
-    pub fn workspace_bytes(&self) -> usize {
-        self.parts()[2] + 4 * self.num_compact_blocks as usize
-    }
-    /// The launches, in order: what to prepare before a graph is captured.
-    pub fn launches(&self) -> impl Iterator<Item = &Launch> {
-        self.launches.iter()
+impl CompactReferences<'_> {
+    /// Which of them it is.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Tables { .. } => "Tables",
+            Self::Slots { .. } => "Slots",
+        }
     }
 }
 
-impl fmt::Display for CompactPlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = self
-            .launches()
-            .map(|launch| launch.kernel.entry().name)
-            .collect();
-        write!(
-            f,
-            "{}, {} bytes of workspace",
-            names.join(", "),
-            self.workspace_bytes()
-        )
+pub(super) fn launch(variant: Variant, grid: [u32; 3], shared_bytes: u32) -> Launch {
+    Launch {
+        kernel: variants::entry(variant).id,
+        grid,
+        shared_bytes,
+        overlaps_previous: false,
     }
 }

@@ -10,16 +10,16 @@ use std::fmt;
 
 use gpu_kernels::entry::Variant;
 use gpu_kernels::kernels::copy_blocks;
-use gpu_kernels::params::{CopyBlocksParams, KernelParams};
+use gpu_kernels::params::CopyBlocksParams;
 
-use super::cache_side::{alignment, byte_stride};
-use super::checks::{Named, count, named};
 use super::concat_and_cache_mla_grouped::CacheTable;
-use super::device_check::{CHECK_BYTES, CheckMode, empty_record, plan_check};
-use super::made_for::{Fact, MadeFor};
-use super::tensors::{Given, given, on_machine};
 use crate::error::{RequestError, Result};
-use crate::plan::variants;
+use crate::ops::checks::{Named, count, named};
+use crate::ops::device_check::{CheckMode, plan_check};
+use crate::ops::layout::{alignment, byte_stride, elements};
+use crate::ops::made_for::{Fact, MadeFor};
+use crate::ops::plan::{KernelPlan, overlapping};
+use crate::ops::tensors::{Given, alike, given, laid_out_alike, on_machine, same, same_kind};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
@@ -74,11 +74,7 @@ pub struct CheckedCopyBlocks<'a> {
 ///
 /// It fits every request with the same `check` and at most as many pairs and caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CopyBlocksPlan {
-    made_for: MadeFor<3>,
-    check: Option<Launch>,
-    launch: Launch,
-}
+pub struct CopyBlocksPlan(KernelPlan<3>);
 
 impl<'a> CopyBlocksRequest<'a> {
     /// Checks every tensor against the others.
@@ -91,19 +87,15 @@ impl<'a> CopyBlocksRequest<'a> {
         if two != 2 {
             return Err(pairs.wrong_shape("[num_pairs, 2]".into()).into());
         }
-        let (source, target) = match &self.caches {
-            BlockCaches::Within(cache) => (cache.view(), cache.view()),
-            BlockCaches::Between { source, target } => (source, target.view()),
-            BlockCaches::Tables { source, target } => (&source.cache, &target.cache),
-        };
+        let (source, target) = self.caches.views();
         let block_bytes = check_blocks(named("source", source), named("target", target))?;
         if !matches!(self.caches, BlockCaches::Tables { .. }) {
             named("source", source).aligned(1)?;
             named("target", target).aligned(1)?;
         }
-        let (tables, num_caches) = match &self.caches {
+        let num_caches = match &self.caches {
             BlockCaches::Tables { source, target } => check_tables(source, target)?,
-            _ => ([0; 2], 1),
+            BlockCaches::Within(_) | BlockCaches::Between { .. } => 1,
         };
         let strides = [source, target].map(|view| byte_stride(view, 0));
         let unit = alignment(&[
@@ -125,12 +117,12 @@ impl<'a> CopyBlocksRequest<'a> {
                 expected: "at most 65535, of at most 65535 caches".into(),
                 got: format!("{num_pairs} of {num_caches}"),
             })?;
-        let params = CopyBlocksParams {
-            source_table: tables[0],
-            target_table: tables[1],
-            source: source.address(),
-            target: target.address(),
-            pairs: self.pairs.address(),
+        let params = self.at(CopyBlocksParams {
+            source_table: 0,
+            target_table: 0,
+            source: 0,
+            target: 0,
+            pairs: 0,
             check: 0,
             stride_source: strides[0],
             stride_target: strides[1],
@@ -141,16 +133,11 @@ impl<'a> CopyBlocksRequest<'a> {
             units,
             num_pairs,
             num_caches,
-        };
+        });
         let ctas = num_pairs.div_ceil(copy_blocks::THREADS).max(1);
         Ok(CheckedCopyBlocks {
             check: plan_check(self.check, Variant::CheckPairs, [ctas, 1, 1]),
-            launch: Launch {
-                kernel: variants::entry(Variant::CopyBlocks).id,
-                grid,
-                shared_bytes: 0,
-                overlaps_previous: true,
-            },
+            launch: overlapping(Variant::CopyBlocks, grid),
             params,
             is_empty: num_pairs == 0 || num_caches == 0 || units == 0,
             request: self,
@@ -189,22 +176,38 @@ pub(super) fn check_blocks(
             got: target_view.strides().to_vec(),
         });
     }
-    let values: usize = shape[1..].iter().product();
-    Ok(values as u64 * dtype.size() as u64)
+    let values = elements(&shape[1..]) as u64;
+    Ok(values.saturating_mul(dtype.size() as u64))
 }
 
-/// Two tables of as many caches: their addresses, and how many.
-fn check_tables(
-    source: &CacheTable<'_>,
-    target: &CacheTable<'_>,
-) -> Result<([u64; 2], u32), RequestError> {
+/// Two tables of as many caches: how many.
+fn check_tables(source: &CacheTable<'_>, target: &CacheTable<'_>) -> Result<u32, RequestError> {
     let addresses = named("source", &source.addresses);
     let [num_caches] = addresses.indices(Dtype::I64, "[num_caches]")?;
     let others = named("target", &target.addresses);
     others.indices::<1>(Dtype::I64, "[num_caches]")?;
     others.shape("[num_caches]", &[num_caches])?;
-    let tables = [&source.addresses, &target.addresses].map(TensorView::address);
-    Ok((tables, count("num_caches", num_caches)?))
+    count("num_caches", num_caches)
+}
+
+impl<'a> BlockCaches<'a> {
+    /// How blocks lie where they are read and where they are written; with tables, without an address.
+    fn views(&self) -> (&TensorView<'a>, &TensorView<'a>) {
+        match self {
+            Self::Within(cache) => (cache.view(), cache.view()),
+            Self::Between { source, target } => (source, target.view()),
+            Self::Tables { source, target } => (&source.cache, &target.cache),
+        }
+    }
+
+    /// Which of them it is.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Within(_) => "Within",
+            Self::Between { .. } => "Between",
+            Self::Tables { .. } => "Tables",
+        }
+    }
 }
 
 impl<'a> CopyBlocksRequest<'a> {
@@ -220,23 +223,60 @@ impl<'a> CopyBlocksRequest<'a> {
             Some(named("pairs", &self.pairs)),
         ]
     }
+
+    /// Parameters with the addresses of the tensors.
+    fn at(&self, params: CopyBlocksParams) -> CopyBlocksParams {
+        let (source, target) = self.caches.views();
+        let [source_table, target_table] = match &self.caches {
+            BlockCaches::Tables { source, target } => {
+                [&source.addresses, &target.addresses].map(TensorView::address)
+            }
+            BlockCaches::Within(_) | BlockCaches::Between { .. } => [0; 2],
+        };
+        CopyBlocksParams {
+            source_table,
+            target_table,
+            source: source.address(),
+            target: target.address(),
+            pairs: self.pairs.address(),
+            ..params
+        }
+    }
 }
 
 impl CheckedCopyBlocks<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CopyBlocksPlan {
-        CopyBlocksPlan {
-            made_for: MadeFor {
-                names: &["check", "num_pairs", "num_caches"],
-                facts: [
-                    Fact::Check(self.request.check),
-                    Fact::AtMost(self.params.num_pairs),
-                    Fact::AtMost(self.params.num_caches),
-                ],
-            },
-            check: self.check,
-            launch: self.launch,
-        }
+        let made_for = MadeFor {
+            names: &["check", "num_pairs", "num_caches"],
+            facts: [
+                Fact::Check(self.request.check),
+                Fact::AtMost(self.params.num_pairs),
+                Fact::AtMost(self.params.num_caches),
+            ],
+        };
+        CopyBlocksPlan(KernelPlan::new(made_for, self.check, self.launch))
+    }
+
+    /// The same for other tensors, of the next layer for instance: looks at no more than whether they are given where
+    /// these are, have the same dtypes, shapes and strides, and are aligned as well (up to 16 bytes).
+    ///
+    /// # Errors
+    /// [`RequestError`] naming the first tensor that differs (with tables, also if the caches' shape or strides do), or
+    /// `caches` or `check`.
+    pub fn rebind<'b>(&self, request: CopyBlocksRequest<'b>) -> Result<CheckedCopyBlocks<'b>> {
+        let (old, new) = (&self.request, &request);
+        same_kind("caches", old.caches.kind(), new.caches.kind())?;
+        alike(&old.tensors(), &new.tensors())?;
+        let ((old_source, old_target), (source, target)) = (old.caches.views(), new.caches.views());
+        laid_out_alike(old_source, named("source", source))?;
+        laid_out_alike(old_target, named("target", target))?;
+        same("check", old.check, new.check)?;
+        Ok(CheckedCopyBlocks {
+            params: request.at(self.params),
+            request,
+            ..*self
+        })
     }
 
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.
@@ -252,43 +292,31 @@ impl CheckedCopyBlocks<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
-        let own = self.plan();
-        plan.made_for.fits(&own.made_for)?;
+        let plan = plan.0.refit(self.plan().0)?;
         on_machine(launcher, &self.request.tensors(), workspace)?;
-        let planned = own.check.as_ref();
-        // SAFETY: the workspace is valid until the launch has finished, as its maker promised.
-        let check = unsafe { empty_record(planned, CHECK_BYTES, workspace, launcher)? };
-        if self.is_empty {
-            return Ok(());
-        }
-        let params = CopyBlocksParams {
+        let params = |check| CopyBlocksParams {
             check,
             ..self.params
         };
-        for launch in own.launches() {
-            // SAFETY: views, caches and workspace are valid until the launch has finished, as their makers
-            // promised; `check()` made shapes, strides and grids agree.
-            unsafe { launcher.launch(launch, params.as_bytes())? };
-        }
-        Ok(())
+        // SAFETY: views and caches are valid until the launch has finished, as their makers promised; `check()` made
+        // shapes, strides and grids agree.
+        unsafe { plan.enqueue(!self.is_empty, workspace, launcher, params) }
     }
 }
 
 impl CopyBlocksPlan {
     /// Bytes of workspace that [`CheckedCopyBlocks::launch`] needs: 0 without a check.
     pub fn workspace_bytes(&self) -> usize {
-        self.check.map_or(0, |_| CHECK_BYTES)
+        self.0.workspace_bytes
     }
     /// The launches, in order: what to prepare before a graph is captured.
     pub fn launches(&self) -> impl Iterator<Item = &Launch> {
-        self.check.iter().chain([&self.launch])
+        self.0.launches()
     }
 }
 
 impl fmt::Display for CopyBlocksPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let entry = self.launch.kernel.entry();
-        let (name, grid, threads) = (entry.name, self.launch.grid, entry.threads);
-        write!(f, "{name} grid {grid:?} x {threads} threads")
+        self.0.fmt(f)
     }
 }

@@ -4,10 +4,9 @@ use std::f32::consts::LOG2_E;
 
 use gpu_kernels::params::ScoreParams;
 
-use super::checks::{named, scale};
-use super::paged::floats;
-use super::tensors::same;
-use crate::error::{RequestError, Result};
+use crate::error::RequestError;
+use crate::ops::checks::{named, scale};
+use crate::ops::tensors::{Given, given, same};
 use crate::tensor::TensorView;
 
 /// The largest softcap: beyond it, scores divided by it would leave the range of f32.
@@ -42,7 +41,7 @@ pub(super) struct ScoreOptions<'a> {
 
 impl ScoreOptions<'_> {
     /// Checks them for so many query heads.
-    pub(super) fn check(&self, num_query_heads: usize) -> Result<()> {
+    pub(super) fn check(&self, num_query_heads: usize) -> Result<(), RequestError> {
         if let Some(window) = self.sliding_window
             && (window == 0 || window > i32::MAX as u32 / 2)
         {
@@ -50,8 +49,7 @@ impl ScoreOptions<'_> {
                 name: "sliding_window",
                 expected: format!("between 1 and {}", i32::MAX / 2),
                 got: window.to_string(),
-            }
-            .into());
+            });
         }
         if let Some(softcap) = self.softcap {
             scale("softcap", softcap)?;
@@ -60,22 +58,14 @@ impl ScoreOptions<'_> {
                     name: "softcap",
                     expected: format!("at most {MOST_SOFTCAP:e}: what is larger caps nothing"),
                     got: softcap.to_string(),
-                }
-                .into());
+                });
             }
         }
-        let per_head = |name, tensor: &TensorView<'_>| -> Result<()> {
-            let tensor = named(name, tensor);
-            floats(tensor, &[&[num_query_heads]], || {
-                format!("[num_query_heads] = [{num_query_heads}]")
-            })?;
-            Ok(tensor.strides(1)?)
-        };
         if let Some(alibi) = &self.alibi {
-            per_head("alibi_slopes", &alibi.slopes)?;
+            check_per_head("alibi_slopes", &alibi.slopes, num_query_heads)?;
         }
         if let Some(sinks) = &self.sinks {
-            per_head("sinks", sinks)?;
+            check_per_head("sinks", sinks, num_query_heads)?;
         }
         Ok(())
     }
@@ -134,4 +124,28 @@ impl ScoreOptions<'_> {
             softcap_log2,
         }
     }
+}
+
+/// f32, one for each query head.
+pub(super) fn check_per_head(
+    name: &'static str,
+    tensor: &TensorView<'_>,
+    num_query_heads: usize,
+) -> Result<(), RequestError> {
+    let tensor = named(name, tensor);
+    tensor.floats(&[&[num_query_heads]], || {
+        format!("[num_query_heads] = [{num_query_heads}]")
+    })?;
+    tensor.strides(1)
+}
+
+/// The tensors that may be given: slopes and sinks.
+pub(super) fn given_mods<'v, 'a>(
+    alibi: Option<&'v AlibiSlopes<'a>>,
+    sinks: Option<&'v TensorView<'a>>,
+) -> [Given<'v, 'a>; 2] {
+    [
+        given("alibi_slopes", alibi.map(|alibi| &alibi.slopes)),
+        given("sinks", sinks),
+    ]
 }

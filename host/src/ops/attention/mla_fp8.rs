@@ -11,15 +11,20 @@
 
 use gpu_kernels::divider::Divider;
 use gpu_kernels::entry::Entry;
+use gpu_kernels::kernels::decode_mla_entry::HEAD_SIZE_V;
+use gpu_kernels::kv::CacheDtype;
 use gpu_kernels::mla_entry::{EntryForm, fp8_ds, v4};
 use gpu_kernels::params::EntryList;
 
-use super::cache_side::byte_stride;
-use super::checks::{count, grid_count, named, scale};
-use super::concat_and_cache_mla::check_entries;
-use super::decode::DecodeOptions;
-use super::device_check::CheckMode;
+use super::mla;
+use super::options::DecodeOptions;
+use super::score_mods::check_per_head;
+use super::shape::{AttentionShape, Query, Words, check_seq_lens, nameable};
 use crate::error::{RequestError, Result};
+use crate::ops::checks::{count, grid_count, named, scale};
+use crate::ops::device_check::CheckMode;
+use crate::ops::layout::byte_stride;
+use crate::ops::mla_entries::check_entries;
 use crate::plan::variants;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
@@ -97,13 +102,28 @@ pub struct CheckedDecodeMlaEntry<'a> {
     pub(super) request: DecodeMlaEntryRequest<'a>,
     /// The kernel for few rows.
     pub(super) narrow: &'static Entry,
-    pub(super) num_seqs: u32,
     pub(super) query_len: u32,
-    pub(super) num_query_heads: u32,
-    pub(super) num_blocks: u32,
+    /// Its longest sequence is as long as the lists together, where there are lists.
+    pub(super) shape: AttentionShape,
     pub(super) lists: [EntryList; 2],
-    /// Entries of the lists, or tokens of the longest sequence.
-    pub(super) num_positions: u32,
+}
+
+impl EntryTokens<'_> {
+    /// Which of them it is.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::All { .. } => "All",
+            Self::TopK { .. } => "TopK",
+        }
+    }
+
+    /// Tokens per block of the window's cache, if there is one.
+    pub(super) fn window_block_size(&self) -> Option<usize> {
+        match self {
+            Self::All { .. } => None,
+            Self::TopK { window, .. } => window.as_ref().map(|window| window.block_size),
+        }
+    }
 }
 
 impl<'a> DecodeMlaEntryRequest<'a> {
@@ -112,23 +132,10 @@ impl<'a> DecodeMlaEntryRequest<'a> {
     /// # Errors
     /// [`RequestError`] naming the first tensor that does not fit.
     pub fn check(self) -> Result<CheckedDecodeMlaEntry<'a>> {
-        let query = named("query", &self.query);
-        query.dtype(&[Dtype::Bf16])?;
-        let form = "[num_seqs, query_len, num_query_heads, head_size]";
-        let [num_seqs, query_len, num_query_heads, _] = query.rank(form)?;
-        let head_size = match self.form {
-            EntryForm::Fp8Ds => fp8_ds::LATENTS + fp8_ds::ROPE,
-            EntryForm::V4 => v4::VALUES + v4::ROPE,
-        };
-        let shape = [num_seqs, query_len, num_query_heads, head_size as usize];
-        query.shape(form, &shape)?;
-        query.strides(2)?;
-        query.aligned(4)?;
-        if query_len.saturating_mul(num_query_heads) == 0 {
-            return Err(query
-                .wrong_shape(format!("{form}, none of the middle ones 0"))
-                .into());
-        }
+        let query = Query::<4>::check(&WORDS, &self.query, &[Dtype::Bf16])?;
+        let [num_seqs, query_len, num_query_heads, _] = query.shape;
+        query.has_head_size(head_size(self.form) as usize)?;
+        query.has_rows()?;
 
         let is_v4 = self.form == EntryForm::V4;
         let first = cache_list("cache", is_v4, &self.cache, self.block_size)?;
@@ -139,12 +146,8 @@ impl<'a> DecodeMlaEntryRequest<'a> {
                 block_table,
                 seq_lens,
             } => {
-                let tokens = nameable(block_table, num_seqs, self.block_size)?;
-                let seq_lens = named("seq_lens", seq_lens);
-                seq_lens.dtype(&[Dtype::I32])?;
-                seq_lens.shape("[num_seqs]", &[num_seqs])?;
-                seq_lens.strides(1)?;
-                seq_lens.aligned(4)?;
+                let tokens = tokens_of(block_table, num_seqs, self.block_size)?;
+                check_seq_lens(seq_lens, num_seqs)?;
                 let bound = self.options.max_seq_len.unwrap_or(tokens);
                 if bound > tokens {
                     return Err(RequestError::Value {
@@ -172,7 +175,7 @@ impl<'a> DecodeMlaEntryRequest<'a> {
                     rows,
                 )?;
                 if let Some(block_table) = block_table {
-                    first.num_tokens = nameable(block_table, num_seqs, self.block_size)?;
+                    first.num_tokens = tokens_of(block_table, num_seqs, self.block_size)?;
                 }
                 let mut second = NO_LIST;
                 if let Some(window) = window {
@@ -187,43 +190,70 @@ impl<'a> DecodeMlaEntryRequest<'a> {
         };
 
         if let Some(sinks) = &self.sinks {
-            let sinks = named("sinks", sinks);
-            sinks.dtype(&[Dtype::F32])?;
-            sinks.shape("[num_query_heads]", &[num_query_heads])?;
-            sinks.contiguous_from(0)?;
-            sinks.aligned(4)?;
+            check_per_head("sinks", sinks, num_query_heads)?;
         }
-        let out = named("out", self.out.view());
-        out.dtype(&[Dtype::Bf16])?;
-        let form = "[num_seqs, query_len, num_query_heads, 512]";
-        out.shape(form, &[num_seqs, query_len, num_query_heads, 512])?;
-        out.strides(4)?;
-        out.aligned(8)?;
-        if let Some(lse) = &self.lse {
-            let lse = named("lse", lse.view());
-            lse.dtype(&[Dtype::F32])?;
-            let form = "[num_seqs, query_len, num_query_heads]";
-            lse.shape(form, &[num_seqs, query_len, num_query_heads])?;
-            lse.no_negative_strides()?;
-            lse.aligned(4)?;
-        }
+        let out = self.out.view();
+        let lse = self.lse.as_ref().map(TensorViewMut::view);
+        let head_size_v = Some(HEAD_SIZE_V as usize);
+        let (out, _) = query.outputs(out, lse, &[Dtype::Bf16], head_size_v)?;
         scale("softmax_scale", self.softmax_scale)?;
         self.check_options()?;
-        count("query_len * num_query_heads", query_len * num_query_heads)?;
+        count(
+            "query_len * num_query_heads",
+            query_len.saturating_mul(num_query_heads),
+        )?;
         if self.is_sparse() {
             grid_count("num_seqs * query_len", num_seqs.saturating_mul(query_len))?;
         }
         let (narrow, _) = variants::decode_mla_entry_entries(self.form)[0];
         Ok(CheckedDecodeMlaEntry {
+            lists: self.at(lists),
             narrow,
-            num_seqs: grid_count("num_seqs", num_seqs)?,
             query_len: grid_count("query_len", query_len)?,
-            num_query_heads: count("num_query_heads", num_query_heads)?,
-            num_blocks,
-            lists,
-            num_positions,
+            shape: AttentionShape {
+                query: query.dtype,
+                out,
+                // Of the entries' values: what else is in an entry, the kernels know.
+                cache: CacheDtype::E4m3,
+                num_seqs: grid_count("num_seqs", num_seqs)?,
+                num_query_heads: count("num_query_heads", num_query_heads)?,
+                num_kv_heads: 1,
+                head_size: head_size(self.form),
+                head_size_v: HEAD_SIZE_V,
+                block_size: count("block_size", self.block_size)?,
+                num_blocks,
+                max_seq_len: num_positions,
+            },
             request: self,
         })
+    }
+
+    /// Lists with the addresses of the tensors.
+    pub(super) fn at(&self, [first, second]: [EntryList; 2]) -> [EntryList; 2] {
+        let address = |view: Option<&TensorView<'_>>| view.map_or(0, TensorView::address);
+        let (indices, lens, window) = match &self.tokens {
+            EntryTokens::All { .. } => (None, None, None),
+            EntryTokens::TopK {
+                topk_indices,
+                topk_length,
+                window,
+                ..
+            } => (Some(topk_indices), topk_length.as_ref(), window.as_ref()),
+        };
+        [
+            EntryList {
+                cache: self.cache.address(),
+                indices: address(indices),
+                lens: address(lens),
+                ..first
+            },
+            EntryList {
+                cache: address(window.map(|window| &window.cache)),
+                indices: address(window.map(|window| &window.indices)),
+                lens: address(window.and_then(|window| window.length.as_ref())),
+                ..second
+            },
+        ]
     }
 
     /// Whether tokens are chosen by index lists.
@@ -247,10 +277,24 @@ impl<'a> DecodeMlaEntryRequest<'a> {
         }
         match self.options.check {
             CheckMode::Device if self.is_sparse() => refuse("check", "CheckMode::Device".into()),
-            _ => Ok(()),
+            CheckMode::Device | CheckMode::Off => Ok(()),
         }
     }
 }
+
+/// Values of a query's head.
+fn head_size(form: EntryForm) -> u32 {
+    match form {
+        EntryForm::Fp8Ds => fp8_ds::LATENTS + fp8_ds::ROPE,
+        EntryForm::V4 => v4::VALUES + v4::ROPE,
+    }
+}
+
+/// How the request calls dimensions: as [`super::mla`], but for the output's.
+static WORDS: Words = Words {
+    out: "[num_seqs, query_len, num_query_heads, 512]",
+    ..mla::WORDS
+};
 
 /// No second list.
 const NO_LIST: EntryList = EntryList {
@@ -291,7 +335,6 @@ fn cache_list(
     )?;
     let num_slots = num_blocks.saturating_mul(block_size);
     Ok(EntryList {
-        cache: cache.address(),
         stride_block: byte_stride(cache, 0),
         stride_slot: if is_v4 { 0 } else { byte_stride(cache, 1) },
         block_size: Divider::new(count("block_size", block_size)?),
@@ -301,18 +344,12 @@ fn cache_list(
 }
 
 /// Tokens that a row of the block table can name.
-fn nameable(
+fn tokens_of(
     block_table: &TensorView<'_>,
     num_seqs: usize,
     block_size: usize,
 ) -> Result<u32, RequestError> {
-    let form = "[num_seqs, max_num_blocks_per_seq]";
-    let table = named("block_table", block_table);
-    let [rows, columns] = table.indices(Dtype::I32, form)?;
-    if rows != num_seqs {
-        table.shape(form, &[num_seqs, columns])?;
-    }
-    let tokens = columns.saturating_mul(block_size);
+    let tokens = nameable(block_table, num_seqs, block_size)?;
     count("max_num_blocks_per_seq * block_size", tokens)
 }
 
@@ -327,7 +364,6 @@ fn index_list(
     let named_indices = named(name, indices);
     let [.., len] = named_indices.indices::<3>(Dtype::I32, form)?;
     named_indices.shape(form, &[num_seqs, query_len, len.max(1)])?;
-    list.indices = indices.address();
     list.stride_indices_seq = indices.strides()[0];
     list.stride_indices_token = indices.strides()[1];
     list.len = count(name, len)?;
@@ -343,7 +379,6 @@ fn index_list(
     }
     named_length.no_negative_strides()?;
     named_length.aligned(4)?;
-    list.lens = length.address();
     list.stride_lens_seq = length.strides()[0];
     list.stride_lens_token = length.strides().get(1).copied().unwrap_or(0);
     Ok(())

@@ -10,18 +10,18 @@
 //! 8 bits with a scale for each head of each token, which is stored too. The quotient is IEEE's, rounded to
 //! nearest even, saturating at the largest finite value; NaN stays NaN.
 
-use std::fmt;
-
 use gpu_kernels::params::{CheckFault, ScaleList};
 
-use super::cache_side::Side;
-use super::checks::{count, named, slot_count};
-use super::device_check::{CheckMode, Slots, scale_list};
-use super::made_for::{Fact, MadeFor};
+use super::places::{Places, SidePlaces};
+use super::row_layout::Side;
 use super::row_write::{RowWrite, Rows};
-use super::tensors::{Given, alike, given, on_machine, same};
+use super::slots::Slots;
+use super::write_plan::{CacheWritePlan, SlotWrite};
 use crate::error::{RequestError, Result};
-use crate::runtime::{Launch, Launcher};
+use crate::ops::checks::{count, named, slot_count};
+use crate::ops::device_check::{CheckMode, scale_list};
+use crate::ops::tensors::{Given, alike, given, same, same_kind};
+use crate::runtime::Launcher;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
 /// What is wanted.
@@ -77,21 +77,7 @@ pub enum CacheScales<'a> {
 #[derive(Debug)]
 pub struct CheckedCacheWrite<'a> {
     request: CacheWriteRequest<'a>,
-    write: RowWrite,
-    slots: Slots,
-}
-
-/// What was decided: prints as one line.
-///
-/// It fits every request that takes the same kernel (which depends on dtypes, on the form of an entry or of scales, and
-/// on whether rows of a multiple of 8 values are aligned) with the same `check`, and has at most as many tokens, and
-/// layers.
-#[derive(Clone, Debug, PartialEq)]
-pub struct CacheWritePlan {
-    made_for: MadeFor<5>,
-    check: Option<Launch>,
-    write: Launch,
-    workspace_bytes: usize,
+    write: SlotWrite,
 }
 
 impl<'a> CacheWriteRequest<'a> {
@@ -108,10 +94,13 @@ impl<'a> CacheWriteRequest<'a> {
             slots,
         } = self.check_rows()?;
         Ok(CheckedCacheWrite {
-            write: self.scales.write(rows, dtype, cache_dtype)?,
-            slots: Slots {
-                scales: self.scales.to_check(dtype, cache_dtype),
-                ..slots
+            write: SlotWrite {
+                rows: self.scales.write(rows, dtype, cache_dtype)?,
+                slots: Slots {
+                    scales: self.scales_to_check(),
+                    ..slots
+                },
+                check: self.check,
             },
             request: self,
         })
@@ -270,7 +259,7 @@ impl<'a> CacheScales<'a> {
     }
 
     /// Those that are read and were not just made: FP8 input is copied.
-    pub(super) fn to_check(&self, source: Dtype, cache: Dtype) -> [ScaleList; 3] {
+    fn to_check(&self, source: Dtype, cache: Dtype) -> [ScaleList; 3] {
         match self {
             Self::Given { k_scale, v_scale } if source != cache => [
                 scale_list(CheckFault::K_SCALE, Some(k_scale)),
@@ -313,12 +302,34 @@ impl<'a> CacheWriteRequest<'a> {
             given("v_scale", v_scale),
         ]
     }
+
+    /// Whether `new` says the same of what is not a tensor.
+    pub(super) fn same_settings(&self, new: &CacheWriteRequest<'_>) -> Result<(), RequestError> {
+        same("block_size", self.block_size, new.block_size)?;
+        same_kind("scales", self.scales.kind(), new.scales.kind())?;
+        same("check", self.check, new.check)
+    }
+
+    pub(super) fn scales_to_check(&self) -> [ScaleList; 3] {
+        let cache = self.key_cache.view().dtype();
+        self.scales.to_check(self.key.dtype(), cache)
+    }
+
+    pub(super) fn places(&self) -> Places {
+        let [k_scale, v_scale] = self.scales.views();
+        Places::of_rows(
+            SidePlaces::of(&self.key, self.key_cache.view(), k_scale),
+            SidePlaces::of(&self.value, self.value_cache.view(), v_scale),
+            &self.slot_mapping,
+            self.scales_to_check(),
+        )
+    }
 }
 
 impl CheckedCacheWrite<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CacheWritePlan {
-        CacheWritePlan::new(&self.slots, self.request.check, self.write.launch)
+        self.write.plan()
     }
 
     /// The same for other tensors, of the next layer for instance: looks at no more than whether they are given where
@@ -328,33 +339,9 @@ impl CheckedCacheWrite<'_> {
     /// [`RequestError`] naming the first tensor that differs, or `block_size`, `scales` or `check`.
     pub fn rebind<'b>(&self, request: CacheWriteRequest<'b>) -> Result<CheckedCacheWrite<'b>> {
         alike(&self.request.tensors(), &request.tensors())?;
-        same("block_size", self.request.block_size, request.block_size)?;
-        same("scales", self.request.scales.kind(), request.scales.kind())?;
-        same("check", self.request.check, request.check)?;
-        let [k_scale, v_scale] = request.scales.views();
-        let places = |source: &TensorView<'b>,
-                      target: &TensorViewMut<'b>,
-                      scale: Option<&TensorView<'b>>| {
-            let scale = scale.map_or(0, TensorView::address);
-            [source.address(), target.view().address(), scale]
-        };
-        let slot_mapping = request.slot_mapping.address();
-        let cache_dtype = request.key_cache.view().dtype();
+        self.request.same_settings(&request)?;
         Ok(CheckedCacheWrite {
-            write: self.write.at(
-                [
-                    places(&request.key, &request.key_cache, k_scale),
-                    places(&request.value, &request.value_cache, v_scale),
-                ],
-                slot_mapping,
-            ),
-            slots: Slots {
-                address: slot_mapping,
-                scales: request
-                    .scales
-                    .to_check(self.request.key.dtype(), cache_dtype),
-                ..self.slots
-            },
+            write: self.write.at(&request.places()),
             request,
         })
     }
@@ -372,68 +359,8 @@ impl CheckedCacheWrite<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
-        let plan = plan.refit(self.plan())?;
-        on_machine(launcher, &self.request.tensors(), workspace)?;
-        // SAFETY: the view of the slots is valid until the launch has finished, as its maker promised.
-        let check = unsafe { self.slots.launch_check(plan.check(), workspace, launcher)? };
-        if self.slots.num_tokens == 0 {
-            return Ok(());
-        }
-        // SAFETY: as above, and `check()` made shapes and strides agree.
-        unsafe { self.write.launch(launcher, check) }
-    }
-}
-
-impl CacheWritePlan {
-    /// Bytes of workspace that [`CheckedCacheWrite::launch`] needs: 0 unless slots are checked.
-    pub fn workspace_bytes(&self) -> usize {
-        self.workspace_bytes
-    }
-    /// The launches, in order: what to prepare before a graph is captured.
-    pub fn launches(&self) -> impl Iterator<Item = &Launch> {
-        self.check.iter().chain([&self.write])
-    }
-    pub(super) fn new(slots: &Slots, mode: CheckMode, write: Launch) -> Self {
-        let check = slots.plan_check(mode);
-        Self {
-            made_for: MadeFor {
-                names: &[
-                    "kernel",
-                    "check",
-                    "num_layers",
-                    "layers of slots",
-                    "num_tokens",
-                ],
-                facts: [
-                    Fact::Kernel(write.kernel),
-                    Fact::Check(mode),
-                    Fact::AtMost(slots.num_layers),
-                    Fact::AtMost(slots.num_rows()),
-                    Fact::AtMost(slots.num_tokens),
-                ],
-            },
-            workspace_bytes: check.map_or(0, |_| slots.check_bytes()),
-            check,
-            write,
-        }
-    }
-    /// A request's own plan, if this one fits it.
-    pub(super) fn refit(&self, own: Self) -> Result<Self, RequestError> {
-        self.made_for.fits(&own.made_for)?;
-        Ok(own)
-    }
-    pub(super) fn check(&self) -> Option<&Launch> {
-        self.check.as_ref()
-    }
-}
-
-impl fmt::Display for CacheWritePlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let entry = self.write.kernel.entry();
-        write!(
-            f,
-            "{} grid {:?} x {} threads",
-            entry.name, self.write.grid, entry.threads
-        )
+        let tensors = self.request.tensors();
+        // SAFETY: `check` or `rebind` made the write from these tensors, whose makers promised that they stay valid.
+        unsafe { self.write.launch(plan, &tensors, workspace, launcher) }
     }
 }

@@ -11,10 +11,11 @@ use gpu_kernels::params::{
     RopeAndCacheParams, ScaleList,
 };
 
-use super::cache_side::Side;
-use super::device_check::Slots;
+use super::places::{Places, SidePlaces};
+use super::row_layout::Side;
+use super::slots::Slots;
 use crate::error::{Error, RequestError, Result};
-use crate::plan::variants;
+use crate::ops::plan::overlapping;
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::Dtype;
 
@@ -52,7 +53,7 @@ impl RowWrite {
     /// MLA entries with scales of their own.
     pub(super) fn mla_entries(variant: Variant, params: MlaEntryParams) -> Self {
         Self {
-            launch: launch(variant, concat_and_cache_mla::grid(params.num_tokens)),
+            launch: overlapping(variant, concat_and_cache_mla::grid(params.num_tokens)),
             params: Params::MlaEntries(params),
         }
     }
@@ -60,36 +61,51 @@ impl RowWrite {
     /// Rotated queries and keys, on a grid over items.
     pub(super) fn rope(variant: Variant, grid: [u32; 3], params: RopeAndCacheParams) -> Self {
         Self {
-            launch: launch(variant, grid),
+            launch: overlapping(variant, grid),
             params: Params::Rope(params),
         }
     }
 
-    /// The same rows of keys and of values at other addresses: of the source, the target and the scales.
-    pub(super) fn at(&self, places: [[u64; 3]; 2], slot_mapping: u64) -> Self {
-        let side = |side: CacheSide, [source, target, scale]: [u64; 3]| CacheSide {
-            source,
-            target,
+    /// The same with tensors in other places.
+    pub(super) fn at(&self, places: &Places) -> Self {
+        let side = |side: CacheSide, places: &SidePlaces| CacheSide {
+            source: places.source,
+            target: places.target,
             // Scales that were given though nothing is scaled are not read.
-            scale: if side.scale == 0 { 0 } else { scale },
+            scale: if side.scale == 0 { 0 } else { places.scale },
             ..side
         };
+        let slot_mapping = places.slot_mapping;
         let params = match self.params {
             Params::Rows(params) => Params::Rows(ReshapeAndCacheParams {
-                key: side(params.key, places[0]),
-                value: side(params.value, places[1]),
+                key: side(params.key, &places.key),
+                value: side(params.value, &places.value),
                 slot_mapping,
+                cache_table: places.cache_table,
                 ..params
             }),
             Params::PerTokenHead(params) => Params::PerTokenHead(PerTokenHeadParams {
-                key: side(params.key, places[0]),
-                value: side(params.value, places[1]),
+                key: side(params.key, &places.key),
+                value: side(params.value, &places.value),
                 slot_mapping,
                 ..params
             }),
-            Params::MlaEntries(_) | Params::Rope(_) => {
-                unreachable!("only rows of keys and values are moved")
-            }
+            Params::MlaEntries(params) => Params::MlaEntries(MlaEntryParams {
+                kv_c: places.key.source,
+                k_pe: places.value.source,
+                kv_cache: places.key.target,
+                slot_mapping,
+                ..params
+            }),
+            Params::Rope(params) => Params::Rope(RopeAndCacheParams {
+                query: side(params.query, &places.query),
+                key: side(params.key, &places.key),
+                value: side(params.value, &places.value),
+                slot_mapping,
+                positions: places.positions,
+                cos_sin: places.cos_sin,
+                ..params
+            }),
         };
         Self {
             launch: self.launch,
@@ -179,7 +195,7 @@ impl Rows {
                 .ok_or_else(|| self.too_large())?
                 .by_side();
         Ok(RowWrite {
-            launch: launch(variant, grid),
+            launch: overlapping(variant, grid),
             params: Params::Rows(ReshapeAndCacheParams {
                 key,
                 value,
@@ -234,7 +250,7 @@ impl Rows {
             eights: store_bytes != 0,
         };
         Ok(RowWrite {
-            launch: launch(variant, grid),
+            launch: overlapping(variant, grid),
             params: Params::PerTokenHead(PerTokenHeadParams {
                 key,
                 value,
@@ -267,15 +283,6 @@ pub(super) fn eights(sides: &[Side], store_bytes: u32) -> bool {
             && side.source_alignment() == 16
             && side.target_alignment() >= store_bytes
     })
-}
-
-fn launch(variant: Variant, grid: [u32; 3]) -> Launch {
-    Launch {
-        kernel: variants::entry(variant).id,
-        grid,
-        shared_bytes: 0,
-        overlaps_previous: true,
-    }
 }
 
 /// As the kernels' table names a dtype that was checked to be one of values.

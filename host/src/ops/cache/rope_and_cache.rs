@@ -11,15 +11,19 @@
 use gpu_kernels::divider::Divider;
 use gpu_kernels::entry::Variant;
 use gpu_kernels::kernels::reshape_and_cache_flash;
-use gpu_kernels::params::{CheckFault, RopeAndCacheParams};
+use gpu_kernels::params::{CheckFault, RopeAndCacheParams, ScaleList};
 
-use super::cache_side::{Side, byte_stride};
-use super::cache_write::{CacheScales, CacheWritePlan, CacheWriteRequest, CheckedRows};
-use super::checks::{count, named};
-use super::device_check::{Positions, Slots, scale_list};
+use super::places::{Places, SidePlaces};
+use super::reshape_and_cache::{CacheScales, CacheWriteRequest, CheckedRows};
+use super::row_layout::Side;
 use super::row_write::{RowWrite, eights, element};
-use super::tensors::{Given, given, on_machine};
+use super::slots::{Positions, Slots};
+use super::write_plan::{CacheWritePlan, SlotWrite};
 use crate::error::{Error, RequestError, Result};
+use crate::ops::checks::{count, named};
+use crate::ops::device_check::scale_list;
+use crate::ops::layout::byte_stride;
+use crate::ops::tensors::{Given, alike, given, same};
 use crate::runtime::Launcher;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
@@ -73,8 +77,7 @@ pub struct RopeQuery<'a> {
 #[derive(Debug)]
 pub struct CheckedRopeAndCache<'a> {
     request: RopeAndCacheRequest<'a>,
-    write: RowWrite,
-    slots: Slots,
+    write: SlotWrite,
 }
 
 impl<'a> RopeAndCacheRequest<'a> {
@@ -158,10 +161,8 @@ impl<'a> RopeAndCacheRequest<'a> {
             table_is_f32: u32::from(table_dtype == Dtype::F32),
             lanes_log2: spread.lanes_log2,
         };
-        let [k_scale, v_scale, _] = self.write.scales.to_check(dtype, cache_dtype);
-        let q_scale = self.query.as_ref().and_then(|query| query.q_scale.as_ref());
         let slots = Slots {
-            scales: [scale_list(CheckFault::Q_SCALE, q_scale), k_scale, v_scale],
+            scales: self.scales_to_check(),
             // Without pairs nothing is read of the table.
             positions: (rotary_dim > 0).then_some(Positions {
                 address: params.positions,
@@ -176,8 +177,11 @@ impl<'a> RopeAndCacheRequest<'a> {
             query: element(query_dtype),
         };
         Ok(CheckedRopeAndCache {
-            write: RowWrite::rope(variant, spread.grid, params),
-            slots,
+            write: SlotWrite {
+                rows: RowWrite::rope(variant, spread.grid, params),
+                slots,
+                check: self.write.check,
+            },
             request: self,
         })
     }
@@ -258,23 +262,70 @@ impl<'a> RopeAndCacheRequest<'a> {
 }
 
 impl<'a> RopeAndCacheRequest<'a> {
-    /// Those that are not `write`'s.
-    fn tensors(&self) -> [Given<'_, 'a>; 5] {
+    fn tensors(&self) -> [Given<'_, 'a>; 12] {
+        let [key, value, key_cache, value_cache, slots, k_scale, v_scale] = self.write.tensors();
         let query = self.query.as_ref();
         [
+            key,
+            value,
+            key_cache,
+            value_cache,
+            slots,
+            k_scale,
+            v_scale,
             Some(named("positions", &self.table.positions)),
             Some(named("cos_sin", &self.table.cos_sin)),
             given("query", query.map(|query| &query.query)),
             given("query_out", query.map(|query| query.out.view())),
-            given("q_scale", query.and_then(|query| query.q_scale.as_ref())),
+            given("q_scale", self.q_scale()),
         ]
+    }
+
+    fn q_scale(&self) -> Option<&TensorView<'a>> {
+        self.query.as_ref()?.q_scale.as_ref()
+    }
+
+    fn scales_to_check(&self) -> [ScaleList; 3] {
+        let [k_scale, v_scale, _] = self.write.scales_to_check();
+        [
+            scale_list(CheckFault::Q_SCALE, self.q_scale()),
+            k_scale,
+            v_scale,
+        ]
+    }
+
+    fn places(&self) -> Places {
+        let query = self.query.as_ref().map_or(SidePlaces::NONE, |query| {
+            SidePlaces::of(&query.query, query.out.view(), query.q_scale.as_ref())
+        });
+        Places {
+            query,
+            positions: self.table.positions.address(),
+            cos_sin: self.table.cos_sin.address(),
+            scales: self.scales_to_check(),
+            ..self.write.places()
+        }
     }
 }
 
 impl CheckedRopeAndCache<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CacheWritePlan {
-        CacheWritePlan::new(&self.slots, self.request.write.check, self.write.launch)
+        self.write.plan()
+    }
+
+    /// The same for other tensors, as [`super::CheckedCacheWrite::rebind`].
+    ///
+    /// # Errors
+    /// [`RequestError`] naming the first tensor that differs, or `block_size`, `scales`, `check` or `style`.
+    pub fn rebind<'b>(&self, request: RopeAndCacheRequest<'b>) -> Result<CheckedRopeAndCache<'b>> {
+        alike(&self.request.tensors(), &request.tensors())?;
+        self.request.write.same_settings(&request.write)?;
+        same("style", self.request.table.style, request.table.style)?;
+        Ok(CheckedRopeAndCache {
+            write: self.write.at(&request.places()),
+            request,
+        })
     }
 
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.
@@ -287,15 +338,8 @@ impl CheckedRopeAndCache<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
-        let plan = plan.refit(self.plan())?;
-        on_machine(launcher, &self.request.tensors(), workspace)?;
-        on_machine(launcher, &self.request.write.tensors(), workspace)?;
-        // SAFETY: the view of the slots is valid until the launch has finished, as its maker promised.
-        let check = unsafe { self.slots.launch_check(plan.check(), workspace, launcher)? };
-        if self.slots.num_tokens == 0 {
-            return Ok(());
-        }
-        // SAFETY: as above, and `check()` made shapes and strides agree.
-        unsafe { self.write.launch(launcher, check) }
+        let tensors = self.request.tensors();
+        // SAFETY: `check` or `rebind` made the write from these tensors, whose makers promised that they stay valid.
+        unsafe { self.write.launch(plan, &tensors, workspace, launcher) }
     }
 }

@@ -1,20 +1,18 @@
 //! Planning and launching a checked decode over FP8 entries.
 
-use gpu_kernels::dtype::HalfDtype;
-use gpu_kernels::entry::Entry;
 use gpu_kernels::kernels::decode_mla_entry::HEAD_SIZE_V;
 use gpu_kernels::latent::{Cut, RAW_STAGES};
 use gpu_kernels::mla_entry::{EntryForm, fp8_ds, v4};
 use gpu_kernels::params::{DecodeMlaEntryParams, DecodeMlaParams, KernelParams};
 
-use super::checks::named;
-use super::decode_launch::{DecodeFacts, DecodePlan, Rows};
-use super::decode_mla_entry::{CheckedDecodeMlaEntry, DecodeMlaEntryRequest, EntryTokens};
-use super::device_check::workspace_base;
-use super::made_for::MadeFor;
-use super::mla_launch;
-use super::tensors::{Given, given, on_machine};
-use crate::error::{Error, Result};
+use super::mla_fp8::{CheckedDecodeMlaEntry, DecodeMlaEntryRequest, EntryTokens};
+use super::mla_rows::{self, Choice, Need};
+use super::split_plan::{DecodeFacts, DecodePlan, Rows};
+use crate::error::Result;
+use crate::ops::checks::{named, scale};
+use crate::ops::device_check::workspace_base;
+use crate::ops::made_for::MadeFor;
+use crate::ops::tensors::{Given, alike, given, on_machine, same, same_kind};
 use crate::plan::{DeviceInfo, SplitPolicy, SplitShape, Splits, variants};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{TensorView, TensorViewMut};
@@ -23,14 +21,6 @@ use crate::tensor::{TensorView, TensorViewMut};
 const LONGEST_LIST: u32 = 4096;
 /// Nanoseconds that a warp takes to convert its entries of a tile.
 const CONVERSION: f64 = 500.0;
-
-/// A kernel and how many raw tiles its ring has on a machine.
-#[derive(Clone, Copy)]
-struct Choice {
-    entry: &'static Entry,
-    cut: Cut,
-    stages: u32,
-}
 
 impl CheckedDecodeMlaEntry<'_> {
     /// Query tokens that a thread block may take together: with index lists each has its own tokens.
@@ -44,68 +34,55 @@ impl CheckedDecodeMlaEntry<'_> {
 
     /// Groups of all sequences.
     fn groups(&self) -> u32 {
-        self.num_seqs * (self.query_len / self.tokens_per_group())
+        self.shape.num_seqs * (self.query_len / self.tokens_per_group())
     }
 
     /// Bytes of a thread block's shared memory with the longest list that may come.
     fn most_bytes(&self, cut: Cut, stages: u32) -> u32 {
         let list = self
-            .num_positions
+            .shape
+            .max_seq_len
             .clamp(1, LONGEST_LIST)
             .next_multiple_of(cut.tile_len);
         cut.entry_shared_bytes(self.request.form, stages, list)
     }
 
-    /// The widest kernel that the rows of a group fill and that fits the machine, with as many thread blocks on a
-    /// multiprocessor as it is made for if there is room for one raw tile each.
+    /// With as many thread blocks on a multiprocessor as the kernel is made for, if there is room for one raw tile each.
     fn choose(&self, device: &DeviceInfo) -> Result<Choice> {
-        let kernels = variants::decode_mla_entry_entries(self.request.form);
-        let fits = |&(entry, cut): &(&'static Entry, Cut)| {
-            let per_cta = device.shared_bytes_per_cta;
-            let per_sm = device.shared_bytes_per_sm / entry.min_ctas - 1024;
-            let most = |limit| {
-                (RAW_STAGES.0..=RAW_STAGES.1)
-                    .rev()
-                    .find(|&stages| self.most_bytes(cut, stages) <= limit)
-            };
-            let stages = most(per_sm.min(per_cta)).or_else(|| most(per_cta))?;
-            Some(Choice { entry, cut, stages })
-        };
-        let rows = self.tokens_per_group() * self.num_query_heads;
-        let narrow = kernels.first().and_then(fits);
-        let is_filled = |choice: &Choice| rows > choice.cut.heads / 2;
-        let chosen = kernels.last().and_then(fits).filter(is_filled).or(narrow);
-        chosen.ok_or_else(|| Error::Unsupported {
+        let need = Need {
             operation: "decode_mla_entry",
-            what: "a device with shared memory per thread block of",
-            got: format!("{} bytes", device.shared_bytes_per_cta),
-            supported: kernels.first().map_or_else(String::new, |&(_, cut)| {
-                format!("at least {} bytes", self.most_bytes(cut, RAW_STAGES.0))
-            }),
-        })
+            rows: self.tokens_per_group() * self.shape.num_query_heads,
+            stages: RAW_STAGES,
+            shared_bytes: |cut, stages| self.most_bytes(cut, stages),
+        };
+        need.choose(
+            variants::decode_mla_entry_entries(self.request.form),
+            device,
+        )
     }
 
     /// Decides splits, grids and workspace for a machine: a pure function of shapes and numbers.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the machine has too little shared memory for the kernel.
+    /// [`crate::error::Error::Unsupported`] if the machine has too little shared memory for the kernel;
+    /// [`crate::error::RequestError::Value`] for more query tokens than can be merged, where keys are split.
     pub fn plan(&self, device: &DeviceInfo) -> Result<DecodePlan> {
         let Choice { entry, cut, stages } = self.choose(device)?;
         let options = self.request.options;
         let tokens = self.tokens_per_group();
         let groups = self.groups();
-        let row_tiles = (tokens * self.num_query_heads).div_ceil(cut.heads);
-        let (token_bytes, head_size) = match self.request.form {
-            EntryForm::Fp8Ds => (fp8_ds::BYTES, fp8_ds::LATENTS + fp8_ds::ROPE),
-            EntryForm::V4 => (v4::BYTES, v4::VALUES + v4::ROPE),
+        let row_tiles = (tokens * self.shape.num_query_heads).div_ceil(cut.heads);
+        let token_bytes = match self.request.form {
+            EntryForm::Fp8Ds => fp8_ds::BYTES,
+            EntryForm::V4 => v4::BYTES,
         };
         let shape = SplitShape {
             num_seqs: groups,
             ctas_per_split: row_tiles,
-            max_seq_len: self.num_positions,
+            max_seq_len: self.shape.max_seq_len,
             token_bytes,
-            tile_nanoseconds: mla_launch::tile_nanoseconds(cut, head_size) + CONVERSION,
-            cta_nanoseconds: mla_launch::cta_nanoseconds(cut),
+            tile_nanoseconds: mla_rows::tile_nanoseconds(cut, self.shape.head_size) + CONVERSION,
+            cta_nanoseconds: mla_rows::cta_nanoseconds(cut),
             tile_len: cut.tile_len,
             shared_bytes: self.most_bytes(cut, stages),
         };
@@ -120,14 +97,11 @@ impl CheckedDecodeMlaEntry<'_> {
             overlaps_previous: false,
         };
         let rows = Rows {
-            num_seqs: self.num_seqs,
             query_len: self.query_len,
-            num_query_heads: self.num_query_heads,
-            head_size_v: HEAD_SIZE_V,
-            dtype: HalfDtype::Bf16,
             check_parts: 1,
         };
-        let mut plan = DecodePlan::around(stage1, splits, rows, self.made_for(), options.check);
+        let (made_for, check) = (self.made_for(), options.check);
+        let mut plan = DecodePlan::around(stage1, splits, &self.shape, rows, made_for, check)?;
         plan.stages = stages;
         Ok(plan)
     }
@@ -135,16 +109,37 @@ impl CheckedDecodeMlaEntry<'_> {
     fn made_for(&self) -> MadeFor<12> {
         DecodeFacts {
             kernel: self.narrow.id,
-            num_query_heads: self.num_query_heads,
-            num_kv_heads: 1,
             query_len: self.query_len,
-            query: self.request.query.dtype(),
-            out: self.request.out.view().dtype(),
             has_lists: self.request.is_sparse(),
-            num_seqs: self.num_seqs,
-            max_len: self.num_positions,
         }
-        .with(&self.request.options)
+        .with(&self.shape, &self.request.options)
+    }
+
+    /// The same for other tensors, as [`super::CheckedDecode::rebind`].
+    ///
+    /// # Errors
+    /// [`crate::error::RequestError`] naming the first tensor or option that differs, or `form`, `tokens` or a `block_size`.
+    pub fn rebind<'b>(
+        &self,
+        request: DecodeMlaEntryRequest<'b>,
+    ) -> Result<CheckedDecodeMlaEntry<'b>> {
+        let (old, new) = (&self.request, &request);
+        same("form", old.form, new.form)?;
+        same_kind("tokens", old.tokens.kind(), new.tokens.kind())?;
+        alike(&old.tensors(), &new.tensors())?;
+        same("block_size", old.block_size, new.block_size)?;
+        same(
+            "window.block_size",
+            old.tokens.window_block_size(),
+            new.tokens.window_block_size(),
+        )?;
+        scale("softmax_scale", new.softmax_scale)?;
+        old.options.same(&new.options)?;
+        Ok(CheckedDecodeMlaEntry {
+            lists: request.at(self.lists),
+            request,
+            ..*self
+        })
     }
 
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing, so it can be captured into a CUDA
@@ -163,14 +158,14 @@ impl CheckedDecodeMlaEntry<'_> {
     ) -> Result<()> {
         plan.fits(&self.made_for())?;
         on_machine(launcher, &self.request.tensors(), workspace)?;
-        if self.num_seqs == 0 {
+        if self.shape.num_seqs == 0 {
             return plan.launch_nothing(workspace, launcher);
         }
-        let base = workspace_base(workspace, plan.workspace_bytes)?;
+        let base = workspace_base(workspace, plan.workspace_bytes())?;
         let stage1 = self.stage1_params(plan, base);
-        let checks = mla_launch::checks(&stage1.rows, self.num_seqs, i64::from(self.num_blocks));
-        let merge = mla_launch::merge(&stage1.rows, HEAD_SIZE_V, stage1.sink);
-        let seqs = [self.num_seqs, self.groups()];
+        let checks = mla_rows::checks(&stage1.rows, &self.shape);
+        let merge = mla_rows::merge(&stage1.rows, HEAD_SIZE_V, stage1.sink);
+        let seqs = [self.shape.num_seqs, self.groups()];
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`
         // made shapes and strides agree, and the plan fits them.
         unsafe { plan.enqueue(launcher, seqs, &checks, stage1.as_bytes(), &merge) }
@@ -198,8 +193,8 @@ impl CheckedDecodeMlaEntry<'_> {
                 seq_lens: address(seq_lens),
                 out: request.out.view().address(),
                 lse: lse.map_or(0, TensorView::address),
-                partial_out: base + plan.partial_out_offset as u64,
-                partial_lse: base + plan.partial_lse_offset as u64,
+                partial_out: base + plan.partials.out_offset,
+                partial_lse: base + plan.partials.lse_offset,
                 q_scale: 0,
                 k_scale: 0,
                 check: if plan.check.is_some() { base } else { 0 },
@@ -216,10 +211,10 @@ impl CheckedDecodeMlaEntry<'_> {
                 stride_lse_seq: lse_stride(0),
                 stride_lse_token: lse_stride(1),
                 stride_lse_head: lse_stride(2),
-                num_query_heads: self.num_query_heads,
+                num_query_heads: self.shape.num_query_heads,
                 query_len: self.query_len,
-                block_size: self.lists[0].block_size.divisor(),
-                max_seq_len: self.num_positions,
+                block_size: self.shape.block_size,
+                max_seq_len: self.shape.max_seq_len,
                 split_len: plan.splits.split_len,
                 num_kv_splits: plan.splits.num_kv_splits,
                 stages: plan.stages,

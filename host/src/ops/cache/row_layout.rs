@@ -3,6 +3,7 @@
 use gpu_kernels::divider::Divider;
 use gpu_kernels::params::CacheSide;
 
+use crate::ops::layout::{alignment, byte_stride};
 use crate::tensor::TensorView;
 
 /// Where rows of `head_size` values are read and written.
@@ -199,19 +200,4 @@ impl Side {
             ..self.params
         })
     }
-}
-
-/// Bytes from one index to the next along `dim`; 0 where there is only one index.
-pub(super) fn byte_stride(view: &TensorView<'_>, dim: usize) -> i64 {
-    if view.shape()[dim] <= 1 {
-        return 0;
-    }
-    let bytes = i64::try_from(view.dtype().size()).expect("a few bytes");
-    view.strides()[dim].saturating_mul(bytes)
-}
-
-/// The power of two up to 16 that divides all of them.
-pub(super) fn alignment(numbers: &[u64]) -> u32 {
-    let all = numbers.iter().fold(16, |all, number| all | number);
-    1 << all.trailing_zeros()
 }

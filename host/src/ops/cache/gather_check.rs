@@ -1,13 +1,4 @@
-//! Gathers: tokens of a paged cache into rows that lie side by side, byte for byte or dequantised.
-//!
-//! Only what is named is read, never the whole pool, and nothing is allocated: `num_rows` rows go in and
-//! come out, whatever the indices say, so a gather can be captured in a graph. Which token goes to which row,
-//! [`GatherRows`] says; how it is stored, [`GatherForm`].
-//!
-//! Negative indices are skipped, and so are tokens past the end of a block-table row, blocks and slots outside the cache,
-//! and sequences that the block table does not have: their rows stay as they are, or become zeros if `zero_missing` says
-//! so. With [`CheckMode::Device`] all of these but negative indices are faults, as are row starts that decrease and a
-//! scale that is not positive and finite, and nothing is gathered then. A 656-byte entry's own scales are not looked at.
+//! Checking a gather.
 
 use std::fmt;
 
@@ -17,98 +8,15 @@ use gpu_kernels::kernels::gather;
 use gpu_kernels::mla_entry::{fp8_ds, v4};
 use gpu_kernels::params::GatherParams;
 
-use super::cache_side::byte_stride;
-use super::checks::{Named, count, named};
-use super::concat_and_cache_mla::check_entries;
-use super::device_check::{CheckMode, plan_check};
+use super::gather::{CheckedGather, GatherForm, GatherRequest, GatherRows};
 use super::row_write::element;
 use crate::error::{RequestError, Result};
-use crate::plan::variants;
-use crate::runtime::Launch;
-use crate::tensor::{Dtype, TensorView, TensorViewMut};
-
-/// What is wanted.
-#[derive(Debug)]
-pub struct GatherRequest<'a> {
-    /// `[num_blocks, block_size, row]`, any strides whose last is 1; V4: `[num_blocks, page_bytes]`, u8.
-    pub cache: TensorView<'a>,
-    /// Tokens per cache block.
-    pub block_size: usize,
-    /// How the cache stores a token.
-    pub form: GatherForm<'a>,
-    /// `[num_rows, row]`; for [`GatherRows::Padded`] `[num_seqs, rows_per_seq, row]`. A row is `cache`'s, or
-    /// 576 (656-byte form) or 512 (V4's) values of bf16.
-    pub out: TensorViewMut<'a>,
-    /// Which token goes to which row.
-    pub rows: GatherRows<'a>,
-    /// Whether rows without a token become zeros; else they stay as they are.
-    pub zero_missing: bool,
-    /// Whether what rows refer to, and the scale, are checked on the device first.
-    pub check: CheckMode,
-}
-
-/// How a cache stores a token.
-#[derive(Clone, Copy, Debug)]
-pub enum GatherForm<'a> {
-    /// As `out` has it: bytes are copied, whatever they mean.
-    Raw,
-    /// fp8_e4m3 or fp8_e5m2; `out` (bf16, f16 or f32) gets `stored * scale`.
-    Fp8 {
-        /// `[1]`, f32.
-        scale: TensorView<'a>,
-    },
-    /// 656 bytes a token (`fp8_ds_mla`); `out` is bf16.
-    Fp8Ds,
-    /// DeepSeek V4's pages; `out` is bf16.
-    V4,
-}
-
-/// Which token goes to which row of the output.
-#[derive(Clone, Copy, Debug)]
-pub enum GatherRows<'a> {
-    /// All tokens of some sequences, one after the other: row `r` of sequence `s`, where
-    /// `row_starts[s] <= r < row_starts[s + 1]`, is token `first_tokens[s] + r - row_starts[s]`.
-    Ragged {
-        /// `[num_seqs, max_num_blocks_per_seq]`, i32; entries past a sequence's tokens are not read.
-        block_table: TensorView<'a>,
-        /// `[num_seqs + 1]`, i32, not decreasing; ends at `num_rows` or before.
-        row_starts: TensorView<'a>,
-        /// `[num_seqs]`, i32, if sequences do not begin with token 0; need not be multiples of `block_size`.
-        first_tokens: Option<TensorView<'a>>,
-    },
-    /// The last `lens[s]` of each sequence's `seq_lens[s]` tokens, a fixed number of rows for each.
-    Padded {
-        /// `[num_seqs, max_num_blocks_per_seq]`, i32; entries past a sequence's tokens are not read.
-        block_table: TensorView<'a>,
-        /// `[num_seqs]`, i32.
-        seq_lens: TensorView<'a>,
-        /// `[num_seqs]`, i32; none for all tokens.
-        lens: Option<TensorView<'a>>,
-    },
-    /// Positions in sequences, as an indexer chooses them: `indices[t, k]` of sequence `seqs[t]`.
-    TopK {
-        /// `[num_seqs, max_num_blocks_per_seq]`, i32.
-        block_table: TensorView<'a>,
-        /// `[num_tokens, topk]`, i32, contiguous; negative ones are skipped.
-        indices: TensorView<'a>,
-        /// `[num_tokens]`, i32; none if token `t` is of sequence `t`.
-        seqs: Option<TensorView<'a>>,
-    },
-    /// Slots of the cache: `block * block_size + offset`.
-    Slots {
-        /// `[num_rows]`, i32; negative ones are skipped.
-        slots: TensorView<'a>,
-    },
-}
-
-/// A request whose tensors agree with each other.
-#[derive(Debug)]
-pub struct CheckedGather<'a> {
-    pub(super) request: GatherRequest<'a>,
-    pub(super) check: Option<Launch>,
-    pub(super) launch: Launch,
-    pub(super) params: GatherParams,
-}
+use crate::ops::checks::{Named, count, named};
+use crate::ops::device_check::plan_check;
+use crate::ops::layout::{byte_stride, elements};
+use crate::ops::mla_entries::check_entries;
+use crate::ops::plan::overlapping;
+use crate::tensor::{Dtype, TensorView};
 
 impl<'a> GatherRequest<'a> {
     /// Checks every tensor against the others.
@@ -119,7 +27,7 @@ impl<'a> GatherRequest<'a> {
         if self.block_size == 0 {
             return Err(bad_value("block_size", "at least 1", 0).into());
         }
-        let mut params = self.tensors()?;
+        let mut params = self.at(self.sizes()?);
         self.rows(&mut params)?;
         let is_padded = matches!(self.rows, GatherRows::Padded { .. });
         let out = self.out.view();
@@ -138,19 +46,14 @@ impl<'a> GatherRequest<'a> {
         let (check, grid) = (grid(1)?, grid(units)?);
         Ok(CheckedGather {
             check: plan_check(self.check, Variant::CheckGather, check),
-            launch: Launch {
-                kernel: variants::entry(variant).id,
-                grid,
-                shared_bytes: 0,
-                overlaps_previous: true,
-            },
+            launch: overlapping(variant, grid),
             params,
             request: self,
         })
     }
 
-    /// Cache and output: dtypes and the row. Counts units in values for now.
-    fn tensors(&self) -> Result<GatherParams, RequestError> {
+    /// Cache and output: dtypes and the row. Without addresses; counts units in values for now.
+    fn sizes(&self) -> Result<GatherParams, RequestError> {
         let cache = named("cache", &self.cache);
         let out = named("out", self.out.view());
         let is_padded = matches!(self.rows, GatherRows::Padded { .. });
@@ -164,7 +67,6 @@ impl<'a> GatherRequest<'a> {
             return Err(out.wrong_shape(form.to_owned()));
         }
         let row = shape[shape.len() - 1];
-        let mut scale = 0;
         let num_blocks = match &self.form {
             GatherForm::Raw | GatherForm::Fp8 { .. } => {
                 let cache_form = "[num_blocks, block_size, row]";
@@ -197,16 +99,15 @@ impl<'a> GatherRequest<'a> {
                 named.dtype(&[Dtype::F32])?;
                 named.shape("[1]", &[1])?;
                 named.aligned(4)?;
-                scale = view.address();
             }
             GatherForm::Fp8Ds => entry_rows(out, form, row, fp8_ds::LATENTS + fp8_ds::ROPE)?,
             GatherForm::V4 => entry_rows(out, form, row, v4::VALUES + v4::ROPE)?,
         }
         let is_v4 = matches!(self.form, GatherForm::V4);
         Ok(GatherParams {
-            cache: self.cache.address(),
-            out: self.out.view().address(),
-            scale,
+            cache: 0,
+            out: 0,
+            scale: 0,
             block_table: 0,
             rows: 0,
             seqs: 0,
@@ -220,7 +121,7 @@ impl<'a> GatherRequest<'a> {
             stride_out_row: 0,
             stride_out_seq: 0,
             stride_block_table: 0,
-            num_rows: count("num_rows", shape[..shape.len() - 1].iter().product())?,
+            num_rows: count("num_rows", elements(&shape[..shape.len() - 1]))?,
             num_seqs: 0,
             rows_per_seq: Divider::new(1),
             mode: 0,
@@ -246,10 +147,8 @@ impl<'a> GatherRequest<'a> {
                 let num_seqs = table(block_table, params)?;
                 list("row_starts", row_starts, "[num_seqs + 1]", num_seqs + 1)?;
                 params.mode = GatherParams::RAGGED;
-                params.rows = row_starts.address();
                 if let Some(first_tokens) = first_tokens {
                     list("first_tokens", first_tokens, "[num_seqs]", num_seqs)?;
-                    params.seqs = first_tokens.address();
                 }
             }
             GatherRows::Padded {
@@ -264,10 +163,8 @@ impl<'a> GatherRequest<'a> {
                 list("seq_lens", seq_lens, "[num_seqs]", num_seqs)?;
                 params.mode = GatherParams::PADDED;
                 params.rows_per_seq = Divider::new(count("rows_per_seq", shape[1])?);
-                params.seqs = seq_lens.address();
                 if let Some(lens) = lens {
                     list("lens", lens, "[num_seqs]", num_seqs)?;
-                    params.rows = lens.address();
                 }
             }
             GatherRows::TopK {
@@ -281,17 +178,13 @@ impl<'a> GatherRequest<'a> {
                 let [num_tokens, topk] = named.rank("[num_tokens, topk]")?;
                 named.contiguous_from(0)?;
                 named.aligned(4)?;
-                if shape[0] != num_tokens * topk {
+                if shape[0] != num_tokens.saturating_mul(topk) {
                     return Err(out.wrong_shape(format!("[{num_tokens} * {topk}, row]")));
                 }
                 params.mode = GatherParams::INDICES;
-                params.rows = indices.address();
                 params.rows_per_seq = Divider::new(count("topk", topk)?);
                 match seqs {
-                    Some(seqs) => {
-                        list("seqs", seqs, "[num_tokens]", num_tokens)?;
-                        params.seqs = seqs.address();
-                    }
+                    Some(seqs) => list("seqs", seqs, "[num_tokens]", num_tokens)?,
                     None if num_tokens > num_seqs => {
                         return Err(named.wrong_shape(format!(
                             "[num_tokens, topk] with at most {num_seqs} tokens, a sequence each"
@@ -303,7 +196,6 @@ impl<'a> GatherRequest<'a> {
             GatherRows::Slots { slots } => {
                 list("slots", slots, "[num_rows]", shape[0])?;
                 params.mode = GatherParams::INDICES;
-                params.rows = slots.address();
             }
         }
         Ok(())
@@ -355,7 +247,6 @@ fn table(block_table: &TensorView<'_>, params: &mut GatherParams) -> Result<usiz
     let [num_seqs, width] = named.rank("[num_seqs, max_num_blocks_per_seq]")?;
     named.strides(1)?;
     named.aligned(4)?;
-    params.block_table = block_table.address();
     params.stride_block_table = byte_stride(block_table, 0);
     params.num_seqs = count("num_seqs", num_seqs)?;
     params.max_num_blocks_per_seq = count("max_num_blocks_per_seq", width)?;

@@ -10,13 +10,17 @@ use gpu_kernels::entry::Variant;
 use gpu_kernels::mla_entry::{fp8_ds, v4};
 use gpu_kernels::params::{CheckFault, MlaEntryParams, ScaleList};
 
-use super::cache_side::{Side, byte_stride};
-use super::cache_write::CacheWritePlan;
-use super::checks::{Named, count, named, slot_count};
-use super::device_check::{CheckMode, Slots, scale_list};
+use super::places::{Places, SidePlaces};
+use super::row_layout::Side;
 use super::row_write::{RowWrite, Rows};
-use super::tensors::{Given, given, on_machine};
+use super::slots::Slots;
+use super::write_plan::{CacheWritePlan, SlotWrite};
 use crate::error::{RequestError, Result};
+use crate::ops::checks::{Named, count, named, slot_count};
+use crate::ops::device_check::{CheckMode, scale_list};
+use crate::ops::layout::byte_stride;
+use crate::ops::mla_entries::check_entries;
+use crate::ops::tensors::{Given, alike, given, same, same_kind};
 use crate::runtime::Launcher;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
@@ -63,6 +67,21 @@ pub enum MlaCacheForm<'a> {
 }
 
 impl<'a> MlaCacheForm<'a> {
+    /// Which of them it is.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Plain => "Plain",
+            Self::Fp8 { .. } => "Fp8",
+            Self::Fp8Ds {
+                rule: ScaleRule::Exact,
+            } => "Fp8Ds with exact scales",
+            Self::Fp8Ds {
+                rule: ScaleRule::PowerOfTwo,
+            } => "Fp8Ds with powers of two",
+            Self::V4 => "V4",
+        }
+    }
+
     /// The one that is given.
     fn scale(&self) -> Option<&TensorView<'a>> {
         match self {
@@ -86,8 +105,7 @@ pub enum ScaleRule {
 #[derive(Debug)]
 pub struct CheckedConcatAndCacheMla<'a> {
     request: ConcatAndCacheMlaRequest<'a>,
-    write: RowWrite,
-    slots: Slots,
+    write: SlotWrite,
 }
 
 impl<'a> ConcatAndCacheMlaRequest<'a> {
@@ -110,21 +128,21 @@ impl<'a> ConcatAndCacheMlaRequest<'a> {
             MlaCacheForm::Plain | MlaCacheForm::Fp8 { .. } => self.rows(num_tokens)?,
             MlaCacheForm::Fp8Ds { .. } | MlaCacheForm::V4 => self.entries(num_tokens)?,
         };
+        let slots = Slots {
+            address: self.slot_mapping.address(),
+            num_layers: 1,
+            num_tokens: count("num_tokens", num_tokens)?,
+            stride_layer: 0,
+            has_layers: false,
+            limit: i64::from(slot_count(num_blocks, self.block_size)?),
+            scales: self.scales_to_check(),
+            positions: None,
+        };
         Ok(CheckedConcatAndCacheMla {
-            write,
-            slots: Slots {
-                address: self.slot_mapping.address(),
-                num_layers: 1,
-                num_tokens: count("num_tokens", num_tokens)?,
-                stride_layer: 0,
-                has_layers: false,
-                limit: i64::from(slot_count(num_blocks, self.block_size)?),
-                scales: [
-                    scale_list(CheckFault::ENTRY_SCALE, self.form.scale()),
-                    ScaleList::NONE,
-                    ScaleList::NONE,
-                ],
-                positions: None,
+            write: SlotWrite {
+                rows: write,
+                slots,
+                check: self.check,
             },
             request: self,
         })
@@ -266,32 +284,6 @@ impl<'a> ConcatAndCacheMlaRequest<'a> {
     }
 }
 
-/// Checks a cache of entries with scales of their own and returns its number of blocks.
-pub(super) fn check_entries(
-    cache: Named<'_, '_>,
-    is_v4: bool,
-    block_size: usize,
-) -> Result<usize, RequestError> {
-    cache.dtype(&[Dtype::U8])?;
-    let num_blocks = if is_v4 {
-        let form = "[num_blocks, page_bytes]";
-        let [num_blocks, page_bytes] = cache.rank(form)?;
-        let least = block_size.saturating_mul(v4::BYTES as usize);
-        if page_bytes < least {
-            return Err(cache.wrong_shape(format!("{form} with pages of {least} bytes at least")));
-        }
-        num_blocks
-    } else {
-        let form = "[num_blocks, block_size, 656]";
-        let [num_blocks, ..] = cache.rank::<3>(form)?;
-        cache.shape(form, &[num_blocks, block_size, fp8_ds::BYTES as usize])?;
-        num_blocks
-    };
-    cache.strides(16)?;
-    cache.aligned(16)?;
-    Ok(num_blocks)
-}
-
 /// The last dimension of `[num_tokens or more, size]`.
 fn rows(view: Named<'_, '_>, form: &str, num_tokens: usize) -> Result<usize, RequestError> {
     let [rows, size] = view.rank(form)?;
@@ -303,24 +295,62 @@ fn rows(view: Named<'_, '_>, form: &str, num_tokens: usize) -> Result<usize, Req
 
 impl<'a> ConcatAndCacheMlaRequest<'a> {
     fn tensors(&self) -> [Given<'_, 'a>; 5] {
-        let scale = match &self.form {
-            MlaCacheForm::Fp8 { scale } => Some(scale),
-            MlaCacheForm::Plain | MlaCacheForm::Fp8Ds { .. } | MlaCacheForm::V4 => None,
-        };
         [
             Some(named("kv_c", &self.kv_c)),
             given("k_pe", self.k_pe.as_ref()),
             Some(named("kv_cache", self.kv_cache.view())),
             Some(named("slot_mapping", &self.slot_mapping)),
-            given("scale", scale),
+            given("scale", self.form.scale()),
         ]
+    }
+
+    fn scales_to_check(&self) -> [ScaleList; 3] {
+        let scale = scale_list(CheckFault::ENTRY_SCALE, self.form.scale());
+        [scale, ScaleList::NONE, ScaleList::NONE]
+    }
+
+    fn places(&self) -> Places {
+        let (cache, scale) = (self.kv_cache.view(), self.form.scale());
+        let latent_bytes = self.kv_c.shape()[1] * cache.dtype().size();
+        let rope = self.k_pe.as_ref().map_or(SidePlaces::NONE, |k_pe| {
+            SidePlaces::of(k_pe, cache, scale).at_byte(latent_bytes)
+        });
+        Places::of_rows(
+            SidePlaces::of(&self.kv_c, cache, scale),
+            // Nothing is stored of a side that there is not, and its scale is the same.
+            SidePlaces {
+                scale: scale.map_or(0, TensorView::address),
+                ..rope
+            },
+            &self.slot_mapping,
+            self.scales_to_check(),
+        )
     }
 }
 
 impl CheckedConcatAndCacheMla<'_> {
     /// What will be launched: a pure function of shapes.
     pub fn plan(&self) -> CacheWritePlan {
-        CacheWritePlan::new(&self.slots, self.request.check, self.write.launch)
+        self.write.plan()
+    }
+
+    /// The same for other tensors, as [`super::CheckedCacheWrite::rebind`].
+    ///
+    /// # Errors
+    /// [`RequestError`] naming the first tensor that differs, or `block_size`, `form` or `check`.
+    pub fn rebind<'b>(
+        &self,
+        request: ConcatAndCacheMlaRequest<'b>,
+    ) -> Result<CheckedConcatAndCacheMla<'b>> {
+        let old = &self.request;
+        same_kind("form", old.form.kind(), request.form.kind())?;
+        alike(&old.tensors(), &request.tensors())?;
+        same("block_size", old.block_size, request.block_size)?;
+        same("check", old.check, request.check)?;
+        Ok(CheckedConcatAndCacheMla {
+            write: self.write.at(&request.places()),
+            request,
+        })
     }
 
     /// Enqueues the plan's kernels. Allocates nothing and waits for nothing.
@@ -333,14 +363,8 @@ impl CheckedConcatAndCacheMla<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
-        let plan = plan.refit(self.plan())?;
-        on_machine(launcher, &self.request.tensors(), workspace)?;
-        // SAFETY: the view of the slots is valid until the launch has finished, as its maker promised.
-        let check = unsafe { self.slots.launch_check(plan.check(), workspace, launcher)? };
-        if self.slots.num_tokens == 0 {
-            return Ok(());
-        }
-        // SAFETY: as above, and `check()` made shapes and strides agree.
-        unsafe { self.write.launch(launcher, check) }
+        let tensors = self.request.tensors();
+        // SAFETY: `check` or `rebind` made the write from these tensors, whose makers promised that they stay valid.
+        unsafe { self.write.launch(plan, &tensors, workspace, launcher) }
     }
 }

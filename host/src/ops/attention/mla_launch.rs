@@ -1,0 +1,187 @@
+//! Planning and launching a checked decode over latents.
+
+use gpu_kernels::latent::{Cut, STAGES};
+use gpu_kernels::params::{DecodeMlaParams, KernelParams};
+
+use super::mla::{CheckedDecodeMla, DecodeMlaRequest};
+use super::mla_rows::{self, Choice, Need};
+use super::split_plan::{DecodeFacts, DecodePlan, Rows};
+use crate::error::Result;
+use crate::ops::checks::{named, scale};
+use crate::ops::device_check::workspace_base;
+use crate::ops::made_for::MadeFor;
+use crate::ops::tensors::{Given, alike, given, on_machine};
+use crate::plan::{DeviceInfo, SplitShape, Splits, variants};
+use crate::runtime::{Launch, Launcher};
+use crate::tensor::{TensorView, TensorViewMut};
+
+impl CheckedDecodeMla<'_> {
+    fn rows(&self) -> u32 {
+        self.query_len * self.shape.num_query_heads
+    }
+
+    fn choose(&self, device: &DeviceInfo) -> Result<Choice> {
+        let shape = &self.shape;
+        let kernels =
+            variants::decode_mla_entries(shape.cache, shape.head_size, shape.head_size_v)?;
+        let need = Need {
+            operation: "decode_mla",
+            rows: self.rows(),
+            stages: STAGES,
+            shared_bytes: |cut: Cut, stages| cut.shared_bytes(stages),
+        };
+        need.choose(kernels, device)
+    }
+
+    /// Decides splits, grids and workspace for a machine: a pure function of shapes and numbers.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Unsupported`] if the machine has too little shared memory for the kernel;
+    /// [`crate::error::RequestError::Value`] for more query tokens than can be merged, where keys are split.
+    pub fn plan(&self, device: &DeviceInfo) -> Result<DecodePlan> {
+        let Choice { entry, cut, stages } = self.choose(device)?;
+        let row_tiles = self.rows().div_ceil(cut.heads);
+        let splits = Splits::choose(
+            &SplitShape {
+                num_seqs: self.shape.num_seqs,
+                ctas_per_split: row_tiles,
+                max_seq_len: self.shape.max_seq_len,
+                token_bytes: self.shape.value_bytes() * self.shape.head_size,
+                tile_nanoseconds: mla_rows::tile_nanoseconds(cut, self.shape.head_size),
+                cta_nanoseconds: mla_rows::cta_nanoseconds(cut),
+                tile_len: cut.tile_len,
+                shared_bytes: cut.shared_bytes(stages),
+            },
+            device,
+            self.request.options.split_policy,
+        );
+        let stage1 = Launch {
+            kernel: entry.id,
+            grid: [row_tiles, splits.num_kv_splits, self.shape.num_seqs],
+            shared_bytes: cut.shared_bytes(stages),
+            overlaps_previous: false,
+        };
+        let rows = Rows {
+            query_len: self.query_len,
+            check_parts: 1,
+        };
+        let check = self.request.options.check;
+        let mut plan =
+            DecodePlan::around(stage1, splits, &self.shape, rows, self.made_for(), check)?;
+        plan.stages = stages;
+        Ok(plan)
+    }
+
+    fn made_for(&self) -> MadeFor<12> {
+        DecodeFacts {
+            kernel: self.narrow.id,
+            query_len: self.query_len,
+            has_lists: false,
+        }
+        .with(&self.shape, &self.request.options)
+    }
+
+    /// The same for other tensors, as [`super::CheckedDecode::rebind`].
+    ///
+    /// # Errors
+    /// [`crate::error::RequestError`] naming the first tensor or option that differs.
+    pub fn rebind<'b>(&self, request: DecodeMlaRequest<'b>) -> Result<CheckedDecodeMla<'b>>
+    where
+        Self: 'b,
+    {
+        alike(&self.request.tensors(), &request.tensors())?;
+        scale("softmax_scale", request.softmax_scale)?;
+        self.request.options.same(&request.options)?;
+        Ok(CheckedDecodeMla { request, ..*self })
+    }
+
+    /// Enqueues the plan's kernels. Allocates nothing and waits for nothing, so it can be captured into a CUDA
+    /// graph.
+    ///
+    /// # Errors
+    /// [`crate::error::RequestError::Plan`] if the plan was made for something that this is not (see [`DecodePlan`]);
+    /// [`crate::error::RequestError::Machine`] for memory of another machine; [`crate::error::RequestError::Workspace`] if `workspace` (u8, 256-byte aligned) is smaller than the plan's
+    /// [`DecodePlan::workspace_bytes`]; whatever the launcher reports.
+    pub fn launch(
+        &self,
+        plan: &DecodePlan,
+        workspace: &mut TensorViewMut<'_>,
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        plan.fits(&self.made_for())?;
+        on_machine(launcher, &self.request.tensors(), workspace)?;
+        if self.shape.num_seqs == 0 {
+            return plan.launch_nothing(workspace, launcher);
+        }
+        let base = workspace_base(workspace, plan.workspace_bytes())?;
+        let stage1 = self.stage1_params(plan, base);
+        let checks = mla_rows::checks(&stage1, &self.shape);
+        let merge = mla_rows::merge(&stage1, self.shape.head_size_v, 0);
+        let seqs = [self.shape.num_seqs; 2];
+        // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`
+        // made shapes and strides agree, and the plan fits them.
+        unsafe { plan.enqueue(launcher, seqs, &checks, stage1.as_bytes(), &merge) }
+    }
+
+    fn stage1_params(&self, plan: &DecodePlan, base: u64) -> DecodeMlaParams {
+        let request = &self.request;
+        let (query, out) = (request.query.strides(), request.out.view().strides());
+        let lse = request.lse.as_ref().map(TensorViewMut::view);
+        let lse_stride = |dim: usize| lse.map_or(0, |lse| lse.strides()[dim]);
+        let scales = request.scales.as_ref();
+        DecodeMlaParams {
+            query: request.query.address(),
+            cache: request.cache.address(),
+            block_table: request.block_table.address(),
+            seq_lens: request.seq_lens.address(),
+            out: request.out.view().address(),
+            lse: lse.map_or(0, TensorView::address),
+            partial_out: base + plan.partials.out_offset,
+            partial_lse: base + plan.partials.lse_offset,
+            q_scale: scales
+                .and_then(|scales| scales.q_scale)
+                .map_or(0, |scale| scale.address()),
+            k_scale: scales.map_or(0, |scales| scales.k_scale.address()),
+            check: if plan.check.is_some() { base } else { 0 },
+            stride_query_seq: query[0],
+            stride_query_token: query[1],
+            stride_query_head: query[2],
+            stride_cache_block: request.cache.strides()[0],
+            stride_cache_slot: request.cache.strides()[1],
+            stride_block_table: request.block_table.strides()[0],
+            stride_seq_lens: request.seq_lens.strides()[0],
+            stride_out_seq: out[0],
+            stride_out_token: out[1],
+            stride_out_head: out[2],
+            stride_lse_seq: lse_stride(0),
+            stride_lse_token: lse_stride(1),
+            stride_lse_head: lse_stride(2),
+            num_query_heads: self.shape.num_query_heads,
+            query_len: self.query_len,
+            block_size: self.shape.block_size,
+            max_seq_len: self.shape.max_seq_len,
+            split_len: plan.splits.split_len,
+            num_kv_splits: plan.splits.num_kv_splits,
+            stages: plan.stages,
+            qk_scale_log2: request.softmax_scale * std::f32::consts::LOG2_E,
+            query_dtype: self.shape.query_dtype() as u32,
+            out_dtype: self.shape.out_dtype() as u32,
+        }
+    }
+}
+
+impl<'a> DecodeMlaRequest<'a> {
+    fn tensors(&self) -> [Given<'_, 'a>; 8] {
+        let scales = self.scales.as_ref();
+        [
+            Some(named("query", &self.query)),
+            Some(named("cache", &self.cache)),
+            Some(named("block_table", &self.block_table)),
+            Some(named("seq_lens", &self.seq_lens)),
+            Some(named("out", self.out.view())),
+            given("lse", self.lse.as_ref().map(TensorViewMut::view)),
+            given("q_scale", scales.and_then(|scales| scales.q_scale.as_ref())),
+            given("k_scale", scales.map(|scales| &scales.k_scale)),
+        ]
+    }
+}

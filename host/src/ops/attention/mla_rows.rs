@@ -1,0 +1,148 @@
+//! What the decodes over latent caches, of rows and of entries, share: how they choose a kernel, and what they launch
+//! beside it.
+
+use gpu_kernels::entry::Entry;
+use gpu_kernels::latent::Cut;
+use gpu_kernels::params::{
+    CheckFault, CheckPagedParams, DecodeMlaParams, MergeParams, ScaleList, TokenScaleList,
+};
+
+use super::shape::AttentionShape;
+use crate::error::{Error, Result};
+use crate::plan::DeviceInfo;
+
+/// What a decode over latents needs of its kernel.
+pub(super) struct Need<F> {
+    pub(super) operation: &'static str,
+    /// Rows of the query that a thread block may take together.
+    pub(super) rows: u32,
+    /// Fewest and most tiles of a ring.
+    pub(super) stages: (u32, u32),
+    /// Of a kernel's thread block with so many tiles in its ring.
+    pub(super) shared_bytes: F,
+}
+
+/// A kernel and how many tiles its ring has on a machine.
+#[derive(Clone, Copy)]
+pub(super) struct Choice {
+    pub(super) entry: &'static Entry,
+    pub(super) cut: Cut,
+    pub(super) stages: u32,
+}
+
+impl<F: Fn(Cut, u32) -> u32> Need<F> {
+    /// The widest kernel that the rows fill and that fits the machine: few rows leave shared memory for more thread
+    /// blocks. `kernels` are for ever more rows.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the machine has too little shared memory for any.
+    pub(super) fn choose(
+        &self,
+        kernels: &'static [(&'static Entry, Cut)],
+        device: &DeviceInfo,
+    ) -> Result<Choice> {
+        let fits = |&(entry, cut): &(&'static Entry, Cut)| self.fit(entry, cut, device);
+        let narrow = kernels.first().and_then(fits);
+        let is_filled = |choice: &Choice| self.rows > choice.cut.heads / 2;
+        let chosen = kernels.last().and_then(fits).filter(is_filled).or(narrow);
+        chosen.ok_or_else(|| Error::Unsupported {
+            operation: self.operation,
+            what: "a device with shared memory per thread block of",
+            got: format!("{} bytes", device.shared_bytes_per_cta),
+            supported: kernels.first().map_or_else(String::new, |&(_, cut)| {
+                format!("at least {} bytes", (self.shared_bytes)(cut, self.stages.0))
+            }),
+        })
+    }
+
+    /// As many tiles as leave room for as many thread blocks on a multiprocessor as the kernel is made for, or for one.
+    fn fit(&self, entry: &'static Entry, cut: Cut, device: &DeviceInfo) -> Option<Choice> {
+        let per_cta = device.shared_bytes_per_cta;
+        let per_sm = (device.shared_bytes_per_sm / entry.min_ctas).saturating_sub(1024);
+        let most = |limit| {
+            (self.stages.0..=self.stages.1)
+                .rev()
+                .find(|&stages| (self.shared_bytes)(cut, stages) <= limit)
+        };
+        let stages = most(per_sm.min(per_cta)).or_else(|| most(per_cta))?;
+        Some(Choice { entry, cut, stages })
+    }
+}
+
+/// The check of block table, lengths and scales.
+pub(super) fn checks(rows: &DecodeMlaParams, shape: &AttentionShape) -> CheckPagedParams {
+    let scale = |tensor, address| ScaleList {
+        address,
+        count: u32::from(address != 0),
+        tensor,
+        ..ScaleList::NONE
+    };
+    CheckPagedParams {
+        block_table: rows.block_table,
+        seq_lens: rows.seq_lens,
+        check: rows.check,
+        stride_block_table: rows.stride_block_table,
+        num_blocks: shape.num_blocks.into(),
+        stride_seq_lens: rows.stride_seq_lens,
+        query_start_loc: 0,
+        scales: [
+            scale(CheckFault::Q_SCALE, rows.q_scale),
+            scale(CheckFault::K_SCALE, rows.k_scale),
+            ScaleList::NONE,
+            ScaleList::NONE,
+        ],
+        token_scales: [TokenScaleList::NONE; 2],
+        num_seqs: shape.num_seqs,
+        block_size: rows.block_size,
+        max_seq_len: rows.max_seq_len,
+        num_kv_heads: 1,
+        num_tokens: 0,
+        max_query_len: rows.query_len,
+        query_len: rows.query_len,
+        num_decodes: 0,
+        sliding_window: 0,
+        num_parts: 1,
+    }
+}
+
+/// The merge of the splits; `sink` is the address of the sinks, or 0.
+pub(super) fn merge(rows: &DecodeMlaParams, head_size_v: u32, sink: u64) -> MergeParams {
+    MergeParams {
+        partial_out: rows.partial_out,
+        partial_lse: rows.partial_lse,
+        seq_lens: rows.seq_lens,
+        out: rows.out,
+        lse: rows.lse,
+        check: rows.check,
+        sink,
+        stride_seq_lens: rows.stride_seq_lens,
+        stride_out_seq: rows.stride_out_seq,
+        stride_out_token: rows.stride_out_token,
+        stride_out_head: rows.stride_out_head,
+        stride_lse_seq: rows.stride_lse_seq,
+        stride_lse_token: rows.stride_lse_token,
+        stride_lse_head: rows.stride_lse_head,
+        num_rows: rows.query_len * rows.num_query_heads,
+        num_query_heads: rows.num_query_heads,
+        head_size_v,
+        max_seq_len: rows.max_seq_len,
+        split_len: rows.split_len,
+        num_kv_splits: rows.num_kv_splits,
+        query_start_loc: 0,
+        sliding_window: 0,
+        sink_in_lse: 0,
+        num_tokens: 0,
+        reserved: 0,
+    }
+}
+
+/// How long a thread block takes to load its rows of the query and to store those of the output, measured on an H200.
+pub(super) fn cta_nanoseconds(cut: Cut) -> f64 {
+    300.0 * f64::from(cut.heads)
+}
+
+/// How long a thread block takes for a tile, measured on an H200: a part for the barriers, a part for the products.
+pub(super) fn tile_nanoseconds(cut: Cut, head_size: u32) -> f64 {
+    let products = f64::from(cut.tile_len * cut.heads * (head_size + cut.head_size_v));
+    1000.0 + products / 1400.0
+}
