@@ -10,7 +10,8 @@ mod tiny_kernels;
 
 use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, TryLockError};
 
 use ferroattn::emulator::{Emulator, Fault, FaultKind, Lane};

@@ -5,7 +5,7 @@ use ferroattn::Error;
 use ferroattn::plan::{
     DeviceInfo, SplitPolicy, SplitShape, Splits, variants, warp_tile_nanoseconds,
 };
-use gpu_kernels::kv::CacheDtype;
+use gpu_kernels::dtype::CacheDtype;
 use proptest::prelude::*;
 
 /// 128-value heads in bf16.

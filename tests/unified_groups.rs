@@ -10,7 +10,7 @@ use ferroattn::emulator::Emulator;
 use ferroattn::plan::DeviceInfo;
 use ferroattn::runtime::Launcher;
 use gpu_kernels::entry::Variant;
-use gpu_kernels::tile::rows::Products;
+use gpu_kernels::prefill::Products;
 
 const SEED: u64 = 3;
 

@@ -6,17 +6,16 @@
 //! | module | holds |
 //! |---|---|
 //! | [`gpu`] | the trait [`Gpu`](gpu::Gpu), all that kernels know of a machine, and its PTX implementation |
-//! | [`dtype`] | element types as types |
+//! | [`dtype`] | element types and cache formats as types; 8-bit storage and its scales |
 //! | [`params`] | one `#[repr(C)]` struct per kernel, shared with the host |
-//! | [`kv`] | where a token's keys and values lie in a paged cache, and how they are stored |
-//! | [`mla_entry`] | the FP8 forms of a token in an MLA cache, byte by byte |
-//! | [`tile`] | what one warp computes: loading, scores, softmax, output |
-//! | [`latent`] | what one thread block computes over an MLA cache |
-//! | [`lse`] | maximum and sum of a softmax, and their logarithm |
-//! | [`quant`] | 8-bit storage: scales, and division by them |
-//! | [`stored`] | a 16-bit value where it is stored: itself, or FP8 |
-//! | [`divider`] | division by numbers that the host knows |
-//! | [`kernels`] | the kernels, one per file, each opening with its grid and its loop |
+//! | [`attention`] | what all attention shares: paged keys and values, masks, scores, checks, lse |
+//! | [`decode`] | split-KV decode attention: a warp has a tile of 16 tokens for itself |
+//! | [`prefill`] | attention of many query tokens: rows that share tiles of keys and values |
+//! | [`mla`] | attention over a latent cache, and the forms of its FP8 entries, byte by byte |
+//! | [`cache`] | cache writes, copies of blocks |
+//! | [`gather`] | gathers, dequantised if they are to be |
+//! | [`bench`] | what measurements are held against |
+//! | [`kernel`] | the trait of kernels, and the shapes that are types |
 //! | [`entry`] | the table of every compiled kernel: PTX symbols, launch bounds, and the emulator's dispatch |
 //!
 //! There are no dependencies, not even `cuda_std`: what it offers beyond the few lines of assembly in
@@ -50,20 +49,18 @@
     )
 )]
 
-pub mod divider;
+pub mod attention;
+pub mod bench;
+pub mod cache;
+pub mod decode;
 pub mod dtype;
 pub mod entry;
+pub mod gather;
 pub mod gpu;
-pub mod kernels;
-pub mod kv;
-pub mod latent;
-pub mod lse;
-pub mod mla_entry;
+pub mod kernel;
+pub mod mla;
 pub mod params;
-pub mod quant;
-pub mod stored;
-pub mod tile;
-mod unroll;
+pub mod prefill;
 
 /// Without an operating system a panic can only stop the grid.
 #[cfg(target_arch = "nvptx64")]

@@ -1,9 +1,8 @@
 //! Assembling the PTX for real GPUs, to see before any of them does whether it fits.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
+use std::{fs, thread};
 
 use anyhow::{Context, Result, bail};
 use gpu_kernels::entry::{ENTRIES, Entry};

@@ -6,12 +6,11 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use gpu_kernels::decode::{DecodeTile, merge as merge_splits};
+use gpu_kernels::dtype::CacheDtype;
 use gpu_kernels::entry::{ENTRIES, Entry, HOPPER, Variant};
-use gpu_kernels::kernels::merge_splits;
-use gpu_kernels::kv::CacheDtype;
-use gpu_kernels::latent::{RAW_STAGES, STAGES};
-use gpu_kernels::tile::Shape;
-use gpu_kernels::tile::rows::RowShape;
+use gpu_kernels::mla::{RAW_STAGES, STAGES};
+use gpu_kernels::prefill::PrefillTile;
 use serde::Deserialize;
 
 use crate::ROUTES;
@@ -221,7 +220,7 @@ pub(crate) fn dynamic_shared_bytes(entry: &Entry) -> u32 {
             ..
         } => {
             let (value_bytes, token_scales) = cache_values(cache);
-            let shape = Shape::of(head_size, head_size_v, value_bytes, token_scales);
+            let shape = DecodeTile::of(head_size, head_size_v, value_bytes, token_scales);
             if ruled {
                 shape.shared_bytes_of(1, head_size_v)
             } else {
@@ -235,7 +234,8 @@ pub(crate) fn dynamic_shared_bytes(entry: &Entry) -> u32 {
             products,
         } => {
             let (value_bytes, token_scales) = cache_values(cache);
-            RowShape::of(head_size, head_size_v, value_bytes, token_scales, products).shared_bytes()
+            PrefillTile::of(head_size, head_size_v, value_bytes, token_scales, products)
+                .shared_bytes()
         }
         Variant::MergeSplits { .. } => merge_splits::SHARED_BYTES,
         _ => 0,

@@ -1,9 +1,9 @@
 //! The products of a warp group, for machines that have none: what each of its warps has of them, by its own
 //! instructions.
 
-use super::{Gpu, Pending};
 use crate::dtype::{F16, Half};
-use crate::unroll::unroll;
+use crate::gpu::unroll::unroll;
+use crate::gpu::{Gpu, Pending};
 
 /// Bytes of a panel's row, and of a panel of 64 rows.
 pub const PANEL_ROW_BYTES: u32 = 128;

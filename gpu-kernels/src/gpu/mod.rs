@@ -18,8 +18,10 @@
 //!   other lanes after a `sync_warp` or `sync_cta` that follows it.
 //! - Arithmetic written with [`Gpu::fma`] is fused on every machine; other arithmetic never is.
 
+pub mod fast_divmod;
 pub mod fp8;
 mod group;
+pub(crate) mod unroll;
 pub use group::{PANEL_BYTES, PANEL_ROW_BYTES, in_panels};
 #[cfg(target_arch = "nvptx64")]
 mod ptx;
@@ -102,7 +104,7 @@ pub unsafe trait Gpu: Copy {
     /// `value`, of which the compiler no longer knows where it came from: what is computed from it is computed
     /// where it is needed, instead of once ahead of a loop that has no register to keep it in.
     #[inline(always)]
-    fn opaque(self, value: u32) -> u32 {
+    fn black_box(self, value: u32) -> u32 {
         value
     }
 

@@ -5,11 +5,11 @@
 
 use core::arch::asm;
 
-use super::{Gpu, Line, fp8};
-#[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
-use super::{Pending, wgmma};
 #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
 use crate::dtype::Half;
+use crate::gpu::{Gpu, Line, fp8};
+#[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+use crate::gpu::{Pending, wgmma};
 
 /// A lane of a real GPU.
 #[derive(Clone, Copy, Debug)]
@@ -184,7 +184,7 @@ unsafe impl Gpu for PtxLane {
     }
 
     #[inline(always)]
-    fn opaque(self, mut value: u32) -> u32 {
+    fn black_box(self, mut value: u32) -> u32 {
         // SAFETY: does nothing; not `pure`, so that it stays where it is.
         unsafe { asm!("// {0}", inout(reg32) value, options(nomem, nostack, preserves_flags)) };
         value

@@ -1,7 +1,7 @@
 //! Arguments of the kernels that move whole blocks of a cache.
 
-use super::KernelParams;
-use crate::divider::Divider;
+use crate::gpu::fast_divmod::FastDivmod;
+use crate::params::KernelParams;
 
 /// Arguments of `copy_blocks` and `check_pairs`. Strides count bytes.
 #[repr(C)]
@@ -70,7 +70,7 @@ pub struct CompactParams {
     /// Block ids per row.
     pub max_num_blocks_per_seq: u32,
     /// Tokens per block.
-    pub block_size: Divider,
+    pub block_size: FastDivmod,
     /// Blocks in the cache: others are nobody's.
     pub num_blocks: u32,
     /// Blocks in the compact cache.

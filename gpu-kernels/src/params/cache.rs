@@ -1,7 +1,7 @@
 //! Arguments of the kernels that write new tokens into a cache.
 
-use super::KernelParams;
-use crate::divider::Divider;
+use crate::gpu::fast_divmod::FastDivmod;
+use crate::params::KernelParams;
 
 /// One side of a cache write: keys or values; for MLA, latents or RoPE keys. Strides count bytes.
 #[repr(C)]
@@ -40,7 +40,7 @@ pub struct CacheSide {
     /// All heads' units together.
     pub units: u32,
     /// Units per head; what a unit is, the kernel's parameters say.
-    pub head_units: Divider,
+    pub head_units: FastDivmod,
     /// Zero; keeps the size a multiple of 8.
     pub reserved: u32,
 }
@@ -67,7 +67,7 @@ pub struct ReshapeAndCacheParams {
     /// Tokens, the length of a row of `slot_mapping`.
     pub num_tokens: u32,
     /// Tokens per cache block.
-    pub block_size: Divider,
+    pub block_size: FastDivmod,
     /// Copy: bytes of a unit, a power of two up to 16 to which every address and stride is aligned. Scaled:
     /// values of a unit: 8, if source units are 16-byte and target units 8-byte aligned, else 1.
     pub unit: u32,
@@ -99,9 +99,9 @@ pub struct PerTokenHeadParams {
     /// Tokens, the length of `slot_mapping`.
     pub num_tokens: u32,
     /// Tokens per cache block.
-    pub block_size: Divider,
+    pub block_size: FastDivmod,
     /// Heads of keys and values together.
-    pub rows_per_token: Divider,
+    pub rows_per_token: FastDivmod,
     /// Bytes of a store of eight values, 8 or 4, to which the targets are aligned; 0 if values go one by one.
     pub store_bytes: u32,
     /// Lanes that share a row (the values of one head of one token): a power of two up to 32; two units

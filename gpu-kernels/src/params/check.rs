@@ -1,6 +1,6 @@
 //! Arguments of the device-side checks, and the record in which they report.
 
-use super::KernelParams;
+use crate::params::KernelParams;
 
 /// What a check found, in device memory: the first fault that was claimed, or `kind` 0.
 #[repr(C)]

@@ -1,6 +1,6 @@
 //! Arguments of `decode_gqa`.
 
-use super::{KernelParams, ScoreParams};
+use crate::params::{KernelParams, ScoreParams};
 
 /// Arguments of `decode_gqa`. Strides count elements of their tensor.
 #[repr(C)]
@@ -22,7 +22,7 @@ pub struct DecodeParams {
     pub lse: u64,
     /// `[num_seqs, num_query_heads, num_kv_splits, head_size_v]`, f32, each split normalised by itself.
     pub partial_out: u64,
-    /// `[num_seqs, num_query_heads, num_kv_splits]`, each an [`Lse`](crate::lse::Lse); splits past a sequence's end are not
+    /// `[num_seqs, num_query_heads, num_kv_splits]`, each an [`Lse`](crate::attention::lse::Lse); splits past a sequence's end are not
     /// written.
     pub partial_lse: u64,
     /// One f32 that an FP8 query was divided by; 0 for 1. The scales are only read if the cache is FP8.
@@ -93,9 +93,9 @@ pub struct DecodeParams {
     pub split_len: u32,
     /// Splits of the longest sequence: the row length of `partial_lse`.
     pub num_kv_splits: u32,
-    /// If the cache is FP8: a [`crate::tile::QueryDtype`].
+    /// If the cache is FP8: a [`crate::attention::query::QueryDtype`].
     pub query_dtype: u32,
-    /// If the cache is FP8: a [`crate::tile::QueryDtype`], of 16 bits.
+    /// If the cache is FP8: a [`crate::attention::query::QueryDtype`], of 16 bits.
     pub out_dtype: u32,
     /// Rows of `query`: what `query_start_loc` is cut to.
     pub num_tokens: u32,

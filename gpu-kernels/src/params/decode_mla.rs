@@ -1,6 +1,6 @@
 //! Arguments of `decode_mla`.
 
-use super::KernelParams;
+use crate::params::KernelParams;
 
 /// Arguments of `decode_mla`. Strides count elements of their tensor. A row is one query head of one query
 /// token: row `r` of a sequence is head `r % num_query_heads` of token `r / num_query_heads`.
@@ -21,7 +21,7 @@ pub struct DecodeMlaParams {
     pub lse: u64,
     /// `[num_seqs, rows, num_kv_splits, head_size_v]`, f32, each split normalised by itself.
     pub partial_out: u64,
-    /// `[num_seqs, rows, num_kv_splits]`, each an [`Lse`](crate::lse::Lse); splits past a sequence's end are not written.
+    /// `[num_seqs, rows, num_kv_splits]`, each an [`Lse`](crate::attention::lse::Lse); splits past a sequence's end are not written.
     pub partial_lse: u64,
     /// One f32 that an FP8 query was divided by; 0 for 1. The scales are only read if the cache is FP8.
     pub q_scale: u64,
@@ -71,9 +71,9 @@ pub struct DecodeMlaParams {
     pub stages: u32,
     /// `softmax_scale * log2 e`.
     pub qk_scale_log2: f32,
-    /// If the cache is FP8: a [`crate::tile::QueryDtype`].
+    /// If the cache is FP8: a [`crate::attention::query::QueryDtype`].
     pub query_dtype: u32,
-    /// If the cache is FP8: a [`crate::tile::QueryDtype`], of 16 bits.
+    /// If the cache is FP8: a [`crate::attention::query::QueryDtype`], of 16 bits.
     pub out_dtype: u32,
 }
 

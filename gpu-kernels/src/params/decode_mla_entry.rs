@@ -1,7 +1,7 @@
 //! Arguments of `decode_mla_entry`.
 
-use super::{DecodeMlaParams, KernelParams};
-use crate::divider::Divider;
+use crate::gpu::fast_divmod::FastDivmod;
+use crate::params::{DecodeMlaParams, KernelParams};
 
 /// Arguments of `decode_mla_entry`. A thread block works on *positions*: without indices position `p` is token
 /// `p` of the sequence; with indices, positions `0 .. lists[0].len` are the entries of the first list and those
@@ -29,7 +29,7 @@ pub struct DecodeMlaEntryParams {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct EntryList {
-    /// `[num_blocks, block_size, 656]` bytes; V4: `[num_blocks]` pages. See [`crate::mla_entry`].
+    /// `[num_blocks, block_size, 656]` bytes; V4: `[num_blocks]` pages. See [`crate::mla::cache_format`].
     pub cache: u64,
     /// `[num_seqs, query_len, len]`, i32; those below 0 or outside the cache are skipped. 0 for all tokens of
     /// the sequence.
@@ -49,7 +49,7 @@ pub struct EntryList {
     /// Elements from a query token's length to the next one's.
     pub stride_lens_token: i64,
     /// Tokens per cache block.
-    pub block_size: Divider,
+    pub block_size: FastDivmod,
     /// Slots of the cache.
     pub num_slots: u32,
     /// Indices of a query token.

@@ -1,7 +1,7 @@
 //! Arguments of the gathers.
 
-use super::KernelParams;
-use crate::divider::Divider;
+use crate::gpu::fast_divmod::FastDivmod;
+use crate::params::KernelParams;
 
 /// Arguments of `gather_*` and `check_gather`. Strides count bytes.
 ///
@@ -46,11 +46,11 @@ pub struct GatherParams {
     /// Sequences.
     pub num_seqs: u32,
     /// See the struct.
-    pub rows_per_seq: Divider,
+    pub rows_per_seq: FastDivmod,
     /// One of the constants of this type.
     pub mode: u32,
     /// Tokens per cache block.
-    pub block_size: Divider,
+    pub block_size: FastDivmod,
     /// Blocks in the cache: others are skipped.
     pub num_blocks: u32,
     /// Entries of a row of the block table: tokens beyond are skipped.

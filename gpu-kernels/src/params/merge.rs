@@ -1,6 +1,6 @@
 //! Arguments of `merge_splits`.
 
-use super::KernelParams;
+use crate::params::KernelParams;
 
 /// Arguments of `merge_splits`. Strides count elements.
 #[repr(C)]
@@ -8,7 +8,7 @@ use super::KernelParams;
 pub struct MergeParams {
     /// `[num_seqs, rows, num_kv_splits, head_size_v]`, f32; a row is one query head of one query token.
     pub partial_out: u64,
-    /// `[num_seqs, rows, num_kv_splits]`, each an [`Lse`](crate::lse::Lse).
+    /// `[num_seqs, rows, num_kv_splits]`, each an [`Lse`](crate::attention::lse::Lse).
     pub partial_lse: u64,
     /// `[num_seqs]`, i32; 0 if all are `max_seq_len`.
     pub seq_lens: u64,

@@ -1,7 +1,7 @@
 //! Arguments of `concat_and_cache_mla_fp8_ds` and `concat_and_cache_mla_v4`.
 
-use super::KernelParams;
-use crate::divider::Divider;
+use crate::gpu::fast_divmod::FastDivmod;
+use crate::params::KernelParams;
 
 /// Arguments of `concat_and_cache_mla_fp8_ds` and `concat_and_cache_mla_v4`. Strides count bytes; every
 /// address and stride is a multiple of 16.
@@ -12,7 +12,7 @@ pub struct MlaEntryParams {
     pub kv_c: u64,
     /// `[num_tokens or more, 64]`, bf16: RoPE key; 0 for a model without one, whose entries get zeros.
     pub k_pe: u64,
-    /// `[num_blocks, block_size, 656]` bytes; V4: `[num_blocks]` pages. See [`crate::mla_entry`].
+    /// `[num_blocks, block_size, 656]` bytes; V4: `[num_blocks]` pages. See [`crate::mla::cache_format`].
     pub kv_cache: u64,
     /// `[num_tokens]`, i64: `block * block_size + offset`; negative slots write nothing.
     pub slot_mapping: u64,
@@ -29,7 +29,7 @@ pub struct MlaEntryParams {
     /// Tokens, the length of `slot_mapping`.
     pub num_tokens: u32,
     /// Tokens per cache block.
-    pub block_size: Divider,
+    pub block_size: FastDivmod,
     /// 1 if the scales of the 656-byte form are rounded up to powers of two; V4's always are.
     pub power_of_two_scales: u32,
     /// Zero; keeps the size a multiple of 8.

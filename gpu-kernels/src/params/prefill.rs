@@ -1,7 +1,7 @@
 //! Arguments of `prefill_gqa` and `merge_rows`.
 
-use super::{KernelParams, ScoreParams};
-use crate::divider::Divider;
+use crate::gpu::fast_divmod::FastDivmod;
+use crate::params::{KernelParams, ScoreParams};
 
 /// Arguments of `prefill_gqa` and `merge_rows`. Strides count elements of their tensor, those of caches bytes: the kernel has no
 /// register to spare for a product.
@@ -39,7 +39,7 @@ pub struct PrefillParams {
     /// `[num_tokens, num_query_heads, num_kv_splits, head_size_v]`, f32, each part normalised by itself; written
     /// only for rows of several parts.
     pub partial_out: u64,
-    /// `[num_tokens, num_query_heads, num_kv_splits]`, each an [`Lse`](crate::lse::Lse), without the sink.
+    /// `[num_tokens, num_query_heads, num_kv_splits]`, each an [`Lse`](crate::attention::lse::Lse), without the sink.
     pub partial_lse: u64,
     /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
     pub check: u64,
@@ -92,9 +92,9 @@ pub struct PrefillParams {
     /// KV heads.
     pub num_kv_heads: u32,
     /// Divides by `num_queries_per_kv`.
-    pub by_queries_per_kv: Divider,
+    pub by_queries_per_kv: FastDivmod,
     /// Divides by `block_size`.
-    pub by_block_size: Divider,
+    pub by_block_size: FastDivmod,
     /// Query heads that share a KV head.
     pub num_queries_per_kv: u32,
     /// Tokens per cache block, a multiple of 8.
@@ -113,9 +113,9 @@ pub struct PrefillParams {
     pub tile_kv: u32,
     /// Zero; keeps the size a multiple of 8.
     pub reserved: u32,
-    /// If the cache is of bytes: a [`crate::tile::QueryDtype`].
+    /// If the cache is of bytes: a [`crate::attention::query::QueryDtype`].
     pub query_dtype: u32,
-    /// A [`crate::tile::QueryDtype`].
+    /// A [`crate::attention::query::QueryDtype`].
     pub out_dtype: u32,
 }
 

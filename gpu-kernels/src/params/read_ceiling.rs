@@ -1,6 +1,6 @@
 //! Arguments of `read_ceiling`.
 
-use super::KernelParams;
+use crate::params::KernelParams;
 
 /// Arguments of `read_ceiling`.
 #[repr(C)]

@@ -1,7 +1,7 @@
 //! Arguments of `rope_and_cache_*`.
 
-use super::{CacheSide, KernelParams};
-use crate::divider::Divider;
+use crate::gpu::fast_divmod::FastDivmod;
+use crate::params::{CacheSide, KernelParams};
 
 /// Arguments of `rope_and_cache_*`. A unit of [`CacheSide`] is here an item, what one thread takes of a head:
 /// two runs of `run` values.
@@ -32,7 +32,7 @@ pub struct RopeAndCacheParams {
     /// Tokens, the length of `slot_mapping`.
     pub num_tokens: u32,
     /// Tokens per cache block.
-    pub block_size: Divider,
+    pub block_size: FastDivmod,
     /// Values of a run: 8, if everything is aligned to them, else 1.
     pub run: u32,
     /// Runs of a query or key head.

@@ -1,7 +1,7 @@
 //! How fast the GPU reads: what the benchmarks are measured by.
 
+use gpu_kernels::bench::read_ceiling::THREADS;
 use gpu_kernels::entry::Variant;
-use gpu_kernels::kernels::read_ceiling::THREADS;
 use gpu_kernels::params::{KernelParams, ReadCeilingParams};
 
 use crate::error::Result;

@@ -1,6 +1,6 @@
 //! What whoever reads or writes an MLA cache of entries with scales of their own has to get right about the cache.
 
-use gpu_kernels::mla_entry::{fp8_ds, v4};
+use gpu_kernels::mla::cache_format::{fp8_ds, v4};
 
 use super::checks::Named;
 use crate::error::RequestError;

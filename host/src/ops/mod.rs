@@ -36,4 +36,4 @@ pub use cache::{
     RopeQuery, RopeStyle, RopeTable, ScaleRule,
 };
 pub use device_check::{CHECK_BYTES, CheckMode, check_result};
-pub use gpu_kernels::mla_entry::EntryForm;
+pub use gpu_kernels::mla::cache_format::EntryForm;

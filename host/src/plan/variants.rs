@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::LazyLock;
 
+use gpu_kernels::dtype::CacheDtype;
 use gpu_kernels::entry::{ENTRIES, Entry, Variant};
-use gpu_kernels::kv::CacheDtype;
-use gpu_kernels::latent::Cut;
-use gpu_kernels::mla_entry::EntryForm;
-use gpu_kernels::tile::rows::Products;
+use gpu_kernels::mla::Cut;
+use gpu_kernels::mla::cache_format::EntryForm;
+use gpu_kernels::prefill::Products;
 
 use crate::error::{Error, Result};
 

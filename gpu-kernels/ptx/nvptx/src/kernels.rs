@@ -3,7 +3,7 @@ set! {
     route: "nvptx";
     compiler: "rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)";
     ptx_version: "8.1";
-    source_sha256: "1b79e10e2288e06b091fc5bf8a91295e9d619680d67a160fd43bc39d5649c52c";
+    source_sha256: "74e57da1018bbaa968df6fdf4140f1761a57ad60b376ce75279d7ebb004675da";
     archs: ["sm_80", "sm_89", "sm_90", "sm_90a"];
     "check_gather",
     "check_paged",

@@ -1,6 +1,6 @@
 //! The cases of unified attention, in every named list.
 
-use gpu_kernels::kv::CacheDtype;
+use gpu_kernels::dtype::CacheDtype;
 
 use super::decode_grid::decode;
 use super::unified::{Causal, QueryLens, UnifiedCase};

@@ -120,7 +120,7 @@ impl EntryLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gpu_kernels::mla_entry::{fp8_ds, v4};
+    use gpu_kernels::mla::cache_format::{fp8_ds, v4};
 
     #[test]
     fn entries_lie_where_the_kernels_look_for_them() {

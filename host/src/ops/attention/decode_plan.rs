@@ -1,6 +1,7 @@
 //! Planning a checked decode.
 
-use gpu_kernels::tile::{Shape, TILE_GROUP};
+use gpu_kernels::attention::tile::TILE_GROUP;
+use gpu_kernels::decode::DecodeTile;
 
 use super::decode::CheckedDecode;
 use super::paged::check_parts;
@@ -19,7 +20,7 @@ impl CheckedDecode<'_> {
         let shape = &self.shape;
         // Times KV heads no more than there are query heads, which fit a grid's first dimension.
         let head_tiles = shape.num_queries_per_kv().div_ceil(self.heads_per_cta);
-        let tile = Shape::of(
+        let tile = DecodeTile::of(
             shape.head_size,
             shape.head_size_v,
             shape.value_bytes(),
@@ -85,7 +86,7 @@ impl CheckedDecode<'_> {
     }
 
     /// Shared memory of a thread block that has at most `split_len` tokens, and tiles in a ring.
-    fn shared_bytes(&self, shape: Shape, split_len: u32) -> (u32, u32) {
+    fn shared_bytes(&self, shape: DecodeTile, split_len: u32) -> (u32, u32) {
         if self.ruled {
             let ring_tiles = shape.ring_tiles(split_len);
             (

@@ -9,11 +9,11 @@
 //! negative or outside the cache are skipped, and a token that is named twice counts twice. A query token that sees
 //! nothing gives 0 and an lse of −inf.
 
-use gpu_kernels::divider::Divider;
+use gpu_kernels::dtype::CacheDtype;
 use gpu_kernels::entry::Entry;
-use gpu_kernels::kernels::decode_mla_entry::HEAD_SIZE_V;
-use gpu_kernels::kv::CacheDtype;
-use gpu_kernels::mla_entry::{EntryForm, fp8_ds, v4};
+use gpu_kernels::gpu::fast_divmod::FastDivmod;
+use gpu_kernels::mla::cache_format::{EntryForm, fp8_ds, v4};
+use gpu_kernels::mla::kernel_fp8::HEAD_SIZE_V;
 use gpu_kernels::params::EntryList;
 
 use super::mla;
@@ -307,7 +307,7 @@ const NO_LIST: EntryList = EntryList {
     stride_indices_token: 0,
     stride_lens_seq: 0,
     stride_lens_token: 0,
-    block_size: Divider::new(1),
+    block_size: FastDivmod::new(1),
     num_slots: 0,
     len: 0,
     num_tokens: 0,
@@ -337,7 +337,7 @@ fn cache_list(
     Ok(EntryList {
         stride_block: byte_stride(cache, 0),
         stride_slot: if is_v4 { 0 } else { byte_stride(cache, 1) },
-        block_size: Divider::new(count("block_size", block_size)?),
+        block_size: FastDivmod::new(count("block_size", block_size)?),
         num_slots: count("num_blocks * block_size", num_slots)?,
         ..NO_LIST
     })

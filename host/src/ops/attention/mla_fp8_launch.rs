@@ -1,8 +1,8 @@
 //! Planning and launching a checked decode over FP8 entries.
 
-use gpu_kernels::kernels::decode_mla_entry::HEAD_SIZE_V;
-use gpu_kernels::latent::{Cut, RAW_STAGES};
-use gpu_kernels::mla_entry::{EntryForm, fp8_ds, v4};
+use gpu_kernels::mla::cache_format::{EntryForm, fp8_ds, v4};
+use gpu_kernels::mla::kernel_fp8::HEAD_SIZE_V;
+use gpu_kernels::mla::{Cut, RAW_STAGES};
 use gpu_kernels::params::{DecodeMlaEntryParams, DecodeMlaParams, KernelParams};
 
 use super::mla_fp8::{CheckedDecodeMlaEntry, DecodeMlaEntryRequest, EntryTokens};

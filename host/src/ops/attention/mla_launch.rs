@@ -1,6 +1,6 @@
 //! Planning and launching a checked decode over latents.
 
-use gpu_kernels::latent::{Cut, STAGES};
+use gpu_kernels::mla::{Cut, STAGES};
 use gpu_kernels::params::{DecodeMlaParams, KernelParams};
 
 use super::mla::{CheckedDecodeMla, DecodeMlaRequest};

@@ -2,7 +2,7 @@
 //! beside it.
 
 use gpu_kernels::entry::Entry;
-use gpu_kernels::latent::Cut;
+use gpu_kernels::mla::Cut;
 use gpu_kernels::params::{
     CheckFault, CheckPagedParams, DecodeMlaParams, MergeParams, ScaleList, TokenScaleList,
 };

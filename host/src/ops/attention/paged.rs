@@ -1,7 +1,7 @@
 //! What an attention request over a paged cache has to get right about the cache.
 
-use gpu_kernels::kernels::check;
-use gpu_kernels::kv::CacheDtype;
+use gpu_kernels::attention::check;
+use gpu_kernels::dtype::CacheDtype;
 
 use crate::error::RequestError;
 use crate::ops::checks::{Named, named, slot_stride_fits};

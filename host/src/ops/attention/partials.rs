@@ -1,6 +1,6 @@
 //! Where splits of the keys leave their results until they are merged.
 
-use gpu_kernels::lse::Lse;
+use gpu_kernels::attention::lse::Lse;
 
 use crate::ops::device_check::CHECK_BYTES;
 

@@ -1,8 +1,7 @@
 //! What decode, unified attention and MLA decode check alike: queries, lengths, outputs; and the numbers that come of it.
 
-use gpu_kernels::dtype::HalfDtype;
-use gpu_kernels::kv::CacheDtype;
-use gpu_kernels::tile::QueryDtype;
+use gpu_kernels::attention::query::QueryDtype;
+use gpu_kernels::dtype::{CacheDtype, HalfDtype};
 
 use super::paged::PagedCache;
 use crate::error::{RequestError, Result};

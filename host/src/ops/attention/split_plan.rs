@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use gpu_kernels::decode::merge as merge_splits;
 use gpu_kernels::entry::{EntryId, Variant};
-use gpu_kernels::kernels::merge_splits;
 use gpu_kernels::params::{CheckPagedParams, KernelParams, MergeParams};
 
 use super::options::DecodeOptions;

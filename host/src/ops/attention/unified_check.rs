@@ -1,6 +1,6 @@
 //! Checking a step of unified attention.
 
-use gpu_kernels::tile::rows::{Products, RowShape};
+use gpu_kernels::prefill::{PrefillTile, Products};
 
 use super::decode::Starts;
 use super::kv_scales::check_scales;
@@ -136,8 +136,8 @@ pub(super) fn thread_blocks(
 }
 
 /// How a thread block is cut if `products` multiply.
-pub(super) fn row_shape(shape: &AttentionShape, products: Products) -> RowShape {
-    RowShape::of(
+pub(super) fn row_shape(shape: &AttentionShape, products: Products) -> PrefillTile {
+    PrefillTile::of(
         shape.head_size,
         shape.head_size_v,
         shape.value_bytes(),

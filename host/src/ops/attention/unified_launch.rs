@@ -1,6 +1,6 @@
 //! A checked step of unified attention at other tensors, and its launch.
 
-use gpu_kernels::divider::Divider;
+use gpu_kernels::gpu::fast_divmod::FastDivmod;
 use gpu_kernels::params::{CheckFault, CheckPagedParams, KernelParams, PrefillParams};
 
 use super::decode::Starts;
@@ -190,8 +190,8 @@ impl CheckedUnified<'_> {
             num_tokens: self.num_tokens,
             num_seqs: self.shape.num_seqs - self.num_decodes,
             num_kv_heads: self.shape.num_kv_heads,
-            by_queries_per_kv: Divider::new(num_queries_per_kv),
-            by_block_size: Divider::new(self.shape.block_size),
+            by_queries_per_kv: FastDivmod::new(num_queries_per_kv),
+            by_block_size: FastDivmod::new(self.shape.block_size),
             num_queries_per_kv,
             block_size: self.shape.block_size,
             max_seq_len: self.shape.max_seq_len,

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
+use gpu_kernels::attention::query::QueryDtype;
+use gpu_kernels::dtype::CacheDtype;
 use gpu_kernels::entry::{Entry, Variant};
-use gpu_kernels::kv::CacheDtype;
-use gpu_kernels::tile::QueryDtype;
-use gpu_kernels::tile::rows::{Products, RowShape};
+use gpu_kernels::prefill::{PrefillTile, Products};
 
 use super::paged::check_parts;
 use super::partials::Partials;
@@ -36,7 +36,7 @@ pub struct UnifiedPlan {
     pub(super) merge: Option<Launch>,
     pub(super) splits: Splits,
     /// How a thread block of `prefill` is cut.
-    pub(super) rows: RowShape,
+    pub(super) rows: PrefillTile,
     pub(super) partials: Partials,
 }
 
@@ -200,7 +200,7 @@ impl CheckedUnified<'_> {
     }
 
     /// The most keys that a tile of rows sees, of those that are not decodes.
-    fn max_keys(&self, cut: RowShape) -> u32 {
+    fn max_keys(&self, cut: PrefillTile) -> u32 {
         let Some(window) = self.request.options.sliding_window else {
             return self.shape.max_seq_len;
         };
@@ -239,7 +239,7 @@ impl CheckedUnified<'_> {
     }
 
     /// Thread blocks that share out the rows of the sequences that are no decodes.
-    pub(super) fn ctas(&self, cut: RowShape) -> u32 {
+    pub(super) fn ctas(&self, cut: PrefillTile) -> u32 {
         let num_seqs = self.shape.num_seqs - self.num_decodes;
         let ctas = thread_blocks(&self.shape, self.num_tokens, num_seqs, cut.rows());
         u32::try_from(ctas).expect("the check counted those of all sequences")

@@ -12,9 +12,9 @@
 //! moves only those and needs one launch; and [`crate::ops::DecodeRequest`] reads pools as they are, of every
 //! dtype, with no copy at all.
 
-use gpu_kernels::divider::Divider;
 use gpu_kernels::entry::Variant;
-use gpu_kernels::kernels::gather;
+use gpu_kernels::gather::kernel as gather;
+use gpu_kernels::gpu::fast_divmod::FastDivmod;
 use gpu_kernels::params::{CompactParams, GatherParams};
 
 use super::copy_blocks::check_blocks;
@@ -112,7 +112,7 @@ impl<'a> CompactRequest<'a> {
             stride_renamed: 0,
             num_rows: 0,
             max_num_blocks_per_seq: 0,
-            block_size: Divider::new(block_size),
+            block_size: FastDivmod::new(block_size),
             num_blocks,
             num_compact_blocks,
             reserved: 0,
@@ -168,9 +168,9 @@ impl<'a> CompactRequest<'a> {
                 stride_block_table: 0,
                 num_rows: count("num_compact_blocks", num_rows)?,
                 num_seqs: 0,
-                rows_per_seq: Divider::new(1),
+                rows_per_seq: FastDivmod::new(1),
                 mode: GatherParams::INDICES,
-                block_size: Divider::new(1),
+                block_size: FastDivmod::new(1),
                 num_blocks: count("num_blocks", num_blocks)?,
                 max_num_blocks_per_seq: 0,
                 zero_missing: 0,

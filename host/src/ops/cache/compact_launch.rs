@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use gpu_kernels::cache::compact;
 use gpu_kernels::entry::Variant;
-use gpu_kernels::kernels::compact;
 use gpu_kernels::params::{CompactParams, GatherParams, KernelParams};
 
 use super::compact::{BlockGather, CheckedCompact, CompactRequest, launch};

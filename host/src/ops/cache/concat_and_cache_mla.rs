@@ -5,9 +5,9 @@
 //! promised. The number of tokens is
 //! `slot_mapping`'s length; `kv_c` and `k_pe` may be longer.
 
-use gpu_kernels::divider::Divider;
 use gpu_kernels::entry::Variant;
-use gpu_kernels::mla_entry::{fp8_ds, v4};
+use gpu_kernels::gpu::fast_divmod::FastDivmod;
+use gpu_kernels::mla::cache_format::{fp8_ds, v4};
 use gpu_kernels::params::{CheckFault, MlaEntryParams, ScaleList};
 
 use super::places::{Places, SidePlaces};
@@ -266,7 +266,7 @@ impl<'a> ConcatAndCacheMlaRequest<'a> {
             stride_cache_block: byte_stride(view, 0),
             stride_cache_slot: if is_v4 { 0 } else { byte_stride(view, 1) },
             num_tokens: count("num_tokens", num_tokens)?,
-            block_size: Divider::new(count("block_size", self.block_size)?),
+            block_size: FastDivmod::new(count("block_size", self.block_size)?),
             power_of_two_scales: u32::from(matches!(
                 self.form,
                 MlaCacheForm::Fp8Ds {

@@ -8,8 +8,8 @@
 
 use std::fmt;
 
+use gpu_kernels::cache::copy_blocks;
 use gpu_kernels::entry::Variant;
-use gpu_kernels::kernels::copy_blocks;
 use gpu_kernels::params::CopyBlocksParams;
 
 use super::concat_and_cache_mla_grouped::CacheTable;

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use gpu_kernels::divider::Divider;
 use gpu_kernels::entry::Variant;
-use gpu_kernels::kernels::gather;
-use gpu_kernels::mla_entry::{fp8_ds, v4};
+use gpu_kernels::gather::kernel as gather;
+use gpu_kernels::gpu::fast_divmod::FastDivmod;
+use gpu_kernels::mla::cache_format::{fp8_ds, v4};
 use gpu_kernels::params::GatherParams;
 
 use super::gather::{CheckedGather, GatherForm, GatherRequest, GatherRows};
@@ -123,9 +123,9 @@ impl<'a> GatherRequest<'a> {
             stride_block_table: 0,
             num_rows: count("num_rows", elements(&shape[..shape.len() - 1]))?,
             num_seqs: 0,
-            rows_per_seq: Divider::new(1),
+            rows_per_seq: FastDivmod::new(1),
             mode: 0,
-            block_size: Divider::new(count("block_size", self.block_size)?),
+            block_size: FastDivmod::new(count("block_size", self.block_size)?),
             num_blocks: count("num_blocks", num_blocks)?,
             max_num_blocks_per_seq: 0,
             zero_missing: u32::from(self.zero_missing),
@@ -162,7 +162,7 @@ impl<'a> GatherRequest<'a> {
                 }
                 list("seq_lens", seq_lens, "[num_seqs]", num_seqs)?;
                 params.mode = GatherParams::PADDED;
-                params.rows_per_seq = Divider::new(count("rows_per_seq", shape[1])?);
+                params.rows_per_seq = FastDivmod::new(count("rows_per_seq", shape[1])?);
                 if let Some(lens) = lens {
                     list("lens", lens, "[num_seqs]", num_seqs)?;
                 }
@@ -182,7 +182,7 @@ impl<'a> GatherRequest<'a> {
                     return Err(out.wrong_shape(format!("[{num_tokens} * {topk}, row]")));
                 }
                 params.mode = GatherParams::INDICES;
-                params.rows_per_seq = Divider::new(count("topk", topk)?);
+                params.rows_per_seq = FastDivmod::new(count("topk", topk)?);
                 match seqs {
                     Some(seqs) => list("seqs", seqs, "[num_tokens]", num_tokens)?,
                     None if num_tokens > num_seqs => {

@@ -8,9 +8,9 @@
 //! become FP8. Queries of tokens with a negative slot are rotated too; positions that the table does not
 //! have turn nothing.
 
-use gpu_kernels::divider::Divider;
+use gpu_kernels::cache::reshape_and_cache_flash;
 use gpu_kernels::entry::Variant;
-use gpu_kernels::kernels::reshape_and_cache_flash;
+use gpu_kernels::gpu::fast_divmod::FastDivmod;
 use gpu_kernels::params::{CheckFault, RopeAndCacheParams, ScaleList};
 
 use super::places::{Places, SidePlaces};
@@ -152,7 +152,7 @@ impl<'a> RopeAndCacheRequest<'a> {
             sines_at: u64::from(rotary_dim / 2) * table_dtype.size() as u64,
             num_positions: count("num_positions", table.shape()[0])?,
             num_tokens: rows.num_tokens,
-            block_size: Divider::new(rows.block_size),
+            block_size: FastDivmod::new(rows.block_size),
             run,
             head_runs,
             head_runs_v,

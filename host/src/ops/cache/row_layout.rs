@@ -1,6 +1,6 @@
 //! One side of a cache write, keys or values: from views to the bytes a kernel steps by.
 
-use gpu_kernels::divider::Divider;
+use gpu_kernels::gpu::fast_divmod::FastDivmod;
 use gpu_kernels::params::CacheSide;
 
 use crate::ops::layout::{alignment, byte_stride};
@@ -63,7 +63,7 @@ impl Side {
                 stride_scale_head: 0,
                 num_heads: 0,
                 units: 0,
-                head_units: Divider::new(1),
+                head_units: FastDivmod::new(1),
                 reserved: 0,
             },
             head_size: 0,
@@ -196,7 +196,7 @@ impl Side {
         let units = self.params.num_heads.checked_mul(head_units);
         Some(CacheSide {
             units: units.filter(|&units| units <= i32::MAX as u32)?,
-            head_units: Divider::new(head_units),
+            head_units: FastDivmod::new(head_units),
             ..self.params
         })
     }

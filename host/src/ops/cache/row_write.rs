@@ -1,11 +1,13 @@
 //! What cache writes have in common: rows of new tokens go to slots of a paged cache, by one of a few
 //! kernels.
 
-use gpu_kernels::divider::Divider;
+use gpu_kernels::cache::reshape_and_cache_flash::Spread;
+use gpu_kernels::cache::{
+    concat_and_cache_mla, reshape_and_cache_flash, reshape_and_cache_per_token_head,
+};
 use gpu_kernels::dtype::ElementDtype;
 use gpu_kernels::entry::Variant;
-use gpu_kernels::kernels::reshape_and_cache_flash::{self, Spread};
-use gpu_kernels::kernels::{concat_and_cache_mla, reshape_and_cache_per_token_head};
+use gpu_kernels::gpu::fast_divmod::FastDivmod;
 use gpu_kernels::params::{
     CacheSide, KernelParams, MlaEntryParams, PerTokenHeadParams, ReshapeAndCacheParams,
     RopeAndCacheParams, ScaleList,
@@ -204,7 +206,7 @@ impl Rows {
                 check: 0,
                 stride_slot_mapping_layer: self.stride_slot_mapping_layer,
                 num_tokens: self.num_tokens,
-                block_size: Divider::new(self.block_size),
+                block_size: FastDivmod::new(self.block_size),
                 unit,
                 lanes_log2,
                 sides_log2,
@@ -257,8 +259,8 @@ impl Rows {
                 slot_mapping: self.slot_mapping,
                 check: 0,
                 num_tokens: self.num_tokens,
-                block_size: Divider::new(self.block_size),
-                rows_per_token: Divider::new(key.num_heads + value.num_heads),
+                block_size: FastDivmod::new(self.block_size),
+                rows_per_token: FastDivmod::new(key.num_heads + value.num_heads),
                 store_bytes,
                 lanes_per_row,
                 rows_per_group,

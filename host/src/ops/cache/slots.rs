@@ -1,7 +1,7 @@
 //! The slots that new tokens go to, and the check that looks at them first.
 
+use gpu_kernels::attention::check;
 use gpu_kernels::entry::Variant;
-use gpu_kernels::kernels::check;
 use gpu_kernels::params::{CheckSlotsParams, KernelParams, ScaleList};
 
 use super::places::Places;

@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use gpu_kernels::entry::ENTRIES;
-use gpu_kernels::mla_entry::{EntryForm, fp8_ds, v4};
+use gpu_kernels::mla::cache_format::{EntryForm, fp8_ds, v4};
 
 pub use operation::Operation;
 pub use role::{Role, role};

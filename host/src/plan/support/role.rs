@@ -1,12 +1,11 @@
 //! What each compiled kernel adds to the support matrix. A new variant, or a new member of one, has to be described here
 //! before anything compiles.
 
-use gpu_kernels::dtype::ElementDtype;
+use gpu_kernels::cache::reshape_and_cache_per_token_head::MAX_HEAD_SIZE;
+use gpu_kernels::dtype::{CacheDtype, ElementDtype};
 use gpu_kernels::entry::Variant;
-use gpu_kernels::kernels::reshape_and_cache_per_token_head::MAX_HEAD_SIZE;
-use gpu_kernels::kv::CacheDtype;
-use gpu_kernels::mla_entry::{EntryForm, fp8_ds, v4};
-use gpu_kernels::tile::rows::Products;
+use gpu_kernels::mla::cache_format::{EntryForm, fp8_ds, v4};
+use gpu_kernels::prefill::Products;
 
 use super::{Cache, Operation, Output, Scales, Sizes, Support, Tensors};
 use crate::tensor::Dtype;

@@ -1,0 +1,14 @@
+//! What all attention shares, whichever way its tiles are cut: where keys and values lie, what a query sees of them,
+//! what becomes of a score, and what is written in the end.
+
+pub(crate) mod careful;
+pub mod check;
+pub mod lse;
+pub mod mask;
+pub(crate) mod out;
+pub mod paged_kv;
+pub mod query;
+pub mod score_mods;
+pub mod score_mods_rows;
+pub(crate) mod sequence;
+pub mod tile;

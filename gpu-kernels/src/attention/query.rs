@@ -1,0 +1,106 @@
+//! Queries over a cache of bytes: as they are stored, and as the tensor cores take them.
+
+use crate::dtype::{Bf16, CacheFormat, F16, Half, HalfDtype};
+use crate::gpu::Gpu;
+use crate::gpu::unroll::unroll;
+
+/// How a query is stored, when the cache is of bytes: the numbers of `DecodeParams::query_dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum QueryDtype {
+    /// bfloat16.
+    Bf16 = 0,
+    /// IEEE binary16.
+    F16 = 1,
+    /// FP8 e4m3.
+    E4m3 = 2,
+}
+
+impl QueryDtype {
+    /// The number for a 16-bit type.
+    pub const fn of(dtype: HalfDtype) -> Self {
+        match dtype {
+            HalfDtype::Bf16 => Self::Bf16,
+            HalfDtype::F16 => Self::F16,
+        }
+    }
+}
+
+/// What products with bytes are multiplied by, but never zero: a masked score is minus infinity, and that times zero
+/// would be NaN. Such products are so small that with the smallest factor, too, they come to nothing.
+#[inline(always)]
+pub(crate) fn score_scale(scale_log2: f32) -> f32 {
+    if scale_log2.abs() < f32::MIN_POSITIVE {
+        f32::MIN_POSITIVE
+    } else {
+        scale_log2
+    }
+}
+
+/// Makes f16 of a head's dims, of which each lane of a quad holds a part. A bf16 may be too large or too
+/// small for an f16, so it is first multiplied by the power of two that brings the head's largest into
+/// `2^14..2^15`; returns the power that takes it back.
+///
+/// # Safety
+/// Converged.
+#[inline(always)]
+pub(crate) unsafe fn to_f16<G: Gpu, const K_STEPS: usize>(
+    gpu: G,
+    words: &mut [[u32; 2]; K_STEPS],
+    dtype: u32,
+) -> f32 {
+    if dtype == QueryDtype::F16 as u32 {
+        return 1.0;
+    }
+    if dtype == QueryDtype::E4m3 as u32 {
+        unroll!([36] step in 0..K_STEPS {
+            unroll!([2] i in 0..2 {
+                words[step][i] = gpu.widen_e4m3x4(words[step][i])[0];
+            });
+        });
+        return 1.0;
+    }
+    let mut largest = 0.0;
+    unroll!([36] step in 0..K_STEPS {
+        unroll!([2] i in 0..2 {
+            let word = words[step][i];
+            largest = gpu.max(largest, f32::from_bits((word << 16) & 0x7fff_ffff));
+            largest = gpu.max(largest, f32::from_bits(word & 0x7fff_0000));
+        });
+    });
+    unroll!([2] i in 0..2 {
+        // SAFETY: converged.
+        let other = unsafe { gpu.shfl_xor(f32::to_bits(largest), 1 << i) };
+        largest = gpu.max(largest, f32::from_bits(other));
+    });
+    // Biased exponents: 2^(14 - e) has 127 + 14 - (biased - 127), which is finite from 14 up, and its inverse is not 0
+    // from 15 up. A head whose largest dim is smaller than that has scores of 0, and a NaN or an infinity stays one.
+    let biased = (largest.to_bits() >> 23).max(15);
+    let (scale, unscale) = if biased < 255 {
+        (
+            f32::from_bits((268 - biased) << 23),
+            f32::from_bits((biased - 14) << 23),
+        )
+    } else {
+        (1.0, 1.0)
+    };
+    unroll!([36] step in 0..K_STEPS {
+        unroll!([2] i in 0..2 {
+            let word = words[step][i];
+            let low = Bf16::widen(gpu, word as u16) * scale;
+            let high = Bf16::widen(gpu, (word >> 16) as u16) * scale;
+            words[step][i] = F16::pack(gpu, low, high);
+        });
+    });
+    unscale
+}
+
+/// Bytes per value of a query of type `dtype` over such a cache.
+#[inline(always)]
+pub(crate) fn query_bytes<C: CacheFormat>(dtype: u32) -> u64 {
+    if C::BYTES == 1 && dtype == QueryDtype::E4m3 as u32 {
+        1
+    } else {
+        2
+    }
+}

@@ -1,0 +1,3 @@
+//! What measurements are held against.
+
+pub mod read_ceiling;

@@ -1,0 +1,290 @@
+//! Stage 1 of split-KV decode attention: one KV split, all query heads of one KV head.
+//!
+//! Grid: x = KV head and head tile (fastest, because the heads of a token lie side by side in an NHD
+//! cache), y = split, z = sequence. A thread block owns the tokens
+//! `split_idx * split_len .. + split_len` of one sequence and up to `8 * HEAD_TILES` query heads. Its warps
+//! take tiles of 16 tokens in turn and never wait for each other:
+//!
+//! ```text
+//! for each tile of this warp, four or so ahead in flight:
+//!     scores  = keys · queryᵀ                      16 tokens x 8 heads, tensor cores
+//!     softcap, ALiBi, keys before the window       only in kernels with a rule
+//!     max, sum, acc rescaled                       online softmax, base 2
+//!     acc    += valuesᵀ · probs                    head_size_v x 8 heads, tensor cores
+//! partials of the warps are merged through shared memory
+//! a sequence of one split is finished: out, lse; else partial_out, partial_lse
+//! ```
+//!
+//! Kernels with a rule count tokens and splits from the window's first group of 8, so that a window needs no more
+//! thread blocks than it has tokens for, and take sinks into account where a sequence is finished.
+
+use core::marker::PhantomData;
+
+use crate::attention::paged_kv::{CacheHead, TokenScales};
+use crate::attention::query::query_bytes;
+use crate::attention::score_mods::HeadRule;
+use crate::attention::sequence::{clamp_len, first_key, query_row};
+use crate::attention::tile::{HEADS, TILE_GROUP, TILE_KV};
+use crate::decode::{DecodeTile, KvStream, Partial, QueryWords};
+use crate::dtype::CacheFormat;
+use crate::entry::Variant;
+use crate::gpu::{Gpu, div};
+use crate::kernel::{Dims, Heads, Kernel};
+use crate::params::DecodeParams;
+
+/// The kernel. `K_STEPS = head_size / 16`, `V_STEPS = head_size_v / 16`; `RULED` if scores are more than products times
+/// a scale, or rows are not sequences.
+///
+/// # Safety
+/// Launched on the grid above with [`Kernel::THREADS`] threads and `DecodeTile::shared_bytes` shared memory,
+/// `shared_bytes_of` with `RULED`; `params` names tensors of the shapes it documents, valid for the launch.
+#[inline(always)]
+pub unsafe fn decode_gqa<
+    G: Gpu,
+    C: CacheFormat,
+    const K_STEPS: usize,
+    const V_STEPS: usize,
+    const HEAD_TILES: usize,
+    const RULED: bool,
+>(
+    gpu: G,
+    params: &DecodeParams,
+) {
+    // SAFETY: a valid check record, or none.
+    if unsafe { crate::attention::check::found_fault(gpu, params.check) } {
+        return;
+    }
+    let shape = const { DecodeTile::of_kernel::<C, K_STEPS, V_STEPS>() };
+    let mut cta = Cta::<C, V_STEPS, HEAD_TILES, RULED>::new(gpu, params);
+    let len_at = params.seq_lens + 4 * (cta.seq as u64 * params.stride_seq_lens as u64);
+    // SAFETY: one length per sequence of the grid.
+    let seq_len = unsafe { gpu.ld_global_b32(len_at) };
+    if RULED {
+        // SAFETY: the start of every sequence of the grid, and the end of the last, are readable.
+        let row = unsafe { query_row(gpu, params.query_start_loc, params.num_tokens, cta.seq) };
+        let Some(row) = row else { return };
+        cta.row = row;
+    }
+    // The query and the scales are under way before the length, on which all else depends, is waited for.
+    let query_row = |head: u32| {
+        let head = (cta.first_head + head) as u64;
+        let at = cta.row as u64 * params.stride_query_seq as u64
+            + head * params.stride_query_head as u64;
+        params.query + query_bytes::<C>(params.query_dtype) * at
+    };
+    // SAFETY: the query's `num_heads` heads of this sequence.
+    let query = unsafe {
+        QueryWords::<K_STEPS, HEAD_TILES>::load::<G, C>(
+            gpu,
+            query_row,
+            cta.num_heads,
+            params.query_dtype,
+        )
+    };
+    // SAFETY: this head's scales.
+    let (k_scale, v_scale) = unsafe { cta.kv_scales(gpu, params) };
+    let seq_len = clamp_len(seq_len, params.max_seq_len);
+    let (mut begin, mut first) = (0, 0);
+    if RULED {
+        begin = first_key(seq_len, params.score.sliding_window);
+        first = begin / TILE_GROUP * TILE_GROUP;
+    }
+    let split_start = first + cta.split * params.split_len;
+    if split_start >= seq_len {
+        if cta.split == 0 {
+            // SAFETY: rows of this thread block's heads.
+            unsafe { cta.store_empty(gpu, params) };
+        }
+        return;
+    }
+    let split_end = seq_len.min(split_start + params.split_len);
+
+    let keys = CacheHead::new::<C>(
+        params.key_cache,
+        cta.kv_head,
+        params.stride_key_block,
+        params.stride_key_slot,
+        params.stride_key_head,
+    );
+    let values = CacheHead::new::<C>(
+        params.value_cache,
+        cta.kv_head,
+        params.stride_value_block,
+        params.stride_value_slot,
+        params.stride_value_head,
+    );
+    let row = params.block_table + 4 * (cta.seq as u64 * params.stride_block_table as u64);
+    let first_token = split_start + gpu.warp() * TILE_KV;
+    let ring_tiles = if RULED {
+        params.ring_tiles
+    } else {
+        shape.stages
+    };
+    let ring = gpu.shared_base() + gpu.warp() * (ring_tiles * shape.tile_bytes);
+    // SAFETY: converged; the ring is this warp's; the block table names every token below `seq_len`.
+    let mut stream = unsafe {
+        KvStream::<C, K_STEPS, V_STEPS, RULED>::start(
+            gpu,
+            keys,
+            values,
+            cta.token_scales(params),
+            row,
+            params.block_size,
+            first_token,
+            shape.tokens_per_cta(),
+            (begin, split_end),
+            ring,
+        )
+    };
+    // SAFETY: converged.
+    let query = unsafe {
+        query.into_tile::<G, C>(
+            gpu,
+            params.query_dtype,
+            params.score.qk_scale_log2 * k_scale,
+        )
+    };
+    let mut rule = HeadRule::NONE;
+    if RULED {
+        let position = seq_len as i32 - 1;
+        // SAFETY: one slope for each head, if there are any.
+        rule =
+            unsafe { HeadRule::load(gpu, &params.score, cta.first_head, cta.num_heads, position) };
+    }
+
+    let mut partial = Partial::<V_STEPS, HEAD_TILES>::EMPTY;
+    // SAFETY: converged; each tile is used up before the next is asked for.
+    while let Some(tile) = unsafe { stream.next(gpu) } {
+        // SAFETY: converged; the tile was just handed out.
+        unsafe { partial.attend::<G, C, K_STEPS, RULED>(gpu, &query, &rule, tile) };
+    }
+    gpu.let_next_kernel_start();
+    // SAFETY: converged.
+    unsafe { partial.reduce(gpu) };
+    // SAFETY: every warp comes here with no copy in flight that it has not waited for.
+    unsafe {
+        cta.merge_warps(
+            gpu,
+            params,
+            &partial,
+            shape.warps,
+            v_scale,
+            seq_len - first <= params.split_len,
+        )
+    };
+}
+
+/// What a thread block owns.
+#[derive(Clone, Copy)]
+pub(crate) struct Cta<C, const V_STEPS: usize, const HEAD_TILES: usize, const RULED: bool> {
+    kv_head: u32,
+    pub(crate) split: u32,
+    pub(crate) seq: u32,
+    /// The row of query, output and lse.
+    pub(crate) row: u32,
+    /// First query head, and how many.
+    pub(crate) first_head: u32,
+    pub(crate) num_heads: u32,
+    format: PhantomData<C>,
+}
+
+impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED: bool>
+    Cta<C, V_STEPS, HEAD_TILES, RULED>
+{
+    /// Heads that the tiles have room for.
+    pub(crate) const MAX_HEADS: u32 = HEAD_TILES as u32 * HEADS;
+
+    #[inline(always)]
+    fn new<G: Gpu>(gpu: G, params: &DecodeParams) -> Self {
+        // SAFETY: there is at least one head tile.
+        let kv_head = unsafe { div(gpu.cta_idx_x(), params.head_tiles) };
+        let head_tile = gpu.cta_idx_x() - kv_head * params.head_tiles;
+        let skipped = head_tile * Self::MAX_HEADS;
+        Self {
+            kv_head,
+            split: gpu.cta_idx_y(),
+            seq: gpu.cta_idx_z(),
+            row: gpu.cta_idx_z(),
+            first_head: kv_head * params.num_queries_per_kv + skipped,
+            num_heads: Self::MAX_HEADS.min(params.num_queries_per_kv - skipped),
+            format: PhantomData,
+        }
+    }
+
+    /// Scales of single tokens, of keys and of values: meaningless if the format has none.
+    #[inline(always)]
+    fn token_scales(self, params: &DecodeParams) -> [TokenScales; 2] {
+        [
+            TokenScales::new(
+                params.k_scale,
+                self.kv_head,
+                params.stride_k_scale_block,
+                params.stride_k_scale_slot,
+                params.stride_k_scale,
+            ),
+            TokenScales::new(
+                params.v_scale,
+                self.kv_head,
+                params.stride_v_scale_block,
+                params.stride_v_scale_slot,
+                params.stride_v_scale,
+            ),
+        ]
+    }
+
+    /// What products with keys, and sums of values, have to be multiplied by.
+    ///
+    /// # Safety
+    /// The scales of an FP8 cache are readable.
+    #[inline(always)]
+    unsafe fn kv_scales<G: Gpu>(self, gpu: G, params: &DecodeParams) -> (f32, f32) {
+        if C::BYTES == 2 {
+            return (1.0, 1.0);
+        }
+        let load = |scales: u64, stride: i64| {
+            let at = scales + 4 * (self.kv_head as u64 * stride as u64);
+            // SAFETY: one value for all heads or one for each, as the caller promises.
+            f32::from_bits(unsafe { gpu.ld_global_b32(at) })
+        };
+        let q_scale = if params.q_scale != 0 {
+            load(params.q_scale, 0)
+        } else {
+            1.0
+        };
+        if C::TOKEN_SCALES {
+            return (q_scale, 1.0);
+        }
+        let k_scale = load(params.k_scale, params.stride_k_scale);
+        (
+            q_scale * k_scale,
+            load(params.v_scale, params.stride_v_scale),
+        )
+    }
+}
+
+/// [`decode_gqa`] for a cache format, head sizes and query heads; with `MODS`, the one that takes a sliding window, a
+/// softcap, ALiBi, sinks and rows that are not sequences.
+#[derive(Debug)]
+pub struct DecodeGqa<C, Dims, Heads, const MODS: bool = false>(PhantomData<(C, Dims, Heads)>);
+
+impl<C, const K_STEPS: usize, const V_STEPS: usize, const HEAD_TILES: usize, const MODS: bool>
+    Kernel for DecodeGqa<C, Dims<K_STEPS, V_STEPS>, Heads<HEAD_TILES>, MODS>
+where
+    C: CacheFormat,
+{
+    type Params = DecodeParams;
+    const VARIANT: Variant = Variant::DecodeGqa {
+        cache: C::CACHE,
+        head_size: K_STEPS as u32 * 16,
+        head_size_v: V_STEPS as u32 * 16,
+        heads_per_cta: HEAD_TILES as u32 * HEADS,
+        ruled: MODS,
+    };
+    const THREADS: u32 = DecodeTile::of_kernel::<C, K_STEPS, V_STEPS>().threads();
+
+    #[inline(always)]
+    unsafe fn run<G: Gpu>(gpu: G, params: &DecodeParams) {
+        // SAFETY: as the caller promises.
+        unsafe { decode_gqa::<G, C, K_STEPS, V_STEPS, HEAD_TILES, MODS>(gpu, params) }
+    }
+}

@@ -1,0 +1,134 @@
+//! Every compiled kernel, from one table.
+//!
+//! `entries!` turns the table's rows into the PTX symbols (on a PTX target), and on the host into [`EntryId`], the rows of
+//! [`ENTRIES`] that the planner chooses from, and [`run`], by which the emulator calls a kernel.
+//!
+//! The table has two sections. What is `everywhere` is in the PTX of every architecture but [`HOPPER`], which runs on
+//! every later GPU; what compute capability 9.0 alone has instructions for is in the PTX of [`HOPPER`], and nothing
+//! else is.
+
+mod variant;
+
+#[cfg(not(target_arch = "nvptx64"))]
+pub use table::run;
+pub use table::{ENTRIES, EntryId};
+pub use variant::Variant;
+
+/// The architecture of kernels that run on compute capability 9.0 and on no other.
+pub const HOPPER: &str = "sm_90a";
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Which one.
+    pub id: EntryId,
+    /// The PTX symbol.
+    pub name: &'static str,
+    /// What it computes.
+    pub variant: Variant,
+    /// Threads per thread block (`.maxntid`).
+    pub threads: u32,
+    /// Thread blocks that must fit on a multiprocessor (`.minnctapersm`).
+    pub min_ctas: u32,
+    /// Size of its parameter block.
+    pub params_bytes: usize,
+    /// Whether registers must not spill to memory.
+    pub hot: bool,
+    /// Only in the file of [`HOPPER`]: it uses what compute capability 9.0 alone has.
+    pub hopper: bool,
+}
+
+impl EntryId {
+    /// This kernel's row.
+    pub fn entry(self) -> &'static Entry {
+        &ENTRIES[self as usize]
+    }
+}
+
+impl Entry {
+    /// The row of a variant, if it was compiled.
+    pub fn find(variant: Variant) -> Option<&'static Entry> {
+        ENTRIES.iter().find(|entry| entry.variant == variant)
+    }
+
+    /// Whether the PTX of an architecture, such as "sm_90", holds it.
+    pub fn is_in(&self, arch: &str) -> bool {
+        self.hopper == (arch == HOPPER)
+    }
+}
+
+/// What sets the sections of the table apart: [`Entry::hopper`], and which architectures an item is compiled for.
+macro_rules! section {
+    (everywhere) => {
+        false
+    };
+    (sm_90a) => {
+        true
+    };
+    (everywhere: $item:item) => {
+        #[cfg(not(any(target_feature = "sm_90a", target_feature = "compute_90a")))]
+        $item
+    };
+    (sm_90a: $item:item) => {
+        #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
+        $item
+    };
+}
+
+/// [`Entry::hot`]: a row may say otherwise.
+macro_rules! is_hot {
+    () => {
+        true
+    };
+    (may_spill) => {
+        false
+    };
+}
+
+macro_rules! entries {
+    ($([$section:ident] $($name:ident: $kernel:ty $(, $spill:ident)?;)*)*) => {
+        /// Identifies a compiled kernel.
+        #[allow(non_camel_case_types, reason = "each is a PTX symbol")]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum EntryId {
+            $($(#[doc = concat!("`", stringify!($name), "`")] $name,)*)*
+        }
+
+        /// All compiled kernels.
+        pub static ENTRIES: &[Entry] = &[$($(Entry {
+            id: EntryId::$name,
+            name: stringify!($name),
+            variant: <$kernel as Kernel>::VARIANT,
+            threads: <$kernel as Kernel>::THREADS,
+            min_ctas: <$kernel as Kernel>::MIN_CTAS,
+            params_bytes: size_of::<<$kernel as Kernel>::Params>(),
+            hot: is_hot!($($spill)?),
+            hopper: section!($section),
+        },)*)*];
+
+        /// Runs one lane of kernel `id` on `gpu`: what the emulator calls.
+        ///
+        /// # Safety
+        /// `params` points to the kernel's parameter block, and the launch keeps the kernel's conditions.
+        #[cfg(not(target_arch = "nvptx64"))]
+        pub unsafe fn run<G: crate::gpu::Gpu>(id: EntryId, gpu: G, params: *const u8) {
+            match id {
+                // SAFETY: as the caller promises.
+                $($(EntryId::$name => unsafe { lane::<$kernel, G>(gpu, params) },)*)*
+            }
+        }
+
+        $($(section! { $section:
+            /// PTX entry point.
+            #[cfg(target_arch = "nvptx64")]
+            #[cfg_attr(gpu_route = "nvvm", nvvm_internal::kernel)]
+            #[unsafe(no_mangle)]
+            pub unsafe extern "ptx-kernel" fn $name(params: <$kernel as Kernel>::Params) {
+                // SAFETY: whoever launches keeps the kernel's conditions.
+                unsafe { <$kernel as Kernel>::run(crate::gpu::PtxLane, &params) }
+            }
+        })*)*
+    };
+}
+
+mod table;

@@ -1,0 +1,322 @@
+//! What a kernel computes, and how that is spelt as a symbol.
+
+use core::fmt;
+
+use crate::dtype::{CacheDtype, ElementDtype, HalfDtype};
+use crate::mla::Cut;
+use crate::mla::cache_format::EntryForm;
+use crate::prefill::Products;
+
+/// What a compiled kernel computes, and for which shapes: the planner looks a row up by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// Stage 1 of decode attention.
+    DecodeGqa {
+        /// Of the cache; query and output have it too if it is of 16 bits.
+        cache: CacheDtype,
+        /// Values per query and key head.
+        head_size: u32,
+        /// Values per value head.
+        head_size_v: u32,
+        /// Most query heads of one KV head that a thread block takes.
+        heads_per_cta: u32,
+        /// Whether it takes a sliding window, a softcap, ALiBi, sinks and rows that are not sequences.
+        ruled: bool,
+    },
+    /// Stage 1 of decode attention over a latent cache.
+    DecodeMla {
+        /// Of the cache; query and output have it too if it is of 16 bits.
+        cache: CacheDtype,
+        /// Values per query head and cache row.
+        head_size: u32,
+        /// How a thread block is cut, with the values per output row.
+        cut: Cut,
+    },
+    /// Stage 1 of decode attention over a latent cache of FP8 entries; query and output are bf16.
+    DecodeMlaEntry {
+        /// Of the cache.
+        form: EntryForm,
+        /// How a thread block is cut, with the values per output row.
+        cut: Cut,
+    },
+    /// Stage 2 of decode attention.
+    MergeSplits {
+        /// Of the output.
+        dtype: HalfDtype,
+    },
+    /// Attention of any number of query tokens per sequence.
+    PrefillGqa {
+        /// Of the cache; queries have it too if it is of 16 bits.
+        cache: CacheDtype,
+        /// Values per query and key head.
+        head_size: u32,
+        /// Values per value head.
+        head_size_v: u32,
+        /// Who multiplies.
+        products: Products,
+    },
+    /// Merges the parts of rows whose keys were split.
+    MergeRows,
+    /// Writes new tokens into a paged cache of the same dtype.
+    CacheCopy,
+    /// Writes new tokens into a paged FP8 cache, divided by given scales.
+    CacheScaled {
+        /// Of the tokens.
+        source: ElementDtype,
+        /// Of the cache.
+        cache: ElementDtype,
+        /// Whether eight values lie side by side everywhere.
+        eights: bool,
+    },
+    /// Writes new tokens into a paged 8-bit cache, each head of each token with a scale of its own.
+    CachePerTokenHead {
+        /// Of the tokens.
+        source: ElementDtype,
+        /// Of the cache.
+        cache: ElementDtype,
+        /// Whether eight values lie side by side everywhere.
+        eights: bool,
+    },
+    /// Rotates queries and keys and writes a paged cache.
+    RopeAndCache {
+        /// Of queries, keys and values.
+        source: ElementDtype,
+        /// Of the cache.
+        cache: ElementDtype,
+        /// Of the rotated queries.
+        query: ElementDtype,
+    },
+    /// Writes MLA tokens as 656-byte entries.
+    ConcatAndCacheMlaFp8Ds,
+    /// Writes MLA tokens as 584-byte entries.
+    ConcatAndCacheMlaV4,
+    /// Gathers rows byte for byte.
+    GatherCopy,
+    /// Gathers rows of FP8 values with one scale.
+    GatherScaled {
+        /// Of the cache.
+        cache: ElementDtype,
+        /// Of the output.
+        out: ElementDtype,
+        /// Whether eight values lie side by side everywhere.
+        eights: bool,
+    },
+    /// Gathers 656-byte entries as bf16.
+    GatherMlaFp8Ds,
+    /// Gathers 584-byte entries as bf16.
+    GatherMlaV4,
+    /// Copies whole blocks.
+    CopyBlocks,
+    /// Marks the blocks that are referred to.
+    CompactMark,
+    /// Numbers the blocks that are marked.
+    CompactNumber,
+    /// Renames what refers to them.
+    CompactRename,
+    /// Checks block tables and sequence lengths.
+    CheckPaged,
+    /// Checks a slot mapping.
+    CheckSlots,
+    /// Checks what the rows of a gather refer to.
+    CheckGather,
+    /// Checks pairs of blocks.
+    CheckPairs,
+    /// Reads memory as fast as it goes.
+    ReadCeiling,
+}
+
+/// The PTX symbol.
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::DecodeGqa {
+                cache,
+                head_size,
+                head_size_v,
+                heads_per_cta,
+                ruled,
+            } => {
+                let rule = if ruled { "_rule" } else { "" };
+                write!(
+                    f,
+                    "decode_gqa_{}_{}_h{heads_per_cta}{rule}",
+                    cache_name(cache),
+                    Sizes(head_size, head_size_v)
+                )
+            }
+            Self::DecodeMla {
+                cache,
+                head_size,
+                cut,
+            } => write!(
+                f,
+                "decode_mla_{}_{}_h{}",
+                cache_name(cache),
+                Sizes(head_size, cut.head_size_v),
+                cut.heads
+            ),
+            Self::DecodeMlaEntry { form, cut } => {
+                write!(f, "decode_mla_entry_{}_h{}", form_name(form), cut.heads)
+            }
+            Self::MergeSplits { dtype } => write!(
+                f,
+                "merge_splits_{}",
+                match dtype {
+                    HalfDtype::F16 => "f16",
+                    HalfDtype::Bf16 => "bf16",
+                }
+            ),
+            Self::PrefillGqa {
+                cache,
+                head_size,
+                head_size_v,
+                products,
+            } => {
+                let (query, arch) = match products {
+                    Products::Warp => ("", ""),
+                    Products::WarpGroup => ("", "_sm90a"),
+                    Products::WarpGroupOfBytes => ("_qe4m3", "_sm90a"),
+                };
+                let sizes = Sizes(head_size, head_size_v);
+                write!(f, "prefill_gqa_{}{query}_{sizes}{arch}", cache_name(cache))
+            }
+            Self::MergeRows => f.write_str("merge_rows"),
+            Self::CacheCopy => f.write_str("reshape_and_cache_copy"),
+            Self::CacheScaled {
+                source,
+                cache,
+                eights,
+            } => write!(
+                f,
+                "reshape_and_cache_scaled_{}_{}{}",
+                element_name(source),
+                element_name(cache),
+                odd(eights)
+            ),
+            Self::CachePerTokenHead {
+                source,
+                cache,
+                eights,
+            } => write!(
+                f,
+                "reshape_and_cache_per_token_head_{}_{}{}",
+                element_name(source),
+                element_name(cache),
+                odd(eights)
+            ),
+            Self::RopeAndCache {
+                source,
+                cache,
+                query,
+            } => write!(
+                f,
+                "rope_and_cache_{}_{}_{}",
+                element_name(source),
+                element_name(cache),
+                element_name(query)
+            ),
+            Self::ConcatAndCacheMlaFp8Ds => f.write_str("concat_and_cache_mla_fp8_ds"),
+            Self::ConcatAndCacheMlaV4 => f.write_str("concat_and_cache_mla_v4"),
+            Self::GatherCopy => f.write_str("gather_copy"),
+            Self::GatherScaled { cache, out, eights } => write!(
+                f,
+                "gather_scaled_{}_{}{}",
+                element_name(cache),
+                element_name(out),
+                odd(eights)
+            ),
+            Self::GatherMlaFp8Ds => f.write_str("gather_mla_fp8_ds"),
+            Self::GatherMlaV4 => f.write_str("gather_mla_v4"),
+            Self::CopyBlocks => f.write_str("copy_blocks"),
+            Self::CompactMark => f.write_str("compact_mark"),
+            Self::CompactNumber => f.write_str("compact_number"),
+            Self::CompactRename => f.write_str("compact_rename"),
+            Self::CheckPaged => f.write_str("check_paged"),
+            Self::CheckSlots => f.write_str("check_slots"),
+            Self::CheckGather => f.write_str("check_gather"),
+            Self::CheckPairs => f.write_str("check_pairs"),
+            Self::ReadCeiling => f.write_str("read_ceiling"),
+        }
+    }
+}
+
+/// Head sizes, of keys and of values.
+struct Sizes(u32, u32);
+
+impl fmt::Display for Sizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self(keys, values) if keys == values => write!(f, "d{keys}"),
+            Self(keys, values) => write!(f, "d{keys}v{values}"),
+        }
+    }
+}
+
+/// What is said of a kernel that takes values one by one.
+const fn odd(eights: bool) -> &'static str {
+    if eights { "" } else { "_odd" }
+}
+
+const fn form_name(form: EntryForm) -> &'static str {
+    match form {
+        EntryForm::Fp8Ds => "fp8_ds",
+        EntryForm::V4 => "v4",
+    }
+}
+
+const fn cache_name(cache: CacheDtype) -> &'static str {
+    match cache {
+        CacheDtype::F16 => "f16",
+        CacheDtype::Bf16 => "bf16",
+        CacheDtype::E4m3 => "e4m3",
+        CacheDtype::E5m2 => "e5m2",
+        CacheDtype::E4m3PerToken => "e4m3_token",
+        CacheDtype::I8PerToken => "i8_token",
+    }
+}
+
+const fn element_name(dtype: ElementDtype) -> &'static str {
+    match dtype {
+        ElementDtype::F32 => "f32",
+        ElementDtype::F16 => "f16",
+        ElementDtype::Bf16 => "bf16",
+        ElementDtype::E4m3 => "e4m3",
+        ElementDtype::E5m2 => "e5m2",
+        ElementDtype::I8 => "i8",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::collections::BTreeSet;
+    use std::string::ToString;
+
+    use crate::entry::{ENTRIES, Entry, HOPPER};
+
+    #[test]
+    fn a_symbol_is_what_its_variant_spells() {
+        for entry in ENTRIES {
+            assert_eq!(entry.variant.to_string(), entry.name);
+            assert_eq!(
+                entry.name.ends_with("_sm90a"),
+                entry.hopper,
+                "{}",
+                entry.name
+            );
+        }
+    }
+
+    #[test]
+    fn a_variant_is_there_once() {
+        let names: BTreeSet<&str> = ENTRIES.iter().map(|entry| entry.name).collect();
+        assert_eq!(names.len(), ENTRIES.len());
+        for (at, entry) in ENTRIES.iter().enumerate() {
+            assert_eq!(entry.id as usize, at);
+            let found = Entry::find(entry.variant).expect("its own row");
+            assert_eq!(found.name, entry.name);
+            assert!(entry.is_in(if entry.hopper { HOPPER } else { "sm_80" }));
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Which token a warp of a gather fetches, and where it is.
+//!
+//! ```text
+//! token of this row: from row starts, lengths or indices   (see `GatherParams`)
+//! slot of the token: block_table -> block, offset; none if -1, past the table or outside the cache
+//! ```
+//!
+//! `check_gather` finds each row's token as the gathers do, on the grid of a gather of one unit, and reports those that
+//! have none although they should.
+
+use crate::attention::check;
+use crate::attention::check::{check_scales, found_fault, report};
+use crate::cache::slots::Slot;
+use crate::gather::kernel::THREADS;
+use crate::gpu::{Gpu, WARP};
+use crate::params::{CheckFault, GatherParams, ScaleList};
+
+/// Checks the scale, if there is one, starts of rows, and what each row refers to.
+///
+/// # Safety
+/// Launched on [`crate::gather::kernel::grid`] of one unit with [`THREADS`] threads; `params` names tensors of the shapes it
+/// documents, and a record.
+#[inline(always)]
+pub unsafe fn check_gather<G: Gpu>(gpu: G, params: &GatherParams) {
+    const { assert!(THREADS == check::THREADS) };
+    // SAFETY: as the caller promises; converged.
+    unsafe {
+        if gpu.cta_idx_x() == 0 && params.scale != 0 {
+            let scales = ScaleList {
+                address: params.scale,
+                stride: 0,
+                count: 1,
+                tensor: CheckFault::ENTRY_SCALE,
+            };
+            check_scales(gpu, params.check, scales);
+        }
+        if params.mode == GatherParams::RAGGED {
+            check_row_starts(gpu, params);
+        }
+        Row::find::<G, true>(gpu, params);
+    }
+}
+
+/// Checks that each sequence's rows lie within all, after those of the sequence before.
+///
+/// # Safety
+/// As [`check_gather`].
+#[inline(always)]
+unsafe fn check_row_starts<G: Gpu>(gpu: G, params: &GatherParams) {
+    let mut seq = gpu.cta_idx_x() * THREADS + gpu.thread_idx();
+    while seq < params.num_seqs {
+        let at = params.rows + 4 * seq as u64;
+        // SAFETY: `num_seqs + 1` row starts.
+        let (start, end) = unsafe { (gpu.ld_global_b32(at), gpu.ld_global_b32(at + 4)) };
+        let (first, last) = (start as i32, end as i32);
+        if first < 0 || last < first || end > params.num_rows {
+            let fault = CheckFault {
+                kind: CheckFault::ROW_START,
+                row: seq,
+                position: end,
+                value: first as i64,
+                limit: params.num_rows as i64,
+                ..CheckFault::NONE
+            };
+            // SAFETY: a valid record.
+            unsafe { report(gpu, params.check, fault) };
+        }
+        seq += THREADS * gpu.grid_dim_x();
+    }
+}
+
+/// A row of the output.
+#[derive(Clone, Copy)]
+pub(crate) struct Row {
+    pub(crate) out: u64,
+    /// Where the token is; `None` for zeros.
+    pub(crate) slot: Option<Slot>,
+}
+
+impl Row {
+    /// This warp's row, unless it stays untouched. `CHECKS` if it is wanted for nothing but to report what is wrong.
+    #[inline(always)]
+    pub(crate) unsafe fn find<G: Gpu, const CHECKS: bool>(
+        gpu: G,
+        params: &GatherParams,
+    ) -> Option<Self> {
+        let row = gpu.cta_idx_x() * (THREADS / WARP) + gpu.warp();
+        if !CHECKS {
+            gpu.wait_for_previous_kernels();
+            gpu.let_next_kernel_start();
+            // SAFETY: a valid check record, or none.
+            if unsafe { found_fault(gpu, params.check) } {
+                return None;
+            }
+        }
+        if row >= params.num_rows {
+            return None;
+        }
+        let mut out = params.out + row as u64 * params.stride_out_row as u64;
+        // SAFETY: as the kernels' callers promise; the whole warp is here.
+        let slot = unsafe {
+            match params.mode {
+                GatherParams::RAGGED => Self::ragged::<G, CHECKS>(gpu, params, row),
+                GatherParams::PADDED => {
+                    let seq = params.rows_per_seq.divide(row);
+                    let i = row - seq * params.rows_per_seq.divisor();
+                    out = params.out
+                        + seq as u64 * params.stride_out_seq as u64
+                        + i as u64 * params.stride_out_row as u64;
+                    Self::padded::<G, CHECKS>(gpu, params, row, seq, i)
+                }
+                _ => Self::indexed::<G, CHECKS>(gpu, params, row),
+            }
+        };
+        if slot.is_none() && params.zero_missing == 0 {
+            return None;
+        }
+        Some(Self { out, slot })
+    }
+
+    /// The lanes count together how many sequences end at or before the row; the last of these ends is where
+    /// the row's sequence starts.
+    #[inline(always)]
+    unsafe fn ragged<G: Gpu, const CHECKS: bool>(
+        gpu: G,
+        params: &GatherParams,
+        row: u32,
+    ) -> Option<Slot> {
+        let ends = params.rows + 4;
+        // SAFETY: `num_seqs + 1` row starts.
+        let mut start = unsafe { gpu.ld_global_b32(params.rows) } as i32;
+        let mut seq = 0;
+        let mut other = gpu.lane();
+        while other < params.num_seqs {
+            // SAFETY: as above.
+            let end = unsafe { gpu.ld_global_b32(ends + 4 * other as u64) } as i32;
+            if end <= row as i32 {
+                seq += 1;
+                start = if end > start { end } else { start };
+            }
+            other += WARP;
+        }
+        let mut mask = WARP / 2;
+        while mask > 0 {
+            // SAFETY: the whole warp is here.
+            unsafe {
+                seq += gpu.shfl_xor(seq, mask);
+                let other = gpu.shfl_xor(start as u32, mask) as i32;
+                start = if other > start { other } else { start };
+            }
+            mask /= 2;
+        }
+        if seq >= params.num_seqs || (row as i32) < start {
+            return None;
+        }
+        let first_token = if params.seqs == 0 {
+            0
+        } else {
+            // SAFETY: a first token per sequence.
+            unsafe { gpu.ld_global_b32(params.seqs + 4 * seq as u64) }
+        };
+        if (first_token as i32) < 0 {
+            let fault = CheckFault {
+                kind: CheckFault::FIRST_TOKEN,
+                row: seq,
+                value: first_token as i32 as i64,
+                ..CheckFault::NONE
+            };
+            // SAFETY: a valid record, if this is a check.
+            unsafe { complain::<G, CHECKS>(gpu, params, fault) };
+            return None;
+        }
+        // A start below 0 gives no token that means anything; the check names it.
+        let token = row.wrapping_sub(start as u32).wrapping_add(first_token);
+        // SAFETY: the sequence has a row in the block table.
+        unsafe { Self::look_up::<G, CHECKS>(gpu, params, row, seq, token) }
+    }
+
+    #[inline(always)]
+    unsafe fn padded<G: Gpu, const CHECKS: bool>(
+        gpu: G,
+        params: &GatherParams,
+        row: u32,
+        seq: u32,
+        i: u32,
+    ) -> Option<Slot> {
+        // SAFETY: a length per sequence, and a number of tokens to gather if it differs.
+        let (seq_len, len) = unsafe {
+            let seq_len = gpu.ld_global_b32(params.seqs + 4 * seq as u64) as i32;
+            if params.rows == 0 {
+                (seq_len, seq_len)
+            } else {
+                let len = gpu.ld_global_b32(params.rows + 4 * seq as u64) as i32;
+                (seq_len, if len < seq_len { len } else { seq_len })
+            }
+        };
+        if i as i32 >= len {
+            return None;
+        }
+        let token = (seq_len - len) as u32 + i;
+        // SAFETY: the sequence has a row in the block table.
+        unsafe { Self::look_up::<G, CHECKS>(gpu, params, row, seq, token) }
+    }
+
+    #[inline(always)]
+    unsafe fn indexed<G: Gpu, const CHECKS: bool>(
+        gpu: G,
+        params: &GatherParams,
+        row: u32,
+    ) -> Option<Slot> {
+        // SAFETY: one index per row.
+        let index = unsafe { gpu.ld_global_b32(params.rows + 4 * row as u64) };
+        if (index as i32) < 0 {
+            return None;
+        }
+        if params.block_table == 0 {
+            let slot = Slot::new(index as u64, &params.block_size)?;
+            if slot.block < params.num_blocks as u64 {
+                return Some(slot);
+            }
+            let fault = CheckFault {
+                kind: CheckFault::INDEX,
+                row,
+                value: index as i64,
+                limit: params.num_blocks as i64 * params.block_size.divisor() as i64,
+                ..CheckFault::NONE
+            };
+            // SAFETY: a valid record, if this is a check.
+            unsafe { complain::<G, CHECKS>(gpu, params, fault) };
+            return None;
+        }
+        let token = params.rows_per_seq.divide(row);
+        let seq = if params.seqs == 0 {
+            token
+        } else {
+            // SAFETY: a sequence for each token.
+            unsafe { gpu.ld_global_b32(params.seqs + 4 * token as u64) }
+        };
+        if seq >= params.num_seqs {
+            let fault = CheckFault {
+                kind: CheckFault::SEQ,
+                row: token,
+                value: seq as i32 as i64,
+                limit: params.num_seqs as i64,
+                ..CheckFault::NONE
+            };
+            // SAFETY: a valid record, if this is a check.
+            unsafe { complain::<G, CHECKS>(gpu, params, fault) };
+            return None;
+        }
+        // SAFETY: the sequence has a row in the block table.
+        unsafe { Self::look_up::<G, CHECKS>(gpu, params, row, seq, index) }
+    }
+
+    /// Where the block table says that a token is, which output row `row` wants.
+    #[inline(always)]
+    unsafe fn look_up<G: Gpu, const CHECKS: bool>(
+        gpu: G,
+        params: &GatherParams,
+        row: u32,
+        seq: u32,
+        token: u32,
+    ) -> Option<Slot> {
+        // A token that is no i32 is beyond every table.
+        let is_named = token <= i32::MAX as u32
+            && params.block_size.divide(token) < params.max_num_blocks_per_seq;
+        if !is_named {
+            let fault = CheckFault {
+                kind: CheckFault::TOKEN,
+                row,
+                position: seq,
+                value: token as i64,
+                limit: params.max_num_blocks_per_seq as i64 * params.block_size.divisor() as i64,
+                ..CheckFault::NONE
+            };
+            // SAFETY: a valid record, if this is a check.
+            unsafe { complain::<G, CHECKS>(gpu, params, fault) };
+            return None;
+        }
+        let position = params.block_size.divide(token);
+        let table_row = params.block_table + seq as u64 * params.stride_block_table as u64;
+        // SAFETY: an entry of the sequence's row.
+        let block = unsafe { gpu.ld_global_b32(table_row + 4 * position as u64) };
+        if block >= params.num_blocks {
+            let fault = CheckFault {
+                kind: CheckFault::BLOCK_ID,
+                row: seq,
+                position,
+                value: block as i32 as i64,
+                limit: params.num_blocks as i64,
+                ..CheckFault::NONE
+            };
+            // SAFETY: a valid record, if this is a check.
+            unsafe { complain::<G, CHECKS>(gpu, params, fault) };
+            return None;
+        }
+        Some(Slot {
+            block: block as u64,
+            offset: (token - position * params.block_size.divisor()) as u64,
+        })
+    }
+}
+
+/// Reports what a gather skips, in a check.
+///
+/// # Safety
+/// `params.check` is a valid record if `CHECKS`.
+#[inline(always)]
+unsafe fn complain<G: Gpu, const CHECKS: bool>(gpu: G, params: &GatherParams, fault: CheckFault) {
+    if CHECKS && gpu.lane() == 0 {
+        // SAFETY: as the caller promises.
+        unsafe { report(gpu, params.check, fault) };
+    }
+}

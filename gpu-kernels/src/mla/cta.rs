@@ -1,0 +1,266 @@
+//! What a thread block of MLA attention owns, and what it writes in the end.
+
+use crate::attention::careful::{CarefulRow, all_finite, look};
+use crate::attention::lse::Lse;
+use crate::attention::out::pack_out;
+use crate::attention::query::query_bytes;
+use crate::dtype::CacheFormat;
+use crate::gpu::unroll::unroll;
+use crate::gpu::{Gpu, WARP, div};
+use crate::mla::Cut;
+use crate::params::DecodeMlaParams;
+
+/// What a thread block owns.
+#[derive(Clone, Copy)]
+pub(crate) struct Cta {
+    pub(crate) split: u32,
+    pub(crate) seq: u32,
+    /// First row, and how many.
+    pub(crate) first_row: u32,
+    pub(crate) num_rows: u32,
+}
+
+impl Cta {
+    #[inline(always)]
+    pub(crate) fn new<G: Gpu>(gpu: G, cut: Cut, params: &DecodeMlaParams) -> Self {
+        let first_row = gpu.cta_idx_x() * cut.heads;
+        Self {
+            split: gpu.cta_idx_y(),
+            seq: gpu.cta_idx_z(),
+            first_row,
+            num_rows: cut
+                .heads
+                .min(params.query_len * params.num_query_heads - first_row),
+        }
+    }
+
+    /// The same, by numbers that the compiler does not take for those it has.
+    #[inline(always)]
+    pub(crate) fn again<G: Gpu>(gpu: G, cut: Cut, params: &DecodeMlaParams) -> Self {
+        let first_row = gpu.black_box(gpu.cta_idx_x()) * cut.heads;
+        Self {
+            split: gpu.black_box(gpu.cta_idx_y()),
+            seq: gpu.black_box(gpu.cta_idx_z()),
+            first_row,
+            num_rows: cut
+                .heads
+                .min(params.query_len * params.num_query_heads - first_row),
+        }
+    }
+
+    /// The query token of a row of this thread block.
+    #[inline(always)]
+    pub(crate) fn token_of(self, params: &DecodeMlaParams, row: u32) -> u32 {
+        // SAFETY: the host refuses queries without heads.
+        unsafe { div(self.first_row + row, params.num_query_heads) }
+    }
+
+    /// Elements from a tensor's first element to a row of this thread block.
+    #[inline(always)]
+    pub(crate) fn offset(
+        self,
+        params: &DecodeMlaParams,
+        row: u32,
+        [seq, token, head]: [i64; 3],
+    ) -> u64 {
+        let token_idx = self.token_of(params, row);
+        let head_idx = self.first_row + row - token_idx * params.num_query_heads;
+        self.seq as u64 * seq as u64
+            + token_idx as u64 * token as u64
+            + head_idx as u64 * head as u64
+    }
+
+    #[inline(always)]
+    pub(crate) fn query_row<C: CacheFormat>(self, params: &DecodeMlaParams, row: u32) -> u64 {
+        let strides = [
+            params.stride_query_seq,
+            params.stride_query_token,
+            params.stride_query_head,
+        ];
+        params.query + query_bytes::<C>(params.query_dtype) * self.offset(params, row, strides)
+    }
+
+    #[inline(always)]
+    fn out_row(self, params: &DecodeMlaParams, row: u32) -> u64 {
+        let strides = [
+            params.stride_out_seq,
+            params.stride_out_token,
+            params.stride_out_head,
+        ];
+        params.out + 2 * self.offset(params, row, strides)
+    }
+
+    /// Index of this split's part of a row.
+    #[inline(always)]
+    fn part(self, params: &DecodeMlaParams, row: u32) -> u64 {
+        let rows = params.query_len * params.num_query_heads;
+        let row = self.seq as u64 * rows as u64 + (self.first_row + row) as u64;
+        row * params.num_kv_splits as u64 + self.split as u64
+    }
+
+    /// Stores the lse of a row, if there is such a row.
+    #[inline(always)]
+    pub(crate) fn store_lse<G: Gpu>(
+        self,
+        gpu: G,
+        params: &DecodeMlaParams,
+        row: u32,
+        lse: Lse,
+        is_whole: bool,
+    ) {
+        if row >= self.num_rows {
+            return;
+        }
+        if !is_whole {
+            let at = params.partial_lse + Lse::BYTES * self.part(params, row);
+            // SAFETY: this split's element of the workspace.
+            unsafe { gpu.st_global_b64(at, lse.to_bits()) };
+        } else if params.lse != 0 {
+            let strides = [
+                params.stride_lse_seq,
+                params.stride_lse_token,
+                params.stride_lse_head,
+            ];
+            let at = params.lse + 4 * self.offset(params, row, strides);
+            // SAFETY: this row's element.
+            unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
+        }
+    }
+
+    /// The tokens of a split that a row sees.
+    #[inline(always)]
+    pub(crate) fn seen(
+        self,
+        params: &DecodeMlaParams,
+        row: u32,
+        seq_len: u32,
+        (start, end): (u32, u32),
+    ) -> (u32, u32) {
+        let len = (seq_len + 1 + self.token_of(params, row)).saturating_sub(params.query_len);
+        (start, len.min(end).max(start))
+    }
+
+    /// Stores the output rows that lie in shared memory at `rows`, four columns at a time; those of a whole
+    /// sequence times their `factor`. A row that is not finite is what `mend` makes of it.
+    ///
+    /// # Safety
+    /// Every thread comes here, after the barrier that followed the writes of the rows.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "each is one fact about the rows")]
+    pub(crate) unsafe fn store_out<G: Gpu, C: CacheFormat, const V_STEPS: usize>(
+        self,
+        gpu: G,
+        cut: Cut,
+        params: &DecodeMlaParams,
+        rows: u32,
+        is_whole: bool,
+        factor: impl Fn(u32) -> f32,
+        mend: impl Fn(u32) -> CarefulRow<V_STEPS>,
+    ) {
+        let quads_per_row = cut.head_size_v / 4;
+        let mut seen = [0.0; 4];
+        let mut quad = gpu.thread_idx();
+        while quad < self.num_rows * quads_per_row {
+            let (row, dim) = (quad / quads_per_row, quad % quads_per_row * 4);
+            // SAFETY: written before the barrier.
+            let words = unsafe { gpu.ld_shared_b128(rows + row * cut.out_row_bytes() + dim * 4) };
+            if is_whole {
+                let factor = factor(row);
+                let values = words.map(|word| f32::from_bits(word) * factor);
+                let packed = pack_out::<G, C>(gpu, values, params.out_dtype);
+                // SAFETY: this row's columns; 8-byte aligned because strides are multiples of 4.
+                unsafe { gpu.st_global_b64(self.out_row(params, row) + 2 * dim as u64, packed) };
+            } else {
+                let at = params.partial_out
+                    + 4 * (self.part(params, row) * cut.head_size_v as u64 + dim as u64);
+                // SAFETY: this split's part of the workspace, which is aligned.
+                unsafe { gpu.st_global_b128(at, words) };
+            }
+            seen = look(gpu, seen, words.map(f32::from_bits));
+            quad += cut.threads();
+        }
+        // SAFETY: converged.
+        if !unsafe { gpu.any(!all_finite(seen)) } {
+            return;
+        }
+        // A warp has 32 quads of one row at a time: rows have a multiple of 32.
+        let mut quad = gpu.thread_idx();
+        while quad < self.num_rows * quads_per_row {
+            let (row, dim) = (quad / quads_per_row, quad % quads_per_row * 4);
+            // SAFETY: written before the barrier.
+            let words = unsafe { gpu.ld_shared_b128(rows + row * cut.out_row_bytes() + dim * 4) };
+            let is_finite = all_finite(look(gpu, [0.0; 4], words.map(f32::from_bits)));
+            // SAFETY: converged.
+            if unsafe { gpu.any(!is_finite) } {
+                let mended = mend(row);
+                let columns = (dim / 128 * 128, dim / 128 * 128 + 128);
+                // SAFETY: converged; all lanes' columns are stored before any is stored again.
+                unsafe {
+                    gpu.sync_warp();
+                    self.store_mended::<G, C, V_STEPS>(
+                        gpu, cut, params, row, columns, mended, is_whole,
+                    );
+                }
+            }
+            quad += cut.threads();
+        }
+    }
+
+    /// Stores columns `columns` of a row that was computed again.
+    ///
+    /// # Safety
+    /// The columns are this warp's.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "each is one fact about the row")]
+    unsafe fn store_mended<G: Gpu, C: CacheFormat, const V_STEPS: usize>(
+        self,
+        gpu: G,
+        cut: Cut,
+        params: &DecodeMlaParams,
+        row: u32,
+        columns: (u32, u32),
+        mended: CarefulRow<V_STEPS>,
+        is_whole: bool,
+    ) {
+        if columns.0 == 0 && gpu.lane() == 0 {
+            self.store_lse(gpu, params, row, mended.lse, is_whole);
+        }
+        unroll!([8] i in 0..(V_STEPS.div_ceil(4)) {
+            let dim = (i as u32 * WARP + gpu.lane()) * 2;
+            let [a, b] = mended.values[i];
+            let is_own = columns.0 <= dim && dim < columns.1;
+            if is_own && is_whole {
+                let packed = pack_out::<G, C>(gpu, [a, b, 0.0, 0.0], params.out_dtype);
+                // SAFETY: this row's columns.
+                unsafe { gpu.st_global_b32(self.out_row(params, row) + 2 * dim as u64, packed as u32) };
+            } else if is_own {
+                let at = params.partial_out
+                    + 4 * (self.part(params, row) * cut.head_size_v as u64 + dim as u64);
+                let pair = a.to_bits() as u64 | (b.to_bits() as u64) << 32;
+                // SAFETY: this split's part of the workspace, which is aligned.
+                unsafe { gpu.st_global_b64(at, pair) };
+            }
+        });
+    }
+
+    /// The output of a sequence without tokens: zero, and minus infinity.
+    ///
+    /// # Safety
+    /// As the kernel.
+    #[inline(always)]
+    pub(crate) unsafe fn store_empty<G: Gpu>(self, gpu: G, cut: Cut, params: &DecodeMlaParams) {
+        let mut row = gpu.warp();
+        while row < self.num_rows {
+            let mut dim = gpu.lane() * 4;
+            while dim < cut.head_size_v {
+                // SAFETY: four columns of this warp's row.
+                unsafe { gpu.st_global_b64(self.out_row(params, row) + 2 * dim as u64, 0) };
+                dim += WARP * 4;
+            }
+            if gpu.lane() == 0 {
+                self.store_lse(gpu, params, row, Lse::EMPTY, true);
+            }
+            row += cut.warps;
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! What becomes of a row at the end of a prefill: its output and lse, or its part of them.
+
+use crate::attention::careful::{all_finite, look};
+use crate::attention::lse::{Lse, finite, is_far};
+use crate::attention::out::{recip_of_sum, sink_log2};
+use crate::attention::query::QueryDtype;
+use crate::dtype::{Bf16, CacheFormat, F16, Half};
+use crate::gpu::Gpu;
+use crate::gpu::unroll::unroll;
+use crate::params::PrefillParams;
+use crate::prefill::RowPartial;
+use crate::prefill::mend::mend_rows;
+use crate::prefill::work::{TileWork, out_scale, store_lse};
+
+/// Stores what a warp has of its rows: of one of several parts, or finished.
+///
+/// # Safety
+/// Converged; the thread block found `tile_work`. If warp groups multiply, the output is aligned to 16 bytes.
+#[inline(always)]
+pub(crate) unsafe fn store_rows<
+    G: Gpu,
+    C: CacheFormat,
+    const K_STEPS: usize,
+    const V_STEPS: usize,
+    const ROW_TILES: usize,
+>(
+    gpu: G,
+    params: &PrefillParams,
+    partial: &mut RowPartial<V_STEPS, ROW_TILES>,
+    tile_work: &TileWork,
+) {
+    let (_, v_scale) = tile_work.scales::<G, C>(gpu);
+    let parked = tile_work.parked(gpu, params);
+    let view = parked.view(gpu, params, tile_work.shape);
+    let part = (parked.num_splits > 1).then(|| gpu.cta_idx_y());
+    let whole_chunks = tile_work.shape.products.is_group()
+        && part.is_none()
+        && params.out_dtype != QueryDtype::E4m3 as u32;
+    let is_high = is_high(gpu);
+    // A bit for each of a lane's rows that has to be mended.
+    let mut broken = 0;
+    // SAFETY: converged.
+    unsafe { partial.reduce(gpu) };
+    unroll!([2] tile in 0..ROW_TILES {
+        unroll!([2] half in 0..2 {
+            let row = view.rows.of_lane(gpu.lane(), tile, half);
+            let exists = row < view.rows.end;
+            let mut seen = [0.0; 4];
+            unroll!([16] step in 0..V_STEPS {
+                let [low, high] = partial.acc[tile][step];
+                let sums = [low[2 * half], low[2 * half + 1], high[2 * half], high[2 * half + 1]];
+                seen = look(gpu, seen, sums);
+            });
+            let is_broken = !all_finite(seen) || is_far(finite(partial.max[tile][half]));
+            broken |= ((exists && is_broken) as u32) << (2 * tile + half);
+            let row = Row {
+                token: parked.work.query_start + view.rows.token(row),
+                head: view.first_head + view.rows.head(row),
+                part,
+            };
+            // SAFETY: past the end it is the last row; what a warp has of it, only if it exists.
+            unsafe {
+                let finished = row.finish::<G, C, V_STEPS, ROW_TILES>(
+                    gpu, params, partial, (tile, half), v_scale,
+                );
+                if exists && gpu.lane().is_multiple_of(4) {
+                    row.store_lse(gpu, params, finished.lse);
+                }
+                let element = row.element::<V_STEPS>(params);
+                let values = |step: usize| {
+                    let [low, high] = partial.acc[tile][step];
+                    let [a, b] = [low[2 * half], low[2 * half + 1]];
+                    let [c, d] = [high[2 * half], high[2 * half + 1]];
+                    [a * finished.scale, b * finished.scale, c * finished.scale, d * finished.scale]
+                };
+                if whole_chunks {
+                    unroll!([8] steps in 0..(V_STEPS / 2) {
+                        let chunk = pack_chunk::<G, C>(gpu, params, is_high, values(2 * steps), values(2 * steps + 1));
+                        if exists {
+                            let at = element + (steps as u32 * 32 + gpu.lane() % 4 * 8) as u64;
+                            gpu.st_global_b128(params.out + 2 * at, chunk);
+                        }
+                    });
+                } else if exists {
+                    unroll!([16] step in 0..V_STEPS {
+                        store_dims::<G, C>(gpu, params, element + step as u64 * 16, values(step), part.is_some());
+                    });
+                }
+            }
+        });
+    });
+    // SAFETY: converged.
+    if unsafe { gpu.any(broken != 0) } {
+        // SAFETY: converged; the rows were stored, all lanes' values before any is stored again.
+        unsafe {
+            gpu.sync_warp();
+            mend_rows::<G, C, K_STEPS, V_STEPS>(gpu, params, tile_work, ROW_TILES, broken);
+        }
+    }
+}
+
+/// What sums of a row are multiplied by to become its output, and its lse.
+#[derive(Clone, Copy)]
+struct Finished {
+    scale: f32,
+    lse: Lse,
+}
+
+/// A row of the output, or one of its parts.
+#[derive(Clone, Copy)]
+pub(crate) struct Row {
+    pub(crate) token: u32,
+    pub(crate) head: u32,
+    pub(crate) part: Option<u32>,
+}
+
+impl Row {
+    /// Normalises what a warp has of the row, which is `(tile, half)` of a lane.
+    ///
+    /// # Safety
+    /// The row exists; the sums are complete.
+    #[inline(always)]
+    unsafe fn finish<G: Gpu, C: CacheFormat, const V_STEPS: usize, const ROW_TILES: usize>(
+        self,
+        gpu: G,
+        params: &PrefillParams,
+        partial: &RowPartial<V_STEPS, ROW_TILES>,
+        (tile, half): (usize, usize),
+        v_scale: f32,
+    ) -> Finished {
+        // Sinks and the output's scale are for whoever finishes the row.
+        let (mut sink, mut out) = (f32::NEG_INFINITY, 1.0);
+        if self.part.is_none() {
+            // SAFETY: one for each head, if there are any; a scale, if the output is of bytes.
+            (sink, out) = unsafe {
+                (
+                    sink_log2(gpu, &params.score, self.head),
+                    out_scale(gpu, params),
+                )
+            };
+        }
+        let unit = RowPartial::<V_STEPS, ROW_TILES>::unit::<C>();
+        let own = Lse {
+            max: partial.max[tile][half],
+            sum: partial.sum[tile][half] * unit,
+        };
+        let lse = own.with(gpu, Lse::of_score(sink));
+        // A row that saw nothing, and has no sink: 0 and -inf.
+        let share = gpu.exp2(own.max - finite(lse.max)) * unit;
+        let mut scale = share * recip_of_sum(gpu, lse.sum) * v_scale * out;
+        if C::TOKEN_SCALES {
+            scale *= partial.value_unit;
+        }
+        Finished { scale, lse }
+    }
+
+    /// Stores its lse.
+    ///
+    /// # Safety
+    /// The row exists; one lane stores it.
+    #[inline(always)]
+    pub(crate) unsafe fn store_lse<G: Gpu>(self, gpu: G, params: &PrefillParams, lse: Lse) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match self.part {
+                None => store_lse(gpu, params, self.token, self.head, lse),
+                Some(part) => {
+                    let at = params.partial_lse + Lse::BYTES * self.index(params, part);
+                    gpu.st_global_b64(at, lse.to_bits());
+                }
+            }
+        }
+    }
+
+    /// Where its first value is, in the output or among the parts.
+    #[inline(always)]
+    pub(crate) fn element<const V_STEPS: usize>(self, params: &PrefillParams) -> u64 {
+        match self.part {
+            None => {
+                self.token as u64 * params.stride_out_token as u64
+                    + self.head as u64 * params.stride_out_head as u64
+            }
+            Some(part) => self.index(params, part) * (V_STEPS as u64 * 16),
+        }
+    }
+
+    /// Index of a part of the row.
+    #[inline(always)]
+    fn index(self, params: &PrefillParams, part: u32) -> u64 {
+        let num_heads = params.num_kv_heads * params.num_queries_per_kv;
+        let row = self.token as u64 * num_heads as u64 + self.head as u64;
+        row * params.num_kv_splits as u64 + part as u64
+    }
+}
+
+/// Stores a lane's four dims of a step of 16 that begins at `element` of the output, or of the parts.
+///
+/// # Safety
+/// The step is in bounds, aligned to four values, and no other lane writes this lane's dims.
+#[inline(always)]
+unsafe fn store_dims<G: Gpu, C: CacheFormat>(
+    gpu: G,
+    params: &PrefillParams,
+    element: u64,
+    [a, b, c, d]: [f32; 4],
+    is_part: bool,
+) {
+    let first = element + gpu.lane() as u64 % 4 * 2;
+    // SAFETY: as the caller promises.
+    unsafe {
+        store_pair::<G, C>(gpu, params, first, [a, b], is_part);
+        store_pair::<G, C>(gpu, params, first + 8, [c, d], is_part);
+    }
+}
+
+/// Stores two values at `element` of the output, or of the parts.
+///
+/// # Safety
+/// As [`store_dims`], aligned to two values.
+#[inline(always)]
+pub(crate) unsafe fn store_pair<G: Gpu, C: CacheFormat>(
+    gpu: G,
+    params: &PrefillParams,
+    element: u64,
+    [a, b]: [f32; 2],
+    is_part: bool,
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        if is_part {
+            let pair = a.to_bits() as u64 | (b.to_bits() as u64) << 32;
+            gpu.st_global_b64(params.partial_out + 4 * element, pair);
+        } else if params.out_dtype == QueryDtype::E4m3 as u32 {
+            gpu.st_global_b16(params.out + element, gpu.pack_e4m3(a, b));
+        } else {
+            gpu.st_global_b32(params.out + 2 * element, pack::<G, C>(gpu, params, a, b));
+        }
+    }
+}
+
+/// Two values of an output of 16-bit values.
+#[inline(always)]
+fn pack<G: Gpu, C: CacheFormat>(gpu: G, params: &PrefillParams, low: f32, high: f32) -> u32 {
+    match (C::BYTES, params.out_dtype == QueryDtype::F16 as u32) {
+        (2, _) => C::Math::pack(gpu, low, high),
+        (_, true) => F16::pack(gpu, low, high),
+        (_, false) => Bf16::pack(gpu, low, high),
+    }
+}
+
+/// Masks of ones in the lanes that are the higher of two neighbours, and of two pairs. Words are chosen by them: of
+/// conditions the compiler would make branches, in which lanes do not meet.
+#[inline(always)]
+fn is_high<G: Gpu>(gpu: G) -> (u32, u32) {
+    let mask = |lane_mask| gpu.black_box(0u32.wrapping_sub((gpu.lane() & lane_mask != 0) as u32));
+    (mask(1), mask(2))
+}
+
+/// Of two steps, in which the lanes of a quad have pairs of dims of each eight: lane `q` gets eight `q`, whole. `is_high`
+/// is that of the lanes.
+///
+/// # Safety
+/// Converged.
+#[inline(always)]
+unsafe fn pack_chunk<G: Gpu, C: CacheFormat>(
+    gpu: G,
+    params: &PrefillParams,
+    is_high: (u32, u32),
+    [a, b, c, d]: [f32; 4],
+    [e, f, g, h]: [f32; 4],
+) -> [u32; 4] {
+    let first = (
+        pack::<G, C>(gpu, params, a, b),
+        pack::<G, C>(gpu, params, c, d),
+    );
+    let second = (
+        pack::<G, C>(gpu, params, e, f),
+        pack::<G, C>(gpu, params, g, h),
+    );
+    let choose = |mask: u32, yes: u32, no: u32| no ^ ((no ^ yes) & mask);
+    let swap = |(low, high): (u32, u32), lane_mask: u32, is_high: u32| {
+        let (own, sent) = (choose(is_high, high, low), choose(is_high, low, high));
+        // SAFETY: as the caller promises.
+        let got = unsafe { gpu.shfl_xor(sent, lane_mask) };
+        (choose(is_high, got, own), choose(is_high, own, got))
+    };
+    // Neighbours swap one of each two eights, pairs of neighbours one of what is left.
+    let (first, second) = (swap(first, 1, is_high.0), swap(second, 1, is_high.0));
+    let (low, high) = (
+        swap((first.0, second.0), 2, is_high.1),
+        swap((first.1, second.1), 2, is_high.1),
+    );
+    [low.0, high.0, low.1, high.1]
+}

@@ -1,0 +1,267 @@
+//! What one warp of a thread block that shares its KV tiles computes: 16 or 32 rows against every tile.
+//!
+//! A row is a query token and one of the query heads of a KV head: row `r` of a sequence is head
+//! `r % num_queries_per_kv` of token `r / num_queries_per_kv`, so any group size fills the tiles. Rows are
+//! the 16 rows of the tensor-core tile, tokens (and value dims) its 8 columns; what the first product leaves
+//! in a lane's registers is what the second wants as its left factor.
+
+mod attend;
+mod consumer;
+mod epilogue;
+pub mod kernel;
+pub mod kernel_sm90a;
+mod kv_addresses;
+mod mend;
+pub mod merge;
+mod producer;
+mod query;
+mod softmax;
+mod stream;
+mod widen;
+mod work;
+
+pub use consumer::Group;
+pub use kv_addresses::KvAddresses;
+pub use producer::Producer;
+pub use query::{GroupQueries, RowQueries};
+pub use softmax::RowPartial;
+pub use stream::SharedStream;
+
+use crate::dtype::CacheFormat;
+use crate::gpu::{PANEL_ROW_BYTES, WARP};
+
+/// Who multiplies, and who loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Products {
+    /// Each warp for itself (`mma`); all load.
+    Warp,
+    /// Groups of four warps together (`wgmma`, which compute capability 9.0 alone has); one more group loads.
+    WarpGroup,
+    /// As `WarpGroup`, where queries are FP8 as the cache is: queries and keys are multiplied as they are. The tensor
+    /// cores add up products of bytes with fewer bits than those of 16-bit values.
+    WarpGroupOfBytes,
+}
+
+impl Products {
+    /// The ones of warp groups, of keys of bytes or of 16-bit values.
+    pub(crate) const fn of_groups(byte_keys: bool) -> Self {
+        if byte_keys {
+            Self::WarpGroupOfBytes
+        } else {
+            Self::WarpGroup
+        }
+    }
+    /// Whether warp groups multiply.
+    pub const fn is_group(self) -> bool {
+        !matches!(self, Self::Warp)
+    }
+}
+
+/// Warps that load a tile: all of a thread block, or its first group. As many multiply for themselves, or as a group.
+pub const WARPS: u32 = 4;
+/// Warp groups that multiply, beside the one that loads: as many as the registers are for.
+pub const GROUPS: u32 = 3;
+/// Bytes of the stream's sources, and of a thread block's work, where they wait in shared memory.
+const SOURCE_BYTES: u32 = 48;
+const WORK_BYTES: u32 = 48;
+/// What panels of a warp group's operands are aligned to: the period of their swizzle.
+const PANEL_ALIGN: u32 = 1024;
+/// Bytes of what products are multiplied by: four words for each quad of lanes.
+const SCALE_BYTES: u32 = WARPS * 8 * 16;
+
+/// How a thread block is cut for a pair of head sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefillTile {
+    /// Tensor-core tiles of 16 rows per warp: as many as the accumulators leave registers for.
+    pub row_tiles: u32,
+    /// Who multiplies.
+    pub products: Products,
+    /// Tokens of a KV tile.
+    pub tile_kv: u32,
+    /// Bytes of the queries.
+    pub query_bytes: u32,
+    /// Bytes of the keys of one KV tile, which lie before its values.
+    pub key_bytes: u32,
+    /// Bytes of its keys and values, which lie before their scales.
+    pub kv_bytes: u32,
+    /// Bytes of one KV tile.
+    pub tile_bytes: u32,
+    /// Bytes of what waits to be widened for a warp group.
+    pub raw_bytes: u32,
+}
+
+impl PrefillTile {
+    /// The cut for heads of `head_size` and `head_size_v` values of `value_bytes` bytes in the cache, with or without
+    /// scales of their own; values are widened to 16 bits in shared memory, and so are keys for a warp group. Of those
+    /// whose warps multiply for themselves, two thread blocks fit on a multiprocessor of an H100 or H200, and one on
+    /// the smallest supported (compute capability 8.6 and 8.9); of the others one fits.
+    pub const fn of(
+        head_size: u32,
+        head_size_v: u32,
+        value_bytes: u32,
+        token_scales: bool,
+        products: Products,
+    ) -> Self {
+        let is_group = products.is_group();
+        let byte_keys = matches!(products, Products::WarpGroupOfBytes);
+        let row_tiles = if is_group || head_size_v > 128 { 1 } else { 2 };
+        let tile_kv = if head_size > 128 { 32 } else { 64 };
+        // A row of bytes has a row of a panel to itself, however short it is.
+        let (query_row, key_row) = if byte_keys {
+            (PANEL_ROW_BYTES, PANEL_ROW_BYTES)
+        } else {
+            let key_bytes = if is_group { 2 } else { value_bytes };
+            (head_size * 2, head_size * key_bytes)
+        };
+        let key_bytes = tile_kv * key_row;
+        let kv_bytes = key_bytes + tile_kv * head_size_v * 2;
+        let tile_bytes = kv_bytes + if token_scales { tile_kv * 2 * 4 } else { 0 };
+        let shape = Self {
+            row_tiles,
+            products,
+            tile_kv,
+            query_bytes: 0,
+            key_bytes,
+            kv_bytes,
+            tile_bytes: if is_group {
+                tile_bytes.next_multiple_of(PANEL_ALIGN)
+            } else {
+                tile_bytes
+            },
+            raw_bytes: match (products, value_bytes) {
+                (Products::WarpGroup, 1) => 2 * tile_kv * (head_size + head_size_v),
+                (Products::WarpGroupOfBytes, 1) => 2 * tile_kv * head_size_v,
+                _ => 0,
+            },
+        };
+        Self {
+            query_bytes: shape.rows() * query_row,
+            ..shape
+        }
+    }
+    /// The cut for a kernel's generics.
+    pub(crate) const fn of_kernel<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>(
+        products: Products,
+    ) -> Self {
+        Self::of(
+            K_STEPS as u32 * 16,
+            V_STEPS as u32 * 16,
+            C::BYTES,
+            C::TOKEN_SCALES,
+            products,
+        )
+    }
+    /// Warps that have rows.
+    const fn row_warps(self) -> u32 {
+        match self.products {
+            Products::Warp => WARPS,
+            Products::WarpGroup | Products::WarpGroupOfBytes => GROUPS * WARPS,
+        }
+    }
+    /// The first of them: those before only load.
+    pub(crate) const fn first_row_warp(self) -> u32 {
+        match self.products {
+            Products::Warp => 0,
+            Products::WarpGroup | Products::WarpGroupOfBytes => WARPS,
+        }
+    }
+    /// Rows of each of them.
+    pub(crate) const fn warp_rows(self) -> u32 {
+        self.row_tiles * 16
+    }
+    /// Threads per thread block.
+    pub const fn threads(self) -> u32 {
+        (self.first_row_warp() + self.row_warps()) * WARP
+    }
+    /// Rows that a thread block owns.
+    pub const fn rows(self) -> u32 {
+        self.row_warps() * self.warp_rows()
+    }
+    /// KV tiles in shared memory. Of a warp: one that is worked on, and one that is on its way. Of groups: two that are
+    /// worked on, for scores and for values, and two that are ready or on their way.
+    pub(crate) const fn stages(self) -> u32 {
+        if self.products.is_group() { 4 } else { 2 }
+    }
+    /// Dynamic shared memory of a thread block: the queries, the ring, and what waits behind it.
+    pub const fn shared_bytes(self) -> u32 {
+        self.scales() + SCALE_BYTES
+    }
+    /// The tile that begins at `token`, in stage `stage` of a ring in the shared memory at `base`.
+    #[inline(always)]
+    pub(crate) const fn tile(self, base: u32, token: u32, stage: u32) -> SharedTile {
+        let keys = base + self.query_bytes + stage * self.tile_bytes;
+        SharedTile {
+            token,
+            keys,
+            values: keys + self.key_bytes,
+            scales: keys + self.kv_bytes,
+        }
+    }
+    /// Where a warp group's bytes wait to be widened: two tiles of them.
+    pub(crate) const fn raw(self) -> u32 {
+        self.query_bytes + self.stages() * self.tile_bytes
+    }
+    /// Where the stream's sources wait.
+    const fn sources(self) -> u32 {
+        self.raw() + self.raw_bytes
+    }
+    /// Where a thread block's work waits.
+    pub(crate) const fn work(self) -> u32 {
+        self.sources() + SOURCE_BYTES
+    }
+    /// Where what products are multiplied by waits, over a cache of bytes.
+    pub(crate) const fn scales(self) -> u32 {
+        self.work() + WORK_BYTES
+    }
+}
+
+/// A tile in shared memory.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedTile {
+    /// Position of its first token.
+    pub token: u32,
+    /// `[tile_kv, head_size]`, swizzled.
+    pub keys: u32,
+    /// `[tile_kv, head_size_v]`, swizzled.
+    pub values: u32,
+    /// Scales of the keys, then of the values: `[2, tile_kv]` f32, if the format has them.
+    pub scales: u32,
+}
+
+/// Bytes of a row of `STEPS * 16` values of 16 bits.
+#[inline(always)]
+const fn wide_bytes<const STEPS: usize>() -> u32 {
+    STEPS as u32 * 32
+}
+
+/// Which place in a row of `STEPS * 16` values the 16-byte chunk `chunk` of 16-bit values has, before places are
+/// swizzled. Rows of bytes are copied, and then widened where they are: the two chunks that one becomes lie so far
+/// apart that a line of the cache is copied into one line of shared memory, which is several times faster than into
+/// two.
+#[inline(always)]
+const fn place<C: CacheFormat, const STEPS: usize>(chunk: u32) -> u32 {
+    if C::BYTES == 2 {
+        return chunk;
+    }
+    let apart = match STEPS as u32 * 2 {
+        chunks if chunks.is_multiple_of(16) => 8,
+        chunks if chunks.is_multiple_of(8) => 4,
+        _ => 2,
+    };
+    chunk / (2 * apart) * (2 * apart) + chunk % 2 * apart + chunk % (2 * apart) / 2
+}
+
+/// Address of the first of two 16-byte chunks that make up an `mma` step of a row of `chunks` chunks: it is at place
+/// `place`; `first` is the address for place 0, swizzled. Rows begin at multiples of the swizzle's period, so the
+/// place flips bits of the address, which costs one instruction and no register per step.
+#[inline(always)]
+const fn step_address(first: u32, place: u32, chunks: u32) -> u32 {
+    let period = if chunks.is_multiple_of(8) {
+        8
+    } else if chunks.is_multiple_of(4) {
+        4
+    } else {
+        2
+    };
+    (first ^ (place % period * 16)) + place / period * period * 16
+}

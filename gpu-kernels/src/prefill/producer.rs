@@ -1,0 +1,449 @@
+//! What the warp group that loads does: it fills the ring of tiles that the others multiply with.
+//!
+//! Keys and values lie in it as panels. A panel is 64 rows of 128 bytes, swizzled; a row of 16-bit values takes as many
+//! panels as it has 64 values. Rows of bytes are copied to a room of their own, and widened from there.
+//!
+//! Before a tile is handed on, a fence waits for everything that a thread has under way. With long rows, two teams of
+//! warps bring every second tile, so that one has a tile to hand on while the other's copies are under way; with short
+//! ones, all warps bring each tile sooner.
+//!
+//! A stage has two kinds of barriers: [`full`], one for each group that multiplies, so that none waits for another, and
+//! [`empty`], which all of them come to when they are done with it.
+
+use core::marker::PhantomData;
+
+use crate::dtype::CacheFormat;
+use crate::gpu::unroll::unroll;
+use crate::gpu::{Gpu, Line, PANEL_ROW_BYTES, WARP, in_panels};
+use crate::params::PrefillParams;
+use crate::prefill::{GROUPS, PrefillTile, Products, WARPS};
+
+/// Tokens of a tile that a warp brings at a time.
+const PIECE: u32 = 16;
+/// Tiles that a thread block has on their way to shared memory.
+const TILES_AHEAD: u32 = 2;
+/// Threads of a warp group.
+const GROUP_THREADS: u32 = WARPS * WARP;
+
+/// Warps that bring a tile of heads of `K_STEPS * 16` values.
+const fn team_warps<const K_STEPS: usize>() -> u32 {
+    if K_STEPS == 8 { WARPS / 2 } else { WARPS }
+}
+
+/// Threads that come to a [`full`] barrier: those that bring the tile, and a group that multiplies.
+pub(crate) const fn full_threads<const K_STEPS: usize>() -> u32 {
+    team_warps::<K_STEPS>() * WARP + GROUP_THREADS
+}
+
+/// The barrier behind which stage `stage` is filled for group `group`.
+#[inline(always)]
+pub(crate) fn full(stage: u32, group: u32) -> u32 {
+    stage * GROUPS + group
+}
+
+/// The barrier behind which stage `stage` of `stages` may be filled again.
+#[inline(always)]
+pub(crate) fn empty(stage: u32, stages: u32) -> u32 {
+    stages * GROUPS + stage
+}
+
+/// The stage after `stage`.
+#[inline(always)]
+pub(crate) fn next_stage(stage: u32, stages: u32) -> u32 {
+    if stage + 1 == stages { 0 } else { stage + 1 }
+}
+
+/// Threads that come to an [`empty`] barrier, if `groups` multiply.
+#[inline(always)]
+pub(crate) fn empty_threads<const K_STEPS: usize>(groups: u32) -> u32 {
+    team_warps::<K_STEPS>() * WARP + groups * GROUP_THREADS
+}
+
+/// A team's tiles on their way to the ring. A warp brings pieces of 16 tokens side by side.
+///
+/// A lane knows where the key or the value of one token of a piece is. Of each piece it copies, and widens, chunk `chunk`
+/// of row `row` and of rows [`Producer::apart`] from it.
+#[derive(Clone, Copy, Debug)]
+pub struct Producer<'p, C, const K_STEPS: usize, const V_STEPS: usize, const BYTE_KEYS: bool> {
+    params: &'p PrefillParams,
+    /// The KV head's key, or value, in slot 0 of block 0.
+    cache: u64,
+    /// Bytes from a block to the next, and from a slot to the next.
+    block_stride: u64,
+    slot_stride: u32,
+    /// The sequence's row of the block table.
+    block_row: u64,
+    /// The lane's token of the next piece, and its block.
+    token: u32,
+    block: u32,
+    /// Tokens from here to there exist.
+    begin: u32,
+    end: u32,
+    row: u32,
+    chunk: u32,
+    format: PhantomData<C>,
+}
+
+impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_KEYS: bool>
+    Producer<'p, C, K_STEPS, V_STEPS, BYTE_KEYS>
+{
+    const SHAPE: PrefillTile =
+        PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::of_groups(BYTE_KEYS));
+    /// Whether keys are multiplied as they are, and so copied to where they belong.
+    const COPIED_KEYS: bool = C::BYTES == 2 || BYTE_KEYS;
+    const ROW_BYTES: u32 = K_STEPS as u32 * 16 * C::BYTES;
+    /// Rows of a lane.
+    const PARTS: usize = PIECE as usize * Self::ROW_BYTES as usize / 512;
+    /// Warps of a team, and their teams, which take turns.
+    const TEAM_WARPS: u32 = team_warps::<K_STEPS>();
+    const TEAMS: u32 = WARPS / Self::TEAM_WARPS;
+    /// Pieces of a warp's tile.
+    const PIECES: u32 = Self::SHAPE.tile_kv / Self::TEAM_WARPS / PIECE;
+
+    /// How far a lane's row number `part` is from its first.
+    #[inline(always)]
+    const fn apart(part: usize) -> u32 {
+        let part = part as u32;
+        match (C::BYTES, K_STEPS) {
+            (1, 8) => part / 2 * 8 + part % 2 * 2,
+            (1, _) => part * 8,
+            _ => part * (16 / K_STEPS as u32),
+        }
+    }
+
+    /// Brings tokens `begin .. end` of a sequence and KV head from the tile at `first_token` on, which `begin` lies in
+    /// or before, to `groups` groups.
+    ///
+    /// # Safety
+    /// The group that loads comes here, each of the others to [`super::RowPartial::consume`]. The block table and the
+    /// caches hold every token of the sequence from `begin` up to `end`, which lies behind `first_token`, a multiple of
+    /// the tile.
+    #[inline(always)]
+    pub unsafe fn run<G: Gpu>(
+        gpu: G,
+        params: &'p PrefillParams,
+        head: (u32, u32),
+        first_token: u32,
+        (begin, end): (u32, u32),
+        groups: u32,
+    ) {
+        const { assert!(K_STEPS == V_STEPS && (K_STEPS == 4 || K_STEPS == 8)) };
+        let mut producer = Self::new(gpu, params, head, first_token, (begin, end));
+        let (stages, tile_kv) = (Self::SHAPE.stages(), Self::SHAPE.tile_kv);
+        // Before a stage is filled again, every group has come to its barrier: they do when they are done with a tile
+        // that is followed by another in its stage.
+        let wait_until_empty = |token: u32, stage: u32| {
+            if token >= first_token + stages * tile_kv {
+                // SAFETY: as above.
+                unsafe { gpu.barrier_sync(empty(stage, stages), empty_threads::<K_STEPS>(groups)) };
+            }
+        };
+        let team = gpu.warp() / Self::TEAM_WARPS;
+        let turn = Self::TEAMS * tile_kv;
+        let after = |stage: u32| {
+            let next = next_stage(stage, stages);
+            if Self::TEAMS == 2 {
+                next_stage(next, stages)
+            } else {
+                next
+            }
+        };
+        // The team's next tile to hand on, and the next one to ask for.
+        let (mut token, mut stage) = (first_token + team * tile_kv, team);
+        let (mut ahead, mut to) = (token, stage);
+        while token < end {
+            if ahead < end {
+                // SAFETY: what is copied to is free: the stage behind the barrier, or bytes that this lane has widened.
+                unsafe {
+                    if Self::COPIED_KEYS {
+                        wait_until_empty(ahead, to);
+                    }
+                    Self::each_piece(gpu, |piece| producer.copy(gpu, to, piece));
+                }
+                gpu.cp_async_commit();
+            }
+            (ahead, to) = (ahead + turn, after(to));
+            if ahead - token < TILES_AHEAD * tile_kv {
+                continue;
+            }
+            if token + turn < ahead.min(end) {
+                gpu.cp_async_wait::<1>();
+            } else {
+                gpu.cp_async_wait::<0>();
+            }
+            if C::BYTES == 1 {
+                // SAFETY: the bytes have arrived; behind the barrier the stage is free.
+                unsafe {
+                    if !Self::COPIED_KEYS {
+                        wait_until_empty(token, stage);
+                    }
+                    Self::each_piece(gpu, |piece| producer.widen(gpu, stage, piece));
+                }
+            }
+            gpu.fence_warpgroup();
+            unroll!([4] group in 0..3 {
+                if (group as u32) < groups {
+                    // SAFETY: each group waits there for each tile.
+                    unsafe { gpu.barrier_arrive(full(stage, group as u32), full_threads::<K_STEPS>()) };
+                }
+            });
+            (token, stage) = (token + turn, after(stage));
+        }
+    }
+
+    /// Each piece of this warp's tile. A loop that is not unrolled: its instructions have to be fetched, too.
+    #[inline(always)]
+    fn each_piece<G: Gpu>(gpu: G, mut bring: impl FnMut(u32)) {
+        let mut piece = 0;
+        while piece < Self::PIECES {
+            bring(piece);
+            piece = gpu.black_box(piece + 1);
+        }
+    }
+
+    #[inline(always)]
+    fn new<G: Gpu>(
+        gpu: G,
+        params: &'p PrefillParams,
+        (seq, kv_head): (u32, u32),
+        first_token: u32,
+        (begin, end): (u32, u32),
+    ) -> Self {
+        let keys = (
+            params.key_cache + kv_head as u64 * params.stride_key_head_bytes as u64,
+            params.stride_key_block_bytes as u64,
+            params.stride_key_slot_bytes as u32,
+        );
+        let values = (
+            params.value_cache + kv_head as u64 * params.stride_value_head_bytes as u64,
+            params.stride_value_block_bytes as u64,
+            params.stride_value_slot_bytes as u32,
+        );
+        let lane = gpu.lane();
+        let (cache, block_stride, slot_stride) = if lane < 16 { keys } else { values };
+        // Eight neighbouring lanes copy a line, and store at a time. When they widen, they have four chunks, of even
+        // places then, of rows `r` and `r ^ 5`, which the swizzle sends to different banks.
+        let (row, chunk) = match (C::BYTES, K_STEPS) {
+            (1, 8) => (
+                (lane / 16) ^ (lane / 4 % 2 * 5),
+                lane / 8 % 2 * 4 + lane % 4,
+            ),
+            (1, _) => ((lane / 8) ^ (lane / 4 % 2 * 5), lane % 4),
+            _ => (
+                lane / const { K_STEPS as u32 * 2 },
+                lane % const { K_STEPS as u32 * 2 },
+            ),
+        };
+        let mut producer = Self {
+            params,
+            cache,
+            block_stride,
+            slot_stride,
+            block_row: params.block_table + 4 * (seq as u64 * params.stride_block_table as u64),
+            token: first_token + gpu.warp() * (Self::PIECES * PIECE) + lane % PIECE,
+            block: 0,
+            begin,
+            end,
+            row,
+            chunk,
+            format: PhantomData,
+        };
+        producer.look_up(gpu);
+        producer
+    }
+
+    /// Whether the lane's token exists.
+    #[inline(always)]
+    fn exists(&self) -> bool {
+        self.begin <= self.token && self.token < self.end
+    }
+
+    /// Finds the block of the lane's token.
+    #[inline(always)]
+    fn look_up<G: Gpu>(&mut self, gpu: G) {
+        if self.exists() {
+            let block_idx = self.params.by_block_size.divide(self.token);
+            // SAFETY: the sequence has the token, so its row of the table has an entry for it.
+            self.block = unsafe { gpu.ld_global_b32(self.block_row + 4 * block_idx as u64) };
+        }
+    }
+
+    /// Where the lane's token is, or 0 if it does not exist.
+    #[inline(always)]
+    fn source(&self) -> u64 {
+        if !self.exists() {
+            return 0;
+        }
+        let token = self.token;
+        let slot = token - self.params.by_block_size.divide(token) * self.params.block_size;
+        self.cache + self.block as u64 * self.block_stride + slot as u64 * self.slot_stride as u64
+    }
+
+    /// Starts copying piece `piece` of this warp's next tile: to stage `stage`, or, if it is of bytes, to the room for
+    /// them. Tokens that do not exist become zero.
+    ///
+    /// # Safety
+    /// Converged. The lane's part of the target is free.
+    #[inline(always)]
+    unsafe fn copy<G: Gpu>(&mut self, gpu: G, stage: u32, piece: u32) {
+        let source = self.source();
+        // SAFETY: converged.
+        let some_missing = unsafe { gpu.any(source == 0) };
+        let (mut keys, mut values) = self.panels(gpu, stage, piece);
+        if C::BYTES == 1 {
+            let (raw_keys, raw_values) = self.raw(gpu, stage, piece);
+            if !BYTE_KEYS {
+                keys = raw_keys;
+            }
+            values = raw_values;
+        }
+        // Hardly ever are any missing, and looking at each one costs as much as copying it.
+        // SAFETY: as the caller promises.
+        unsafe {
+            if some_missing {
+                self.copy_rows::<G, true>(gpu, source, keys, |source| source != 0);
+                self.copy_rows::<G, false>(gpu, source, values, |source| source != 0);
+            } else {
+                self.copy_rows::<G, true>(gpu, source, keys, |_| true);
+                self.copy_rows::<G, false>(gpu, source, values, |_| true);
+            }
+        }
+        self.token += if piece + 1 < Self::PIECES {
+            PIECE
+        } else {
+            Self::TEAMS * Self::SHAPE.tile_kv - (Self::PIECES - 1) * PIECE
+        };
+        self.look_up(gpu);
+    }
+
+    /// Copies 16 rows of keys or of values: of keys the lower lanes know in `source` where they are, of values the upper.
+    ///
+    /// # Safety
+    /// As [`Producer::copy`]; rows that are valid exist.
+    #[inline(always)]
+    unsafe fn copy_rows<G: Gpu, const KEYS: bool>(
+        &self,
+        gpu: G,
+        source: u64,
+        target: u32,
+        is_valid: impl Fn(u64) -> bool,
+    ) {
+        let line = Line {
+            // The rest of the line is the next head's row, which another thread block reads at about this time.
+            is_whole: Self::ROW_BYTES < 128,
+            // Every tile of rows reads all keys before it.
+            stays: true,
+        };
+        let mut sources = [0; 8];
+        // Known, these sums would wait in registers.
+        let row = gpu.black_box(self.row) + if KEYS { 0 } else { 16 };
+        unroll!([8] part in 0..8 {
+            if part < Self::PARTS {
+                let lane = row + Self::apart(part);
+                // SAFETY: converged.
+                let (low, high) = unsafe {
+                    (gpu.shfl(source as u32, lane), gpu.shfl((source >> 32) as u32, lane))
+                };
+                sources[part] = low as u64 | (high as u64) << 32;
+            }
+        });
+        unroll!([8] part in 0..8 {
+            if part < Self::PARTS {
+                let target = if C::BYTES == 2 || KEYS && BYTE_KEYS {
+                    Self::in_panel(target, part)
+                } else {
+                    target + Self::apart(part) * Self::ROW_BYTES
+                };
+                let chunk = sources[part] + (self.chunk * 16) as u64;
+                // SAFETY: as the caller promises; the row is only read if its token exists.
+                unsafe { gpu.cp_async_b128(target, chunk, is_valid(sources[part]), line) };
+            }
+        });
+    }
+
+    /// Puts this lane's bytes of piece `piece` as f16 into stage `stage`.
+    ///
+    /// # Safety
+    /// They have arrived, and the stage is free.
+    #[inline(always)]
+    unsafe fn widen<G: Gpu>(&self, gpu: G, stage: u32, piece: u32) {
+        let (raw_keys, raw_values) = self.raw(gpu, stage, piece);
+        let (keys, values) = self.panels(gpu, stage, piece);
+        // SAFETY: as the caller promises.
+        unsafe {
+            if !BYTE_KEYS {
+                Self::widen_rows(gpu, raw_keys, keys);
+            }
+            Self::widen_rows(gpu, raw_values, values);
+        }
+    }
+
+    /// Widens the lane's chunks of 16 rows.
+    ///
+    /// # Safety
+    /// As [`Producer::widen`].
+    #[inline(always)]
+    unsafe fn widen_rows<G: Gpu>(gpu: G, raw: u32, panel: u32) {
+        let mut bytes = [[0u32; 4]; 4];
+        unroll!([4] part in 0..4 {
+            if part < Self::PARTS {
+                // SAFETY: this lane's copy.
+                bytes[part] = unsafe { gpu.ld_shared_b128(raw + Self::apart(part) * Self::ROW_BYTES) };
+            }
+        });
+        unroll!([4] part in 0..4 {
+            if part < Self::PARTS {
+                let [low, high] = C::widen16(gpu, bytes[part]);
+                let at = Self::in_panel(panel, part);
+                // SAFETY: this lane's places, of which the second is the next one before the swizzle.
+                unsafe {
+                    gpu.st_shared_b128(at, low);
+                    gpu.st_shared_b128(at ^ 16, high);
+                }
+            }
+        });
+    }
+
+    /// The first token of piece `piece` of this warp, counted from the tile's.
+    #[inline(always)]
+    fn first_row<G: Gpu>(gpu: G, piece: u32) -> u32 {
+        (gpu.warp() % Self::TEAM_WARPS * Self::PIECES + piece) * PIECE
+    }
+
+    /// Where the chunk of the lane's first row belongs in the keys and in the values of stage `stage`.
+    #[inline(always)]
+    fn panels<G: Gpu>(&self, gpu: G, stage: u32, piece: u32) -> (u32, u32) {
+        let tile = Self::SHAPE.tile(gpu.shared_base(), 0, stage);
+        let wide = if C::BYTES == 1 { 2 } else { 1 };
+        let at =
+            |chunk: u32| Self::first_row(gpu, piece) * PANEL_ROW_BYTES + in_panels(self.row, chunk);
+        let key_chunk = if BYTE_KEYS { 1 } else { wide } * self.chunk;
+        (
+            tile.keys + at(key_chunk),
+            tile.values + at(wide * self.chunk),
+        )
+    }
+
+    /// Where the lane's chunk of its row number `part` belongs, if that of its first is at `first`: rows that are a
+    /// multiple of 2 further flip bits that the swizzle does not share with others.
+    #[inline(always)]
+    fn in_panel(first: u32, part: usize) -> u32 {
+        let apart = Self::apart(part);
+        (first ^ (apart % 8 * 16)) + apart * PANEL_ROW_BYTES
+    }
+
+    /// Where the chunk of the lane's first row waits among keys and values of bytes: those of one row in one line, those
+    /// of eight lanes in different banks. There is room for a tile of every second stage, without keys that are
+    /// copied to where they belong.
+    #[inline(always)]
+    fn raw<G: Gpu>(&self, gpu: G, stage: u32, piece: u32) -> (u32, u32) {
+        let side = Self::SHAPE.tile_kv * Self::ROW_BYTES;
+        let flip = if K_STEPS == 8 { self.row & 4 } else { 0 };
+        let keys = gpu.shared_base()
+            + Self::SHAPE.raw()
+            + stage % TILES_AHEAD * (Self::SHAPE.raw_bytes / TILES_AHEAD)
+            + (Self::first_row(gpu, piece) + self.row) * Self::ROW_BYTES
+            + (self.chunk ^ flip) * 16;
+        (keys, if BYTE_KEYS { keys } else { keys + side })
+    }
+}

@@ -1,0 +1,242 @@
+//! The softmax of a warp's rows, as they see one KV tile after the other.
+//!
+//! Everything is in powers of two. The maximum that is subtracted from scores is not the largest score seen,
+//! only near it: it is raised when a score exceeds it by more than `2^RISE`, which after the first tiles
+//! hardly happens, and until then nothing has to be rescaled. Each row decides for itself, so its bits do not
+//! depend on the rows beside it.
+
+use crate::attention::lse::finite;
+use crate::attention::mask::RowView;
+use crate::attention::score_mods_rows::{ScoreRule, Scores};
+use crate::dtype::{CacheFormat, Half};
+use crate::gpu::Gpu;
+use crate::gpu::unroll::unroll;
+
+/// How far, in powers of two, a score may exceed the running maximum.
+const RISE: f32 = 4.0;
+/// Two to that power.
+const RISE_POWER: f32 = 16.0;
+
+/// What a warp's rows have seen so far. A lane holds rows `lane / 4` and `+ 8` of each row tile.
+#[derive(Clone, Copy, Debug)]
+pub struct RowPartial<const V_STEPS: usize, const ROW_TILES: usize> {
+    /// What is subtracted from scores, base 2, the same in all lanes of a row.
+    pub max: [[f32; 2]; ROW_TILES],
+    /// Sum of `2^(score - max + shift)`: this lane's tokens until [`RowPartial::reduce`], then all.
+    pub sum: [[f32; 2]; ROW_TILES],
+    /// `[row, value dim]`, multiplied as `sum` is, in the accumulator layout of `mma`: of each step twice 8
+    /// dims.
+    pub acc: [[[[f32; 4]; 2]; V_STEPS]; ROW_TILES],
+    /// What `acc` has to be multiplied by: a power of two above all value scales seen, if every token has
+    /// one. Probabilities are multiplied by their token's share of it, so that they stay within an f16.
+    pub value_unit: f32,
+}
+
+/// How much what was accumulated shrinks, because maxima rose.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rise<const ROW_TILES: usize> {
+    factors: [[f32; 2]; ROW_TILES],
+    /// Whether any row of the warp has one below 1.
+    any: bool,
+}
+
+impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES> {
+    /// No token seen.
+    pub const EMPTY: Self = Self {
+        max: [[f32::NEG_INFINITY; 2]; ROW_TILES],
+        sum: [[0.0; 2]; ROW_TILES],
+        acc: [[[[0.0; 4]; 2]; V_STEPS]; ROW_TILES],
+        value_unit: f32::MIN_POSITIVE,
+    };
+
+    /// Probabilities are multiplied by two to this power: what an f16 has room for.
+    #[inline(always)]
+    pub fn shift<C: CacheFormat>() -> f32 {
+        C::Math::PROB_SHIFT - RISE
+    }
+
+    /// What takes that back.
+    #[inline(always)]
+    pub fn unit<C: CacheFormat>() -> f32 {
+        C::Math::PROB_UNIT * RISE_POWER
+    }
+
+    /// Applies the rule to a tile's products; what they have to be multiplied by still.
+    ///
+    /// # Safety
+    /// Converged, with what [`ScoreRule::bend`] needs.
+    #[inline(always)]
+    pub(crate) unsafe fn apply<G: Gpu, const PAIRS: usize>(
+        gpu: G,
+        rule: &ScoreRule<'_>,
+        scores: &mut Scores<PAIRS, ROW_TILES>,
+        mut scale_log2: [[f32; 2]; ROW_TILES],
+        token: u32,
+        view: impl Fn() -> RowView,
+    ) -> [[f32; 2]; ROW_TILES] {
+        if rule.bends() {
+            // SAFETY: as `ScoreRule` was made.
+            unsafe { rule.bend(gpu, scores, &scale_log2, token, view()) };
+            scale_log2 = [[1.0; 2]; ROW_TILES];
+        }
+        if rule.masks(token, PAIRS as u32 * 16) {
+            rule.mask(gpu, scores, token, view());
+        }
+        scale_log2
+    }
+
+    /// Raises the maximum of rows that have a score far above it. What they have accumulated is to be rescaled.
+    ///
+    /// # Safety
+    /// Converged.
+    #[inline(always)]
+    pub(crate) unsafe fn raise_max<G: Gpu, const PAIRS: usize>(
+        &mut self,
+        gpu: G,
+        scores: &Scores<PAIRS, ROW_TILES>,
+        scale_log2: &[[f32; 2]; ROW_TILES],
+    ) -> Rise<ROW_TILES> {
+        let mut largest = [[f32::NEG_INFINITY; 2]; ROW_TILES];
+        let mut rises = false;
+        unroll!([2] tile in 0..ROW_TILES {
+            unroll!([4] pair in 0..PAIRS {
+                unroll!([2] i in 0..2 {
+                    let [s0, s1, s2, s3] = scores[tile][pair][i];
+                    largest[tile][0] = gpu.max(largest[tile][0], gpu.max(s0, s1));
+                    largest[tile][1] = gpu.max(largest[tile][1], gpu.max(s2, s3));
+                });
+            });
+            unroll!([2] half in 0..2 {
+                largest[tile][half] *= scale_log2[tile][half];
+                rises |= largest[tile][half] > self.max[tile][half] + RISE;
+            });
+        });
+        let mut rise = Rise {
+            factors: [[1.0; 2]; ROW_TILES],
+            // SAFETY: converged.
+            any: unsafe { gpu.any(rises) },
+        };
+        // A row rises if one of its four lanes says so: seldom do they have to tell each other how far.
+        if rise.any {
+            unroll!([2] tile in 0..ROW_TILES {
+                unroll!([2] half in 0..2 {
+                    let mut largest = largest[tile][half];
+                    unroll!([2] i in 0..2 {
+                        // SAFETY: converged: the vote is the same for all lanes.
+                        let other = unsafe { gpu.shfl_xor(largest.to_bits(), 1 << i) };
+                        largest = gpu.max(largest, f32::from_bits(other));
+                    });
+                    let max = self.max[tile][half];
+                    if largest > max + RISE {
+                        rise.factors[tile][half] = gpu.exp2(max - largest);
+                        self.max[tile][half] = largest;
+                    }
+                });
+            });
+        }
+        rise
+    }
+
+    /// Rescales the sums.
+    #[inline(always)]
+    pub(crate) fn rescale_sum(&mut self, rise: Rise<ROW_TILES>) {
+        if rise.any {
+            unroll!([2] tile in 0..ROW_TILES {
+                let [r0, r1] = rise.factors[tile];
+                self.sum[tile][0] *= r0;
+                self.sum[tile][1] *= r1;
+            });
+        }
+    }
+
+    /// Rescales the accumulators.
+    #[inline(always)]
+    pub(crate) fn rescale_acc(&mut self, rise: Rise<ROW_TILES>) {
+        if rise.any {
+            unroll!([2] tile in 0..ROW_TILES {
+                let [r0, r1] = rise.factors[tile];
+                unroll!([16] step in 0..V_STEPS {
+                    unroll!([2] i in 0..2 {
+                        let [a0, a1, a2, a3] = self.acc[tile][step][i];
+                        self.acc[tile][step][i] = [a0 * r0, a1 * r0, a2 * r1, a3 * r1];
+                    });
+                });
+            });
+        }
+    }
+
+    /// What is added to scores before they become probabilities. A row that has seen nothing has a maximum of -inf, and
+    /// probabilities of 2^-inf.
+    #[inline(always)]
+    pub(crate) fn top<C: CacheFormat>(&self) -> [[f32; 2]; ROW_TILES] {
+        let mut top = [[0.0; 2]; ROW_TILES];
+        unroll!([2] tile in 0..ROW_TILES {
+            unroll!([2] half in 0..2 {
+                top[tile][half] = Self::shift::<C>() - finite(self.max[tile][half]);
+            });
+        });
+        top
+    }
+
+    /// The probabilities of 16 rows and 16 tokens, which are added to the sums.
+    #[inline(always)]
+    pub(crate) fn weights<G: Gpu>(
+        &mut self,
+        gpu: G,
+        tile: usize,
+        scores: &[[f32; 4]; 2],
+        [scale0, scale1]: [f32; 2],
+        [top0, top1]: [f32; 2],
+    ) -> [[f32; 4]; 2] {
+        let mut weights = [[0.0; 4]; 2];
+        unroll!([2] i in 0..2 {
+            let [s0, s1, s2, s3] = scores[i];
+            let p0 = gpu.exp2(gpu.fma(s0, scale0, top0));
+            let p1 = gpu.exp2(gpu.fma(s1, scale0, top0));
+            let p2 = gpu.exp2(gpu.fma(s2, scale1, top1));
+            let p3 = gpu.exp2(gpu.fma(s3, scale1, top1));
+            self.sum[tile][0] += p0 + p1;
+            self.sum[tile][1] += p2 + p3;
+            weights[i] = [p0, p1, p2, p3];
+        });
+        weights
+    }
+
+    /// Adds up the lanes' sums.
+    ///
+    /// # Safety
+    /// Converged; called once, after the last tile.
+    #[inline(always)]
+    pub unsafe fn reduce<G: Gpu>(&mut self, gpu: G) {
+        unroll!([2] tile in 0..ROW_TILES {
+            unroll!([2] half in 0..2 {
+                unroll!([2] i in 0..2 {
+                    // SAFETY: converged.
+                    let other = unsafe { gpu.shfl_xor(self.sum[tile][half].to_bits(), 1 << i) };
+                    self.sum[tile][half] += f32::from_bits(other);
+                });
+            });
+        });
+    }
+}
+
+/// Probabilities of 16 rows and 16 tokens, multiplied by their tokens' `shares`, as a left factor: what a lane holds of
+/// the first product is what the second wants.
+#[inline(always)]
+pub(crate) fn pack<G: Gpu, C: CacheFormat>(
+    gpu: G,
+    weights: [[f32; 4]; 2],
+    shares: [[f32; 2]; 2],
+) -> [u32; 4] {
+    let mut probs = [0u32; 4];
+    unroll!([2] i in 0..2 {
+        let [mut p0, mut p1, mut p2, mut p3] = weights[i];
+        if C::TOKEN_SCALES {
+            (p0, p1) = (p0 * shares[i][0], p1 * shares[i][1]);
+            (p2, p3) = (p2 * shares[i][0], p3 * shares[i][1]);
+        }
+        probs[2 * i] = C::Math::pack(gpu, p0, p1);
+        probs[2 * i + 1] = C::Math::pack(gpu, p2, p3);
+    });
+    probs
+}
