@@ -137,19 +137,22 @@ impl Manifest {
         )
     }
 
-    /// Checks that the files in `dir` are the ones this manifest speaks of, and says the first that is not.
+    /// The modules of all kernels in `dir`, in order; they are the ones this manifest speaks of, and there are no others.
     ///
     /// # Errors
-    /// A file is missing or differs, or there is one too many.
-    pub fn verify_files(&self, dir: &Path) -> Result<()> {
+    /// The first file that is missing or differs, or is one too many.
+    pub fn read_files(&self, dir: &Path) -> Result<Vec<String>> {
         let mend = mend(&self.route);
-        for kernel in &self.kernels {
+        let read = |kernel: &ManifestKernel| {
+            let text = packed::read(dir, &kernel.name)?;
             ensure!(
-                kernel.describes(&packed::read(dir, &kernel.name)?),
+                kernel.describes(&text),
                 "{} is not the file its manifest describes; mend it with `{mend}`",
                 packed::path(dir, &kernel.name).display()
             );
-        }
+            Ok(text)
+        };
+        let texts = self.kernels.iter().map(read).collect::<Result<_>>()?;
         for name in packed::names(dir)? {
             ensure!(
                 self.kernels.iter().any(|kernel| kernel.name == name),
@@ -165,7 +168,7 @@ impl Manifest {
             "{} does not say what its manifest says; mend it with `{mend}`",
             rust.display()
         );
-        Ok(())
+        Ok(texts)
     }
 
     /// Checks that this manifest speaks of the source in `kernels_dir`.

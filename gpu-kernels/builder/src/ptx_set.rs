@@ -138,12 +138,7 @@ impl PtxSet {
     /// It is none, or not the one that its manifest describes.
     pub fn read(dir: &Path) -> Result<Self> {
         let manifest = Manifest::read(dir)?;
-        manifest.verify_files(dir)?;
-        let texts = manifest
-            .kernels
-            .iter()
-            .map(|kernel| packed::read(dir, &kernel.name))
-            .collect::<Result<_>>()?;
+        let texts = manifest.read_files(dir)?;
         Ok(Self { manifest, texts })
     }
 
@@ -192,7 +187,7 @@ impl PtxSet {
     pub fn compare(&self, dir: &Path) -> Result<()> {
         let there = Manifest::read(dir)
             .with_context(|| format!("mend it with `{}`", mend(&self.manifest.route)))?;
-        there.verify_files(dir)?;
+        there.read_files(dir)?;
         if there == self.manifest {
             return Ok(());
         }
