@@ -9,7 +9,7 @@ use crate::gpu::Gpu;
 /// `log2(sum * 2^max)`.
 #[derive(Clone, Copy, Debug)]
 pub struct Lse {
-    /// What was subtracted from scores, base 2; -inf if no score was larger.
+    /// What was subtracted from scores, base 2; [`LOWEST`] or -inf if no score was larger.
     pub max: f32,
     /// Sum of `2^(score - max)`; 0 if nothing was added, NaN if a score is NaN.
     pub sum: f32,
@@ -96,10 +96,14 @@ impl Lse {
     }
 }
 
-/// A maximum to subtract: where nothing was seen there is none, and nothing to subtract it from.
+/// The maximum of what a loop has seen before its first score: below every score, and a number. So it can be subtracted
+/// like any other, where -inf less -inf is NaN: scores of -inf still become 2^-inf, and what was summed shrinks to 0.
+pub(crate) const LOWEST: f32 = f32::MIN;
+
+/// A maximum that may be that of nothing, as a number near those of scores.
 #[inline(always)]
 pub(crate) fn finite(max: f32) -> f32 {
-    if max == f32::NEG_INFINITY { 0.0 } else { max }
+    if max <= LOWEST { 0.0 } else { max }
 }
 
 /// Whether scores near `max`, which was rounded, are so large that one `fma` of product, scale and maximum no longer tells

@@ -3,7 +3,7 @@
 //! Everything is in powers of two: products are multiplied by `softmax_scale * log2 e` (and the scales of
 //! query and keys) once, inside the `fma` that subtracts the running maximum.
 
-use crate::attention::lse::finite;
+use crate::attention::lse::LOWEST;
 use crate::attention::score_mods::HeadRule;
 use crate::attention::tile::{TILE_KV, row_bytes, swizzle};
 use crate::decode::{KvTile, QueryTile};
@@ -30,7 +30,7 @@ pub struct Partial<const V_STEPS: usize, const HEAD_TILES: usize> {
 impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES> {
     /// No token seen.
     pub const EMPTY: Self = Self {
-        max: [[f32::NEG_INFINITY; 2]; HEAD_TILES],
+        max: [[LOWEST; 2]; HEAD_TILES],
         sum: [[0.0; 2]; HEAD_TILES],
         acc: [[[0.0; 4]; V_STEPS]; HEAD_TILES],
         value_unit: f32::MIN_POSITIVE,
@@ -108,8 +108,8 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES>
                 let old = self.max[tile][head];
                 let max = gpu.max(old, gpu.mul_down(tile_max[head], scale_log2[tile][head]));
                 grew |= max > old;
-                rescale[tile][head] = gpu.exp2(old - finite(max));
-                tops[head] = C::Math::PROB_SHIFT - finite(max);
+                rescale[tile][head] = gpu.exp2(old - max);
+                tops[head] = C::Math::PROB_SHIFT - max;
                 self.max[tile][head] = max;
             });
             let [scale0, scale1] = scale_log2[tile];

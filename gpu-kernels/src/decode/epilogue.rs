@@ -1,6 +1,6 @@
 //! The end of `decode_gqa`: the warps of a thread block merge what they have, and store it.
 
-use crate::attention::lse::{Lse, finite};
+use crate::attention::lse::{LOWEST, Lse};
 use crate::attention::out::{pack_out, recip_of_sum, sink_log2};
 use crate::attention::tile::HEADS;
 use crate::decode::kernel::Cta;
@@ -66,8 +66,8 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
                     // SAFETY: one sink for each head, if there are any.
                     lse = unsafe { self.add_sink(gpu, params, head, lse) };
                 }
-                // A warp without a tile has a maximum of -inf and hence a share of 0.
-                let mut share = gpu.exp2(partial.max[tile][i] - finite(lse.max))
+                // A warp without a tile has the lowest maximum: a share of 0, or of a sum of 0.
+                let mut share = gpu.exp2(partial.max[tile][i] - lse.max)
                     * (C::Math::PROB_UNIT * recip_of_sum(gpu, lse.sum))
                     * v_scale;
                 if C::TOKEN_SCALES {
@@ -219,7 +219,7 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
 /// A head's lse over all warps; `stats` is warp 0's pair, `stride` the step to the next warp's.
 #[inline(always)]
 unsafe fn total<G: Gpu, C: CacheFormat>(gpu: G, stats: u32, stride: u32, warps: u32) -> Lse {
-    let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
+    let (mut max, mut sum) = (LOWEST, 0.0);
     for warp in 0..warps {
         // SAFETY: written before the barrier, as the caller promises.
         max = gpu.max(
@@ -231,7 +231,7 @@ unsafe fn total<G: Gpu, C: CacheFormat>(gpu: G, stats: u32, stride: u32, warps: 
         let at = stats + warp * stride;
         // SAFETY: as above.
         let (m, s) = unsafe { (gpu.ld_shared_b32(at), gpu.ld_shared_b32(at + 4)) };
-        let weight = gpu.exp2(f32::from_bits(m) - finite(max));
+        let weight = gpu.exp2(f32::from_bits(m) - max);
         sum = gpu.fma(weight, f32::from_bits(s), sum);
     }
     Lse {

@@ -4,11 +4,15 @@
 //! one row of `out`; its warps share out the splits, a lane has four columns:
 //!
 //! ```text
-//! lse = all of partial_lse                     a maximum, base 2, and a sum each
-//! for each split of this warp:
+//! the first parts of this warp's splits are under way
+//! lse = all of partial_lse                      a maximum, base 2, and a sum each
+//! for each batch of this warp's splits, the next under way:
 //!     acc += weight of its partial_lse * partial_out
 //! acc is added over the warps; out = acc / (lse's sum + 2^(sink - max)); lse without or with the sink in the sum
 //! ```
+//!
+//! Of at most four splits a warp takes all, so that no warp waits for another: then a thread block owns such tiles of a
+//! query token, one a warp; x counts thread blocks, and z is the query token. Both ways add in the same order.
 //!
 //! Sequences of one split were finished by stage 1.
 
@@ -30,28 +34,61 @@ const WARPS: u32 = 4;
 pub const THREADS: u32 = WARPS * WARP;
 /// Splits whose loads are in flight together.
 const UNROLL: usize = 4;
-/// Columns of a thread block.
+/// Columns of a warp.
 const COLUMNS: u32 = WARP * 4;
 
 /// Dynamic shared memory of a thread block: each warp's columns.
 pub const SHARED_BYTES: u32 = WARPS * COLUMNS * 4;
 
-/// Thread blocks that share out the columns of a row: a power of two.
+/// Tiles of columns of a row: a power of two.
 pub const fn column_tiles(head_size_v: u32) -> u32 {
     head_size_v.div_ceil(COLUMNS).next_power_of_two()
+}
+
+/// Whether a warp takes all splits of its columns, of which there are `num_kv_splits` at most.
+const fn is_warp_alone(num_kv_splits: u32) -> bool {
+    num_kv_splits <= UNROLL as u32
+}
+
+/// Thread blocks for the heads, and for the columns, of `query_len` tokens of one sequence: x and z of the grid.
+pub const fn grid(
+    num_query_heads: u32,
+    head_size_v: u32,
+    query_len: u32,
+    num_kv_splits: u32,
+) -> (u32, u32) {
+    let tiles = column_tiles(head_size_v);
+    if is_warp_alone(num_kv_splits) {
+        ((num_query_heads * tiles).div_ceil(WARPS), query_len)
+    } else {
+        (num_query_heads, query_len * tiles)
+    }
 }
 
 /// The kernel.
 ///
 /// # Safety
-/// Launched on the grid above with [`THREADS`] threads and [`SHARED_BYTES`] shared memory; `params` names
-/// tensors of the shapes it documents, written by stage 1.
+/// Launched on the [`grid`] with [`THREADS`] threads and [`SHARED_BYTES`] shared memory; `params` names tensors of the
+/// shapes it documents, written by stage 1.
 #[inline(always)]
 pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
-    let (head, seq) = (gpu.cta_idx_x(), gpu.cta_idx_y());
+    let is_alone = is_warp_alone(params.num_kv_splits);
     let tiles = column_tiles(params.head_size_v);
-    let token = gpu.cta_idx_z() >> tiles.trailing_zeros();
-    let tile = gpu.cta_idx_z() & (tiles - 1);
+    let seq = gpu.cta_idx_y();
+    let (head, tile, token) = if is_alone {
+        let index = gpu.cta_idx_x() * WARPS + gpu.warp();
+        (
+            index >> tiles.trailing_zeros(),
+            index & (tiles - 1),
+            gpu.cta_idx_z(),
+        )
+    } else {
+        (
+            gpu.cta_idx_x(),
+            gpu.cta_idx_z() & (tiles - 1),
+            gpu.cta_idx_z() >> tiles.trailing_zeros(),
+        )
+    };
     let seq_len = if params.seq_lens == 0 {
         params.max_seq_len
     } else {
@@ -73,7 +110,7 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
     // Also where there is nothing to merge: a kernel behind this one may begin when all of it has, and stage 1 has to be
     // done by then.
     gpu.wait_for_previous_kernels();
-    if seq_len - first <= params.split_len {
+    if seq_len - first <= params.split_len || head >= params.num_query_heads {
         return;
     }
     let Some(out_row) = out_row else { return };
@@ -83,83 +120,224 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
     }
     // SAFETY: splits hold at least a tile.
     let num_splits = unsafe { div(seq_len - first - 1, params.split_len) } + 1;
-    let row = seq as u64 * params.num_rows as u64 + (token * params.num_query_heads + head) as u64;
-    let partial_lse = params.partial_lse + Lse::BYTES * (row * params.num_kv_splits as u64);
-    // SAFETY: stage 1 wrote the lse of every split below `num_splits`.
-    let splits = unsafe { total(gpu, partial_lse, num_splits) };
-    let row_bytes = params.head_size_v * 4;
-    let partial_out = params.partial_out + row * params.num_kv_splits as u64 * row_bytes as u64;
-
-    let mut with_sink = splits;
-    if params.sink != 0 {
+    let row = Row {
+        out_row,
+        token,
+        head,
+        column: tile * COLUMNS + gpu.lane() * 4,
+    };
+    let index =
+        seq as u64 * params.num_rows as u64 + (token * params.num_query_heads + head) as u64;
+    let parts = Parts::of(params, index, row.column, num_splits);
+    let sink = if params.sink == 0 {
+        f32::NEG_INFINITY
+    } else {
         // SAFETY: one sink for each head.
         let sink = f32::from_bits(unsafe { gpu.ld_global_b32(params.sink + 4 * head as u64) });
-        with_sink = splits.with(gpu, Lse::of_score(sink * core::f32::consts::LOG2_E));
-    }
-    // Of a row that sees no token, every part is empty.
-    let scale = recip_of_sum(gpu, with_sink.sum);
-    let column = tile * COLUMNS + gpu.lane() * 4;
-    let mut acc = [0.0f32; 4];
-    let mut split = gpu.warp();
-    while split < num_splits && column < params.head_size_v {
-        let mut parts = [[0u32; 4]; UNROLL];
-        let mut lses = [Lse::EMPTY; UNROLL];
-        unroll!([4] i in 0..UNROLL {
-            let split = split + i as u32 * WARPS;
-            if split < num_splits {
-                let at = partial_out + split as u64 * row_bytes as u64 + column as u64 * 4;
-                // SAFETY: stage 1 wrote this split's part.
-                unsafe {
-                    parts[i] = gpu.ld_global_b128(at);
-                    lses[i] = Lse::load(gpu, partial_lse, split as u64);
-                }
+        sink * core::f32::consts::LOG2_E
+    };
+    // SAFETY: stage 1 wrote every part below `num_splits`, and its lse; the whole thread block comes to a barrier, as what
+    // returns early does so for all threads unless warps are alone.
+    unsafe {
+        if is_alone {
+            let batch = parts.load(gpu, 0, 1);
+            let splits = Softmax::of(gpu, total_of(gpu, &batch), sink);
+            let mut total = [0.0f32; 4];
+            unroll!([4] i in 0..UNROLL {
+                let acc = splits.add(gpu, [0.0; 4], batch[i]);
+                unroll!([4] j in 0..4 {
+                    total[j] += acc[j];
+                });
+            });
+            row.store::<G, T>(gpu, params, total);
+            if gpu.lane() == 0 && row.column == 0 {
+                row.store_lse(gpu, params, splits);
             }
-        });
-        unroll!([4] i in 0..UNROLL {
-            let weight = lses[i].weight(gpu, with_sink.max) * scale;
-            unroll!([4] j in 0..4 {
-                acc[j] = gpu.fma(weight, f32::from_bits(parts[i][j]), acc[j]);
-            });
-        });
-        split += UNROLL as u32 * WARPS;
-    }
-    let at = gpu.shared_base() + gpu.thread_idx() * 16;
-    // SAFETY: this lane's columns of this warp's row.
-    unsafe { gpu.st_shared_b128(at, acc.map(f32::to_bits)) };
-    // SAFETY: the whole thread block is here: what returns early does so for all threads.
-    unsafe { gpu.sync_cta() };
-
-    if gpu.warp() == 0 && column < params.head_size_v {
-        let mut total = [0.0f32; 4];
-        for warp in 0..WARPS {
-            // SAFETY: written before the barrier.
-            let part = unsafe { gpu.ld_shared_b128(at + warp * WARP * 16) };
-            unroll!([4] j in 0..4 {
-                total[j] += f32::from_bits(part[j]);
-            });
+            return;
         }
-        let [a, b, c, d] = total;
-        let packed = T::pack(gpu, a, b) as u64 | (T::pack(gpu, c, d) as u64) << 32;
-        let out = params.out
-            + 2 * (out_row as u64 * params.stride_out_seq as u64
-                + token as u64 * params.stride_out_token as u64
-                + head as u64 * params.stride_out_head as u64
-                + column as u64);
-        // SAFETY: this lane's columns of the row; strides are multiples of 4.
-        unsafe { gpu.st_global_b64(out, packed) };
+        let mut split = gpu.warp();
+        // What the loop below begins with is under way before the lse, on which its weights depend, is waited for.
+        let mut batch = parts.load(gpu, split, WARPS);
+        let splits = Softmax::of(gpu, total(gpu, parts.lse, num_splits), sink);
+        let mut acc = [0.0f32; 4];
+        while split < num_splits {
+            split += UNROLL as u32 * WARPS;
+            let next = parts.load(gpu, split, WARPS);
+            unroll!([4] i in 0..UNROLL {
+                acc = splits.add(gpu, acc, batch[i]);
+            });
+            batch = next;
+        }
+        let at = gpu.shared_base() + gpu.thread_idx() * 16;
+        gpu.st_shared_b128(at, acc.map(f32::to_bits));
+        gpu.sync_cta();
+        if gpu.warp() == 0 {
+            let mut total = [0.0f32; 4];
+            for warp in 0..WARPS {
+                let part = gpu.ld_shared_b128(at + warp * WARP * 16);
+                unroll!([4] j in 0..4 {
+                    total[j] += f32::from_bits(part[j]);
+                });
+            }
+            row.store::<G, T>(gpu, params, total);
+        }
+        if gpu.thread_idx() == 0 && tile == 0 {
+            row.store_lse(gpu, params, splits);
+        }
     }
-    if gpu.thread_idx() == 0 && tile == 0 && params.lse != 0 {
+}
+
+/// What parts are weighed by.
+#[derive(Clone, Copy)]
+struct Softmax {
+    splits: Lse,
+    with_sink: Lse,
+    /// One over the sum, with the sink; of a row that sees no token, whose every part is empty, 0.
+    scale: f32,
+}
+
+impl Softmax {
+    #[inline(always)]
+    fn of<G: Gpu>(gpu: G, splits: Lse, sink_log2: f32) -> Self {
+        let mut with_sink = splits;
+        if sink_log2 != f32::NEG_INFINITY {
+            with_sink = splits.with(gpu, Lse::of_score(sink_log2));
+        }
+        Self {
+            splits,
+            with_sink,
+            scale: recip_of_sum(gpu, with_sink.sum),
+        }
+    }
+
+    /// `acc` and the share of a part.
+    #[inline(always)]
+    fn add<G: Gpu>(self, gpu: G, acc: [f32; 4], (part, lse): Part) -> [f32; 4] {
+        let weight = lse.weight(gpu, self.with_sink.max) * self.scale;
+        let mut sum = acc;
+        unroll!([4] j in 0..4 {
+            sum[j] = gpu.fma(weight, f32::from_bits(part[j]), acc[j]);
+        });
+        sum
+    }
+}
+
+/// A row of the output, and the first of a lane's four columns.
+#[derive(Clone, Copy)]
+struct Row {
+    out_row: u32,
+    token: u32,
+    head: u32,
+    column: u32,
+}
+
+impl Row {
+    /// Stores a lane's columns, if the row has them.
+    ///
+    /// # Safety
+    /// The row exists, and no other lane writes its columns.
+    #[inline(always)]
+    unsafe fn store<G: Gpu, T: Half>(self, gpu: G, params: &MergeParams, [a, b, c, d]: [f32; 4]) {
+        if self.column < params.head_size_v {
+            let packed = T::pack(gpu, a, b) as u64 | (T::pack(gpu, c, d) as u64) << 32;
+            let out = params.out
+                + 2 * (self.out_row as u64 * params.stride_out_seq as u64
+                    + self.token as u64 * params.stride_out_token as u64
+                    + self.head as u64 * params.stride_out_head as u64
+                    + self.column as u64);
+            // SAFETY: the caller's columns; strides are multiples of 4.
+            unsafe { gpu.st_global_b64(out, packed) };
+        }
+    }
+
+    /// Stores the row's lse, if it is wanted.
+    ///
+    /// # Safety
+    /// The row exists, and one lane calls this.
+    #[inline(always)]
+    unsafe fn store_lse<G: Gpu>(self, gpu: G, params: &MergeParams, softmax: Softmax) {
+        if params.lse == 0 {
+            return;
+        }
         let lse = if params.sink_in_lse != 0 {
-            with_sink
+            softmax.with_sink
         } else {
-            splits
+            softmax.splits
         };
         let at = params.lse
-            + 4 * (out_row as u64 * params.stride_lse_seq as u64
-                + token as u64 * params.stride_lse_token as u64
-                + head as u64 * params.stride_lse_head as u64);
-        // SAFETY: this row's element; one lane writes it.
+            + 4 * (self.out_row as u64 * params.stride_lse_seq as u64
+                + self.token as u64 * params.stride_lse_token as u64
+                + self.head as u64 * params.stride_lse_head as u64);
+        // SAFETY: this row's element, which is the caller's.
         unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
+    }
+}
+
+/// Four columns of one split's part, and its lse.
+type Part = ([u32; 4], Lse);
+
+/// Four columns of a lane in the parts of a row.
+#[derive(Clone, Copy)]
+struct Parts {
+    /// Those of split 0, and bytes to the next split's.
+    out: u64,
+    row_bytes: u64,
+    /// The splits' lse.
+    lse: u64,
+    /// Splits end here; of columns that a row does not have, there are none.
+    end: u32,
+}
+
+impl Parts {
+    /// The lane's columns, from `column` on, of row `row` of the workspace.
+    #[inline(always)]
+    fn of(params: &MergeParams, row: u64, column: u32, num_splits: u32) -> Self {
+        let first = row * params.num_kv_splits as u64;
+        let row_bytes = params.head_size_v as u64 * 4;
+        Self {
+            out: params.partial_out + first * row_bytes + column as u64 * 4,
+            row_bytes,
+            lse: params.partial_lse + Lse::BYTES * first,
+            end: if column < params.head_size_v {
+                num_splits
+            } else {
+                0
+            },
+        }
+    }
+
+    /// Those of `split` and the next ones, each `step` further; zeros past the end.
+    ///
+    /// # Safety
+    /// Stage 1 wrote the parts below `end`, and their lse.
+    #[inline(always)]
+    unsafe fn load<G: Gpu>(self, gpu: G, split: u32, step: u32) -> [Part; UNROLL] {
+        let mut batch = [([0u32; 4], Lse::EMPTY); UNROLL];
+        unroll!([4] i in 0..UNROLL {
+            let split = split + i as u32 * step;
+            if split < self.end {
+                // SAFETY: written, as the caller promises.
+                batch[i] = unsafe {
+                    (
+                        gpu.ld_global_b128(self.out + split as u64 * self.row_bytes),
+                        Lse::load(gpu, self.lse, split as u64),
+                    )
+                };
+            }
+        });
+        batch
+    }
+}
+
+/// The lse of all parts of a batch, added up as [`total`] does.
+#[inline(always)]
+fn total_of<G: Gpu>(gpu: G, batch: &[Part; UNROLL]) -> Lse {
+    let [a, b, c, d] = batch.map(|(_, lse)| lse);
+    let max = gpu.max(gpu.max(a.max, b.max), gpu.max(c.max, d.max));
+    let [a, b, c, d] = [a, b, c, d].map(|lse| lse.weight(gpu, max));
+    Lse {
+        max,
+        sum: (a + b) + (c + d),
     }
 }
 
@@ -169,8 +347,15 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
 /// Converged; `num_splits` elements are readable.
 #[inline(always)]
 unsafe fn total<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> Lse {
-    let mut max = f32::NEG_INFINITY;
+    // A lane keeps the first it takes: there are seldom more splits than lanes.
+    let mut own = Lse::EMPTY;
     let mut split = gpu.lane();
+    if split < num_splits {
+        // SAFETY: as the caller promises.
+        own = unsafe { Lse::load(gpu, partial_lse, split as u64) };
+    }
+    let mut max = own.max;
+    split += WARP;
     while split < num_splits {
         // SAFETY: as the caller promises.
         max = gpu.max(
@@ -186,8 +371,8 @@ unsafe fn total<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> Lse {
             f32::from_bits(unsafe { gpu.shfl_xor(max.to_bits(), mask) }),
         );
     }
-    let mut sum = 0.0;
-    let mut split = gpu.lane();
+    let mut sum = own.weight(gpu, max);
+    let mut split = gpu.lane() + WARP;
     while split < num_splits {
         // SAFETY: as the caller promises.
         sum += unsafe { Lse::load(gpu, partial_lse, split as u64) }.weight(gpu, max);
@@ -208,6 +393,8 @@ impl<T: Half> Kernel for MergeSplits<T> {
     type Params = MergeParams;
     const VARIANT: Variant = Variant::MergeSplits { dtype: T::DTYPE };
     const THREADS: u32 = THREADS;
+    // What it does is wait for memory.
+    const MIN_CTAS: u32 = 8;
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &MergeParams) {

@@ -6,7 +6,7 @@
 
 use core::marker::PhantomData;
 
-use crate::attention::lse::{Lse, finite, is_far};
+use crate::attention::lse::{LOWEST, Lse, finite, is_far};
 use crate::attention::tile::{HEADS, TILE_KV, row_bytes};
 use crate::dtype::{CacheFormat, Half};
 use crate::gpu::unroll::unroll;
@@ -56,7 +56,7 @@ impl<
 
     /// No token seen.
     pub const EMPTY: Self = Self {
-        max: [[f32::NEG_INFINITY; 2]; WARP_HEAD_TILES],
+        max: [[LOWEST; 2]; WARP_HEAD_TILES],
         sum: [[0.0; 2]; WARP_HEAD_TILES],
         acc: [[[0.0; 4]; WARP_DIM_TILES]; HEAD_TILES],
         format: PhantomData,
@@ -204,11 +204,11 @@ impl<
                 // SAFETY: the maxima are visible, as the caller promises.
                 let largest = unsafe { tile_max(gpu, cut, gpu.shared_base() + Cut::stats_of(own)) };
                 let new = if largest > old + RISE { largest } else { old };
-                let factor = gpu.exp2(old - finite(new));
+                let factor = gpu.exp2(old - new);
                 grew |= new > old;
                 self.max[head_tile][head] = new;
                 self.sum[head_tile][head] *= factor;
-                tops[head] = Self::SHIFT - finite(new);
+                tops[head] = Self::SHIFT - new;
                 if part.token_warp == 0 && gpu.lane() < 4 {
                     let at = gpu.shared_base() + cut.factors() + own * 4;
                     // SAFETY: one lane for each head; nobody reads factors.

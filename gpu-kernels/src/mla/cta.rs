@@ -98,6 +98,12 @@ impl Cta {
         row * params.num_kv_splits as u64 + self.split as u64
     }
 
+    /// Where this split's values of a row are, `head_size_v` of them.
+    #[inline(always)]
+    fn partial_row(self, head_size_v: u32, params: &DecodeMlaParams, row: u32) -> u64 {
+        params.partial_out + 4 * (self.part(params, row) * head_size_v as u64)
+    }
+
     /// Stores the lse of a row, if there is such a row.
     #[inline(always)]
     pub(crate) fn store_lse<G: Gpu>(
@@ -140,8 +146,8 @@ impl Cta {
         (start, len.min(end).max(start))
     }
 
-    /// Stores the output rows that lie in shared memory at `rows`, four columns at a time; those of a whole
-    /// sequence times their `factor`. A row that is not finite is what `mend` makes of it.
+    /// Stores the output rows that lie in shared memory at `rows`, a row by a warp; those of a whole sequence times their
+    /// `factor`. A row that is not finite is what `mend` makes of it.
     ///
     /// # Safety
     /// Every thread comes here, after the barrier that followed the writes of the rows.
@@ -157,85 +163,71 @@ impl Cta {
         factor: impl Fn(u32) -> f32,
         mend: impl Fn(u32) -> CarefulRow<V_STEPS>,
     ) {
-        let quads_per_row = cut.head_size_v / 4;
-        let mut seen = [0.0; 4];
-        let mut quad = gpu.thread_idx();
-        while quad < self.num_rows * quads_per_row {
-            let (row, dim) = (quad / quads_per_row, quad % quads_per_row * 4);
-            // SAFETY: written before the barrier.
-            let words = unsafe { gpu.ld_shared_b128(rows + row * cut.out_row_bytes() + dim * 4) };
-            if is_whole {
-                let factor = factor(row);
-                let values = words.map(|word| f32::from_bits(word) * factor);
-                let packed = pack_out::<G, C>(gpu, values, params.out_dtype);
-                // SAFETY: this row's columns; 8-byte aligned because strides are multiples of 4.
-                unsafe { gpu.st_global_b64(self.out_row(params, row) + 2 * dim as u64, packed) };
-            } else {
-                let at = params.partial_out
-                    + 4 * (self.part(params, row) * cut.head_size_v as u64 + dim as u64);
-                // SAFETY: this split's part of the workspace, which is aligned.
-                unsafe { gpu.st_global_b128(at, words) };
-            }
-            seen = look(gpu, seen, words.map(f32::from_bits));
-            quad += cut.threads();
-        }
-        // SAFETY: converged.
-        if !unsafe { gpu.any(!all_finite(seen)) } {
-            return;
-        }
-        // A warp has 32 quads of one row at a time: rows have a multiple of 32.
-        let mut quad = gpu.thread_idx();
-        while quad < self.num_rows * quads_per_row {
-            let (row, dim) = (quad / quads_per_row, quad % quads_per_row * 4);
-            // SAFETY: written before the barrier.
-            let words = unsafe { gpu.ld_shared_b128(rows + row * cut.out_row_bytes() + dim * 4) };
-            let is_finite = all_finite(look(gpu, [0.0; 4], words.map(f32::from_bits)));
+        let mut row = gpu.warp();
+        while row < self.num_rows {
+            let at = rows + row * cut.out_row_bytes() + gpu.lane() * 16;
+            // Four columns of every 128, in the first eighth of the array.
+            let mut values = [[0.0; 4]; V_STEPS];
+            let mut seen = [0.0; 2];
+            unroll!([4] i in 0..(V_STEPS / 8) {
+                // SAFETY: written before the barrier.
+                let words = unsafe { gpu.ld_shared_b128(at + i as u32 * (WARP * 16)) };
+                values[i] = words.map(f32::from_bits);
+                seen = look(gpu, seen, values[i]);
+            });
             // SAFETY: converged.
-            if unsafe { gpu.any(!is_finite) } {
-                let mended = mend(row);
-                let columns = (dim / 128 * 128, dim / 128 * 128 + 128);
-                // SAFETY: converged; all lanes' columns are stored before any is stored again.
+            if unsafe { gpu.any(!all_finite(seen)) } {
+                // SAFETY: this warp's row.
                 unsafe {
-                    gpu.sync_warp();
-                    self.store_mended::<G, C, V_STEPS>(
-                        gpu, cut, params, row, columns, mended, is_whole,
-                    );
-                }
+                    self.store_mended::<G, C, V_STEPS>(gpu, params, row, mend(row), is_whole)
+                };
+            } else if is_whole {
+                let factor = factor(row);
+                let out = self.out_row(params, row) + 8 * gpu.lane() as u64;
+                unroll!([4] i in 0..(V_STEPS / 8) {
+                    let packed =
+                        pack_out::<G, C>(gpu, values[i].map(|value| value * factor), params.out_dtype);
+                    // SAFETY: this row's columns; 8-byte aligned because strides are multiples of 4.
+                    unsafe { gpu.st_global_b64(out + i as u64 * (WARP as u64 * 8), packed) };
+                });
+            } else {
+                let out = self.partial_row(cut.head_size_v, params, row) + 16 * gpu.lane() as u64;
+                unroll!([4] i in 0..(V_STEPS / 8) {
+                    // SAFETY: this split's part of the workspace, which is aligned.
+                    unsafe {
+                        gpu.st_global_b128(out + i as u64 * (WARP as u64 * 16), values[i].map(f32::to_bits));
+                    }
+                });
             }
-            quad += cut.threads();
+            row += cut.warps;
         }
     }
 
-    /// Stores columns `columns` of a row that was computed again.
+    /// Stores a row that was computed again.
     ///
     /// # Safety
-    /// The columns are this warp's.
+    /// The row is this warp's, and exists.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments, reason = "each is one fact about the row")]
     unsafe fn store_mended<G: Gpu, C: CacheFormat, const V_STEPS: usize>(
         self,
         gpu: G,
-        cut: Cut,
         params: &DecodeMlaParams,
         row: u32,
-        columns: (u32, u32),
         mended: CarefulRow<V_STEPS>,
         is_whole: bool,
     ) {
-        if columns.0 == 0 && gpu.lane() == 0 {
+        if gpu.lane() == 0 {
             self.store_lse(gpu, params, row, mended.lse, is_whole);
         }
-        unroll!([8] i in 0..(V_STEPS.div_ceil(4)) {
-            let dim = (i as u32 * WARP + gpu.lane()) * 2;
+        unroll!([8] i in 0..(V_STEPS / 4) {
+            let dim = (i as u32 * WARP + gpu.lane()) as u64 * 2;
             let [a, b] = mended.values[i];
-            let is_own = columns.0 <= dim && dim < columns.1;
-            if is_own && is_whole {
+            if is_whole {
                 let packed = pack_out::<G, C>(gpu, [a, b, 0.0, 0.0], params.out_dtype);
                 // SAFETY: this row's columns.
-                unsafe { gpu.st_global_b32(self.out_row(params, row) + 2 * dim as u64, packed as u32) };
-            } else if is_own {
-                let at = params.partial_out
-                    + 4 * (self.part(params, row) * cut.head_size_v as u64 + dim as u64);
+                unsafe { gpu.st_global_b32(self.out_row(params, row) + 2 * dim, packed as u32) };
+            } else {
+                let at = self.partial_row(V_STEPS as u32 * 16, params, row) + 4 * dim;
                 let pair = a.to_bits() as u64 | (b.to_bits() as u64) << 32;
                 // SAFETY: this split's part of the workspace, which is aligned.
                 unsafe { gpu.st_global_b64(at, pair) };

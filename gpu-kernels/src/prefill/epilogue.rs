@@ -39,13 +39,15 @@ pub(crate) unsafe fn store_rows<
     let is_high = is_high(gpu);
     // A bit for each of a lane's rows that has to be mended.
     let mut broken = 0;
+    // All rows are finished before one is stored, so that what they load is waited for together.
+    let mut finished = [[Finished::NOTHING; 2]; ROW_TILES];
     // SAFETY: converged.
     unsafe { partial.reduce(gpu) };
     unroll!([2] tile in 0..ROW_TILES {
         unroll!([2] half in 0..2 {
             let row = view.rows.of_lane(gpu.lane(), tile, half);
             let exists = row < view.rows.end;
-            let mut seen = [0.0; 4];
+            let mut seen = [0.0; 2];
             unroll!([16] step in 0..V_STEPS {
                 let [low, high] = partial.acc[tile][step];
                 let sums = [low[2 * half], low[2 * half + 1], high[2 * half], high[2 * half + 1]];
@@ -58,20 +60,27 @@ pub(crate) unsafe fn store_rows<
                 head: view.first_head + view.rows.head(row),
                 part,
             };
-            // SAFETY: past the end it is the last row; what a warp has of it, only if it exists.
+            // SAFETY: past the end it is the last row.
+            finished[tile][half] = unsafe {
+                row.finish::<G, C, V_STEPS, ROW_TILES>(gpu, params, partial, (tile, half), v_scale)
+            };
+            finished[tile][half].exists = exists;
+        });
+    });
+    unroll!([2] tile in 0..ROW_TILES {
+        unroll!([2] half in 0..2 {
+            let Finished { row, exists, scale, lse } = finished[tile][half];
+            // SAFETY: what a warp has of a row is stored only if it exists.
             unsafe {
-                let finished = row.finish::<G, C, V_STEPS, ROW_TILES>(
-                    gpu, params, partial, (tile, half), v_scale,
-                );
                 if exists && gpu.lane().is_multiple_of(4) {
-                    row.store_lse(gpu, params, finished.lse);
+                    row.store_lse(gpu, params, lse);
                 }
                 let element = row.element::<V_STEPS>(params);
                 let values = |step: usize| {
                     let [low, high] = partial.acc[tile][step];
                     let [a, b] = [low[2 * half], low[2 * half + 1]];
                     let [c, d] = [high[2 * half], high[2 * half + 1]];
-                    [a * finished.scale, b * finished.scale, c * finished.scale, d * finished.scale]
+                    [a * scale, b * scale, c * scale, d * scale]
                 };
                 if whole_chunks {
                     unroll!([8] steps in 0..(V_STEPS / 2) {
@@ -99,11 +108,28 @@ pub(crate) unsafe fn store_rows<
     }
 }
 
-/// What sums of a row are multiplied by to become its output, and its lse.
+/// A row that is ready to be stored.
 #[derive(Clone, Copy)]
 struct Finished {
+    row: Row,
+    /// Whether there is such a row: past the end of a tile there is none.
+    exists: bool,
+    /// What its sums are multiplied by to become its output.
     scale: f32,
     lse: Lse,
+}
+
+impl Finished {
+    const NOTHING: Self = Self {
+        row: Row {
+            token: 0,
+            head: 0,
+            part: None,
+        },
+        exists: false,
+        scale: 0.0,
+        lse: Lse::EMPTY,
+    };
 }
 
 /// A row of the output, or one of its parts.
@@ -146,12 +172,17 @@ impl Row {
         };
         let lse = own.with(gpu, Lse::of_score(sink));
         // A row that saw nothing, and has no sink: 0 and -inf.
-        let share = gpu.exp2(own.max - finite(lse.max)) * unit;
+        let share = gpu.exp2(own.max - lse.max) * unit;
         let mut scale = share * recip_of_sum(gpu, lse.sum) * v_scale * out;
         if C::TOKEN_SCALES {
             scale *= partial.value_unit;
         }
-        Finished { scale, lse }
+        Finished {
+            row: self,
+            exists: true,
+            scale,
+            lse,
+        }
     }
 
     /// Stores its lse.

@@ -5,7 +5,7 @@
 //! hardly happens, and until then nothing has to be rescaled. Each row decides for itself, so its bits do not
 //! depend on the rows beside it.
 
-use crate::attention::lse::finite;
+use crate::attention::lse::LOWEST;
 use crate::attention::mask::RowView;
 use crate::attention::score_mods_rows::{ScoreRule, Scores};
 use crate::dtype::{CacheFormat, Half};
@@ -43,7 +43,7 @@ pub(crate) struct Rise<const ROW_TILES: usize> {
 impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES> {
     /// No token seen.
     pub const EMPTY: Self = Self {
-        max: [[f32::NEG_INFINITY; 2]; ROW_TILES],
+        max: [[LOWEST; 2]; ROW_TILES],
         sum: [[0.0; 2]; ROW_TILES],
         acc: [[[[0.0; 4]; 2]; V_STEPS]; ROW_TILES],
         value_unit: f32::MIN_POSITIVE,
@@ -165,14 +165,13 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         }
     }
 
-    /// What is added to scores before they become probabilities. A row that has seen nothing has a maximum of -inf, and
-    /// probabilities of 2^-inf.
+    /// What is added to scores before they become probabilities.
     #[inline(always)]
     pub(crate) fn top<C: CacheFormat>(&self) -> [[f32; 2]; ROW_TILES] {
         let mut top = [[0.0; 2]; ROW_TILES];
         unroll!([2] tile in 0..ROW_TILES {
             unroll!([2] half in 0..2 {
-                top[tile][half] = Self::shift::<C>() - finite(self.max[tile][half]);
+                top[tile][half] = Self::shift::<C>() - self.max[tile][half];
             });
         });
         top

@@ -112,7 +112,7 @@ impl DecodePlan {
         let grid = [shape.num_seqs, rows.check_parts, 1];
         let check = plan_check(check, Variant::CheckPaged, grid);
         let merge = (splits.num_kv_splits > 1)
-            .then(|| merge_launch(shape, rows.query_len))
+            .then(|| merge_launch(shape, rows.query_len, splits.num_kv_splits))
             .transpose()?;
         let parts = match merge {
             Some(_) => [
@@ -177,8 +177,8 @@ impl DecodePlan {
                 stage1,
             )?;
             if let Some(launch) = &self.merge {
-                let [heads, _, columns] = launch.grid;
-                let grid = [heads, num_seqs, columns];
+                let [x, _, z] = launch.grid;
+                let grid = [x, num_seqs, z];
                 launcher.launch(&Launch { grid, ..*launch }, merge.as_bytes())?;
             }
         }
@@ -209,10 +209,13 @@ impl fmt::Display for DecodePlan {
     }
 }
 
-/// The merge of each row's splits: thread blocks share out its columns.
-fn merge_launch(shape: &AttentionShape, query_len: u32) -> Result<Launch, RequestError> {
-    let column_tiles = merge_splits::column_tiles(shape.head_size_v);
-    let most = MOST_CTAS_YZ / column_tiles;
+/// The merge of each row's splits.
+fn merge_launch(
+    shape: &AttentionShape,
+    query_len: u32,
+    num_kv_splits: u32,
+) -> Result<Launch, RequestError> {
+    let most = MOST_CTAS_YZ / merge_splits::column_tiles(shape.head_size_v);
     if query_len > most {
         return Err(RequestError::Value {
             name: "query_len",
@@ -221,13 +224,15 @@ fn merge_launch(shape: &AttentionShape, query_len: u32) -> Result<Launch, Reques
         });
     }
     let dtype = shape.half_out();
+    let (x, z) = merge_splits::grid(
+        shape.num_query_heads,
+        shape.head_size_v,
+        query_len,
+        num_kv_splits,
+    );
     Ok(Launch {
         kernel: variants::entry(Variant::MergeSplits { dtype }).id,
-        grid: [
-            shape.num_query_heads,
-            shape.num_seqs,
-            query_len * column_tiles,
-        ],
+        grid: [x, shape.num_seqs, z],
         shared_bytes: merge_splits::SHARED_BYTES,
         overlaps_previous: true,
     })
