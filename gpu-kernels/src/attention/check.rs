@@ -10,6 +10,7 @@
 //! The first lane to find a fault claims the record; kernels behind it ask [`found_fault`] and leave their outputs
 //! alone.
 
+use crate::attention::mask::first_seen;
 use crate::entry::Variant;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP, div};
@@ -64,7 +65,7 @@ pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
         unsafe { report_once(gpu, params.check, fault) };
         return;
     }
-    let first = first_key(seq_len, query_len, params.sliding_window);
+    let first = first_seen(seq_len, query_len, params.mask);
     let row = params.block_table + 4 * (seq as u64 * params.stride_block_table as u64);
     // SAFETY: the host refuses empty blocks.
     let (begin, end) = unsafe {
@@ -100,17 +101,6 @@ pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
             });
         }
         position += THREADS * params.num_parts;
-    }
-}
-
-/// The first key that a query of the sequence sees.
-#[inline(always)]
-fn first_key(seq_len: u32, query_len: u32, sliding_window: u32) -> u32 {
-    let before = seq_len as i64 - query_len as i64 - sliding_window as i64 + 1;
-    if sliding_window == 0 || before < 0 {
-        0
-    } else {
-        before as u32
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::attention::mask::Visible;
 use crate::gpu::Gpu;
+use crate::params::MaskParams;
 
 /// The length of sequence `seq`, between 0 and what its row of the block table can name.
 ///
@@ -34,8 +35,8 @@ pub(crate) fn clamp_len(seq_len: u32, max: u32) -> u32 {
 
 /// The first key that the last of `seq_len` tokens sees.
 #[inline(always)]
-pub(crate) fn first_key(seq_len: u32, sliding_window: u32) -> u32 {
-    let visible = Visible::of_last(seq_len, sliding_window);
+pub(crate) fn first_key(seq_len: u32, mask: MaskParams) -> u32 {
+    let visible = Visible::of_last(seq_len, mask);
     visible.first(visible.position(0))
 }
 

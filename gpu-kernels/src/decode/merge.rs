@@ -67,7 +67,7 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
         }
     };
     // Stage 1's splits begin at the window's first group of tokens.
-    let first = first_key(seq_len, params.sliding_window) / TILE_GROUP * TILE_GROUP;
+    let first = first_key(seq_len, params.mask) / TILE_GROUP * TILE_GROUP;
     // SAFETY: the start of every sequence of the grid, and the end of the last, are readable.
     let out_row = unsafe { query_row(gpu, params.query_start_loc, params.num_tokens, seq) };
     // Also where there is nothing to merge: a kernel behind this one may begin when all of it has, and stage 1 has to be

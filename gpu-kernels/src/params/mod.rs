@@ -29,7 +29,7 @@ pub use mla::MlaEntryParams;
 pub use prefill::PrefillParams;
 pub use read_ceiling::ReadCeilingParams;
 pub use rope::RopeAndCacheParams;
-pub use score::ScoreParams;
+pub use score::{MaskParams, ScoreParams};
 
 /// A parameter block that may be sent to a kernel as bytes.
 ///

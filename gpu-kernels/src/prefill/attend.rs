@@ -5,12 +5,12 @@
 //! registers, which the tensor cores want, and renamed. Keys of bytes are widened in registers: the first product
 //! leaves time for it. The second has the softmax beside it, and finds its values widened in shared memory.
 
-use crate::attention::mask::RowView;
-use crate::attention::score_mods_rows::{ScoreRule, Scores};
 use crate::attention::tile::{row_bytes, swizzle};
 use crate::dtype::{CacheFormat, Half};
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
+use crate::prefill::rows::RowView;
+use crate::prefill::score_mods::{PrefillMods, Scores};
 use crate::prefill::softmax::{RowPartial, pack};
 use crate::prefill::widen::ValueBytes;
 use crate::prefill::{
@@ -29,7 +29,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         gpu: G,
         query: &RowQueries<K_STEPS, ROW_TILES>,
         tile: SharedTile,
-        rule: &ScoreRule<'_>,
+        mods: &PrefillMods<'_>,
         view: impl Fn() -> RowView,
         stream: &SharedStream<'_, C, K_STEPS, V_STEPS>,
     ) {
@@ -53,7 +53,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         // SAFETY: as the caller promises; converged.
         let scale_log2 = unsafe {
             let scale_log2 = query.scales_log2::<G, C>(gpu, scales);
-            let scale_log2 = Self::apply(gpu, rule, &mut scores, scale_log2, tile.token, view);
+            let scale_log2 = Self::apply(gpu, mods, &mut scores, scale_log2, tile.token, view);
             let rise = self.raise_max(gpu, &scores, &scale_log2);
             self.rescale_sum(rise);
             self.rescale_acc(rise);

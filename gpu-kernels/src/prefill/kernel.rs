@@ -17,13 +17,13 @@
 
 use core::marker::PhantomData;
 
-use crate::attention::score_mods_rows::ScoreRule;
 use crate::dtype::CacheFormat;
 use crate::entry::Variant;
 use crate::gpu::Gpu;
 use crate::kernel::{Dims, Kernel};
 use crate::params::PrefillParams;
 use crate::prefill::epilogue::store_rows;
+use crate::prefill::score_mods::PrefillMods;
 use crate::prefill::work::TileWork;
 use crate::prefill::{PrefillTile, Products, RowPartial, RowQueries, SharedStream};
 
@@ -81,7 +81,7 @@ pub unsafe fn prefill_gqa<
                 params.score.qk_scale_log2 * qk_scale,
             )
         };
-        let rule = ScoreRule::new(&params.score, rows, shape.warp_rows(), tile_work.visible);
+        let mods = PrefillMods::new(&params.score, rows, shape.warp_rows(), tile_work.visible);
         // SAFETY: the first tile's bytes.
         unsafe { stream.widen_values(gpu, stream.take_values(gpu)) };
         // SAFETY: every thread waits for every tile, done with the tile before.
@@ -90,7 +90,7 @@ pub unsafe fn prefill_gqa<
             unsafe {
                 if rows.first < rows.end {
                     let view = || tile_work.view(gpu, params);
-                    partial.attend::<G, C, K_STEPS, PAIRS>(gpu, &query, tile, &rule, view, &stream);
+                    partial.attend::<G, C, K_STEPS, PAIRS>(gpu, &query, tile, &mods, view, &stream);
                 } else {
                     // A warp without rows only helps to load.
                     stream.widen_values(gpu, stream.take_values(gpu));

@@ -1,12 +1,12 @@
 //! The queries of a warp's rows, as operands of the tensor cores, kept in shared memory.
 
-use crate::attention::mask::WarpRows;
 use crate::attention::query::{query_bytes, score_scale, to_f16};
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, PANEL_BYTES, PANEL_ROW_BYTES, WARP, in_panels};
 use crate::params::PrefillParams;
 use crate::prefill::WARPS;
+use crate::prefill::rows::WarpRows;
 
 /// `ROW_TILES` tiles of 16 rows. Their operands are too many for registers; each lane keeps its own words in
 /// shared memory, where no other lane looks, so nobody waits for them. Over a cache of bytes, what a row's products

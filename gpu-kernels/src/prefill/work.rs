@@ -7,12 +7,13 @@
 
 use crate::attention::check::found_fault;
 use crate::attention::lse::Lse;
-use crate::attention::mask::{RowView, Visible, WarpRows};
+use crate::attention::mask::Visible;
 use crate::attention::sequence::seq_len;
 use crate::dtype::CacheFormat;
 use crate::gpu::{Gpu, WARP, div};
 use crate::params::{PrefillParams, ScoreParams};
 use crate::prefill::PrefillTile;
+use crate::prefill::rows::{RowView, WarpRows};
 
 /// Bytes of a [`StashedWork`].
 const PARKED_BYTES: u32 = 32;
@@ -154,7 +155,7 @@ impl RowWork {
         Visible {
             seq_len,
             context_len: seq_len as i32 - self.query_len as i32,
-            sliding_window: params.score.sliding_window,
+            mask: params.score.mask,
             causal,
         }
     }
