@@ -6,8 +6,8 @@ use super::run_job::{Inputs, Job, extent, run};
 use super::run_names::{Key, Names, Operation};
 use crate::ops::{
     AlibiForm, AlibiSlopes, CheckMode, DecodeMlaEntryRequest, DecodeMlaRequest, DecodeOptions,
-    DecodeRequest, EntryForm, EntryTokens, KvScales, MlaScales, UnifiedOptions, UnifiedRequest,
-    WindowTokens,
+    DecodeRequest, EntryForm, EntryTokens, KvScales, MlaScales, ScoreMods, UnifiedOptions,
+    UnifiedRequest, WindowTokens,
 };
 use crate::plan::SplitPolicy;
 use crate::reference::HostTensor;
@@ -92,10 +92,7 @@ fn decode(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<Host
         softmax_scale,
         scales: scales(&job)?,
         options: DecodeOptions {
-            sliding_window: inputs.entry(&SLIDING_WINDOW)?,
-            softcap: inputs.entry(&SOFTCAP)?,
-            alibi: alibi(&job)?,
-            sinks: job.optional("sinks")?,
+            score_mods: score_mods(inputs, &job)?,
             ..options(inputs, CheckMode::Device)?
         },
     }
@@ -156,10 +153,7 @@ fn unified(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<Hos
     let options = UnifiedOptions {
         causal: inputs.entry(&CAUSAL)?.unwrap_or(true),
         causal_flags: job.optional("causal_flags")?,
-        sliding_window: inputs.entry(&SLIDING_WINDOW)?,
-        softcap: inputs.entry(&SOFTCAP)?,
-        alibi: alibi(&job)?,
-        sinks: job.optional("sinks")?,
+        score_mods: score_mods(inputs, &job)?,
         output_scale: job.optional("output_scale")?,
         num_decodes: inputs.entry(&NUM_DECODES)?.unwrap_or(0),
         max_query_len: inputs.entry(&MAX_QUERY_LEN)?,
@@ -337,10 +331,15 @@ fn job<'m, const RANK: usize>(
     Job::new(machine, inputs, &outputs)
 }
 
-fn alibi<'j>(job: &'j Job<'_>) -> anyhow::Result<Option<AlibiSlopes<'j>>> {
+fn score_mods<'j>(inputs: &Inputs<'_>, job: &'j Job<'_>) -> anyhow::Result<ScoreMods<'j>> {
     let form = AlibiForm::Linear;
     let slopes = job.optional("alibi_slopes")?;
-    Ok(slopes.map(|slopes| AlibiSlopes { slopes, form }))
+    Ok(ScoreMods {
+        sliding_window: inputs.entry(&SLIDING_WINDOW)?,
+        softcap: inputs.entry(&SOFTCAP)?,
+        alibi: slopes.map(|slopes| AlibiSlopes { slopes, form }),
+        sinks: job.optional("sinks")?,
+    })
 }
 
 fn options(inputs: &Inputs<'_>, check: CheckMode) -> anyhow::Result<DecodeOptions<'static>> {

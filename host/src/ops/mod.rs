@@ -25,7 +25,7 @@ mod tensors;
 pub use attention::{
     AlibiForm, AlibiSlopes, CheckedDecode, CheckedDecodeMla, CheckedDecodeMlaEntry, CheckedUnified,
     DecodeMlaEntryRequest, DecodeMlaRequest, DecodeOptions, DecodePlan, DecodeRequest, EntryTokens,
-    KvScales, MlaScales, UnifiedOptions, UnifiedPlan, UnifiedRequest, WindowTokens,
+    KvScales, MlaScales, ScoreMods, UnifiedOptions, UnifiedPlan, UnifiedRequest, WindowTokens,
 };
 pub use cache::{
     BlockCaches, CacheScales, CacheTable, CacheWritePlan, CacheWriteRequest, CheckedCacheWrite,
