@@ -56,12 +56,11 @@ impl ScoreMods {
 
     /// The rules that look at nothing but the score, a product times its scale: what comes out is in powers of two.
     #[inline(always)]
-    pub fn transform<G: Gpu>(self, gpu: G, score: f32) -> f32 {
+    pub fn transform<G: Gpu>(self, gpu: G, mut score: f32) -> f32 {
         if self.cap_log2 != 0.0 {
-            cap(gpu, score, self.cap_log2)
-        } else {
-            score
+            score = cap(gpu, score, self.cap_log2);
         }
+        score
     }
 
     /// Whether there is a bias: something to be known of heads, and to be added to their scores.

@@ -39,19 +39,19 @@ impl<const HEAD_TILES: usize> DecodeMods<HEAD_TILES> {
         num_heads: u32,
         position: i32,
     ) -> Self {
-        let mods = ScoreMods::new(params);
+        let has_bias = ScoreMods::new(params).has_bias();
         let mut heads = [[HeadMods::NONE; 2]; HEAD_TILES];
         unroll!([2] tile in 0..HEAD_TILES {
             unroll!([2] i in 0..2 {
                 let head = tile as u32 * HEADS + gpu.lane() % 4 * 2 + i as u32;
-                if mods.has_bias() && head < num_heads {
+                if has_bias && head < num_heads {
                     // SAFETY: one of the caller's heads, and there is a bias.
                     heads[tile][i] = unsafe { ScoreMods::load_head(gpu, params, first_head + head) };
                 }
             });
         });
         Self {
-            mods,
+            mods: ScoreMods::new(params),
             heads,
             position,
         }

@@ -66,6 +66,8 @@ impl<'p> PrefillMods<'p> {
                         scores[tile][pair][i / 2][2 * half + i % 2] = mods.transform(gpu, score);
                     });
                 });
+                // Asked anew where it is needed, so that no register holds it meanwhile.
+                let mods = ScoreMods::new(self.params);
                 if mods.has_bias() {
                     // SAFETY: the head of one of the rows, and there is a bias.
                     let head = unsafe { ScoreMods::load_head(gpu, self.params, head) };
