@@ -7,18 +7,7 @@ use crate::attention::mask::Visible;
 use crate::gpu::Gpu;
 use crate::params::ScoreParams;
 
-/// What the rules are told, the same for all scores of a launch.
-#[derive(Clone, Copy, Debug)]
-pub struct ScoreMods {
-    /// As in the parameters.
-    cap_log2: f32,
-    /// Whether there are slopes.
-    has_alibi: bool,
-    /// ALiBi's bias is `-slope * sqrt(distance)`, not `slope * (key - context_len)`.
-    is_sqrt: bool,
-}
-
-/// What they have to know of a query head.
+/// What the rules have to know of a query head.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadMods {
     /// ALiBi's, times log2 e.
@@ -30,53 +19,36 @@ impl HeadMods {
     pub(crate) const NONE: Self = Self { slope_log2: 0.0 };
 }
 
-impl ScoreMods {
-    /// Scores are products times their scale.
-    pub(crate) const NONE: Self = Self {
-        cap_log2: 0.0,
-        has_alibi: false,
-        is_sqrt: false,
-    };
-
-    /// What the parameters say.
-    #[inline(always)]
-    pub fn new(params: &ScoreParams) -> Self {
-        Self {
-            cap_log2: params.softcap_log2,
-            has_alibi: params.alibi_slopes != 0,
-            is_sqrt: params.flags & ScoreParams::ALIBI_SQRT != 0,
-        }
-    }
-
+impl ScoreParams {
     /// Whether scores are more than products times their scale.
     #[inline(always)]
-    pub fn any(self) -> bool {
-        self.cap_log2 != 0.0 || self.has_bias()
+    pub(crate) fn modifies(&self) -> bool {
+        self.softcap_log2 != 0.0 || self.has_bias()
     }
 
     /// The rules that look at nothing but the score, a product times its scale: what comes out is in powers of two.
     #[inline(always)]
-    pub fn transform<G: Gpu>(self, gpu: G, mut score: f32) -> f32 {
-        if self.cap_log2 != 0.0 {
-            score = cap(gpu, score, self.cap_log2);
+    pub(crate) fn transform<G: Gpu>(&self, gpu: G, mut score: f32) -> f32 {
+        if self.softcap_log2 != 0.0 {
+            score = cap(gpu, score, self.softcap_log2);
         }
         score
     }
 
     /// Whether there is a bias: something to be known of heads, and to be added to their scores.
     #[inline(always)]
-    pub fn has_bias(self) -> bool {
-        self.has_alibi
+    pub(crate) fn has_bias(&self) -> bool {
+        self.alibi_slopes != 0
     }
 
     /// What has to be known of query head `head`, if there is a bias.
     ///
     /// # Safety
-    /// The head exists. The parameters' slopes are not 0, and one for each head.
+    /// The head exists. The slopes' address is not 0, and there is one for each head.
     #[inline(always)]
-    pub unsafe fn load_head<G: Gpu>(gpu: G, params: &ScoreParams, head: u32) -> HeadMods {
+    pub(crate) unsafe fn load_head<G: Gpu>(&self, gpu: G, head: u32) -> HeadMods {
         // SAFETY: the caller has seen that there are slopes; the host's check holds them to one for each query head.
-        let slope = unsafe { gpu.ld_global_b32(params.alibi_slopes + 4 * head as u64) };
+        let slope = unsafe { gpu.ld_global_b32(self.alibi_slopes + 4 * head as u64) };
         HeadMods {
             slope_log2: f32::from_bits(slope) * core::f32::consts::LOG2_E,
         }
@@ -84,15 +56,15 @@ impl ScoreMods {
 
     /// What is added to a head's score of key `key` for the query at `position`, in powers of two.
     #[inline(always)]
-    pub fn bias_log2<G: Gpu>(
-        self,
+    pub(crate) fn bias_log2<G: Gpu>(
+        &self,
         gpu: G,
         head: HeadMods,
         key: u32,
         position: i32,
         context_len: i32,
     ) -> f32 {
-        if self.is_sqrt {
+        if self.flags & ScoreParams::ALIBI_SQRT != 0 {
             let distance = (position - key as i32).max(0) as f32;
             // The root by its logarithm: 0 gives 2^-inf.
             -head.slope_log2 * gpu.exp2(0.5 * gpu.log2(distance))
@@ -116,12 +88,11 @@ pub unsafe fn score_of_key<G: Gpu>(
     (position, key): (i32, u32),
     score: f32,
 ) -> f32 {
-    let mods = ScoreMods::new(params);
-    let mut score = mods.transform(gpu, score);
-    if mods.has_bias() {
+    let mut score = params.transform(gpu, score);
+    if params.has_bias() {
         // SAFETY: a head that exists, as the caller says, and there is a bias.
-        let head = unsafe { ScoreMods::load_head(gpu, params, head) };
-        score += mods.bias_log2(gpu, head, key, position, visible.context_len);
+        let head = unsafe { params.load_head(gpu, head) };
+        score += params.bias_log2(gpu, head, key, position, visible.context_len);
     }
     score
 }

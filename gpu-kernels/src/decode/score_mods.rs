@@ -1,6 +1,6 @@
-//! [`ScoreMods`] and the mask, where tokens are the rows of a tile and query heads its columns.
+//! The rules of [`crate::attention::score_mods`] and the mask, where tokens are the rows of a tile and query heads its columns.
 
-use crate::attention::score_mods::{HeadMods, ScoreMods};
+use crate::attention::score_mods::HeadMods;
 use crate::attention::tile::HEADS;
 use crate::decode::KvTile;
 use crate::gpu::Gpu;
@@ -11,7 +11,10 @@ use crate::params::ScoreParams;
 /// from the first one on.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeMods<const HEAD_TILES: usize> {
-    mods: ScoreMods,
+    /// A copy: in registers, as far as it is looked at.
+    params: ScoreParams,
+    /// Whether it says that there is a bias.
+    has_bias: bool,
     /// Of heads `2 (lane % 4)` and `+ 1` of each tile: plain numbers, which every
     /// compiler keeps in registers.
     heads: [[HeadMods; 2]; HEAD_TILES],
@@ -22,7 +25,8 @@ pub struct DecodeMods<const HEAD_TILES: usize> {
 impl<const HEAD_TILES: usize> DecodeMods<HEAD_TILES> {
     /// Scores are products times their scale.
     pub const NONE: Self = Self {
-        mods: ScoreMods::NONE,
+        params: ScoreParams::NONE,
+        has_bias: false,
         heads: [[HeadMods::NONE; 2]; HEAD_TILES],
         position: 0,
     };
@@ -39,19 +43,20 @@ impl<const HEAD_TILES: usize> DecodeMods<HEAD_TILES> {
         num_heads: u32,
         position: i32,
     ) -> Self {
-        let has_bias = ScoreMods::new(params).has_bias();
+        let has_bias = params.has_bias();
         let mut heads = [[HeadMods::NONE; 2]; HEAD_TILES];
         unroll!([2] tile in 0..HEAD_TILES {
             unroll!([2] i in 0..2 {
                 let head = tile as u32 * HEADS + gpu.lane() % 4 * 2 + i as u32;
                 if has_bias && head < num_heads {
                     // SAFETY: one of the caller's heads, and there is a bias.
-                    heads[tile][i] = unsafe { ScoreMods::load_head(gpu, params, first_head + head) };
+                    heads[tile][i] = unsafe { params.load_head(gpu, first_head + head) };
                 }
             });
         });
         Self {
-            mods: ScoreMods::new(params),
+            params: *params,
+            has_bias,
             heads,
             position,
         }
@@ -72,15 +77,15 @@ impl<const HEAD_TILES: usize> DecodeMods<HEAD_TILES> {
         unroll!([2] at in 0..HEAD_TILES {
             unroll!([4] i in 0..4 {
                 let score = scores[at][i] * scale_log2[at][i % 2];
-                scores[at][i] = self.mods.transform(gpu, score);
+                scores[at][i] = self.params.transform(gpu, score);
             });
         });
-        if self.mods.has_bias() {
+        if self.has_bias {
             unroll!([2] at in 0..HEAD_TILES {
                 unroll!([4] i in 0..4 {
                     let head = self.heads[at][i % 2];
                     let key = tile.token + row + (i / 2 * 8) as u32;
-                    scores[at][i] += self.mods.bias_log2(gpu, head, key, self.position, self.position);
+                    scores[at][i] += self.params.bias_log2(gpu, head, key, self.position, self.position);
                 });
             });
         }

@@ -46,6 +46,17 @@ impl ScoreParams {
     pub const CAUSAL: u32 = 1;
     /// ALiBi takes the root of the distance.
     pub const ALIBI_SQRT: u32 = 2;
+
+    /// Scores are products times a scale; what that is, is not said.
+    pub(crate) const NONE: Self = Self {
+        alibi_slopes: 0,
+        sinks: 0,
+        mask: MaskParams::ALL,
+        flags: 0,
+        qk_scale_log2: 0.0,
+        softcap_log2: 0.0,
+        reserved: [0; MaskParams::reserved(3)],
+    };
 }
 
 const _: () = assert!(

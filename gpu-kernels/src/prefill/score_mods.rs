@@ -1,7 +1,6 @@
-//! [`ScoreMods`] and the mask, where query rows are the rows of a tile and tokens its columns.
+//! The rules of [`crate::attention::score_mods`] and the mask, where query rows are the rows of a tile and tokens its columns.
 
 use crate::attention::mask::Visible;
-use crate::attention::score_mods::ScoreMods;
 use crate::gpu::Gpu;
 use crate::gpu::unroll::unroll;
 use crate::params::ScoreParams;
@@ -36,7 +35,7 @@ impl<'p> PrefillMods<'p> {
     /// [`PrefillMods::modify`].
     #[inline(always)]
     pub(crate) fn modifies(&self) -> bool {
-        ScoreMods::new(self.params).any()
+        self.params.modifies()
     }
 
     /// Scale and rules for the rows of `view`.
@@ -52,7 +51,6 @@ impl<'p> PrefillMods<'p> {
         tile_token: u32,
         view: RowView,
     ) {
-        let mods = ScoreMods::new(self.params);
         let lane = gpu.black_box(gpu.lane());
         let key = tile_token + lane % 4 * 2;
         unroll!([2] tile in 0..ROW_TILES {
@@ -63,21 +61,19 @@ impl<'p> PrefillMods<'p> {
                 unroll!([4] pair in 0..PAIRS {
                     unroll!([4] i in 0..4 {
                         let score = scores[tile][pair][i / 2][2 * half + i % 2] * scale_log2[tile][half];
-                        scores[tile][pair][i / 2][2 * half + i % 2] = mods.transform(gpu, score);
+                        scores[tile][pair][i / 2][2 * half + i % 2] = self.params.transform(gpu, score);
                     });
                 });
-                // Asked anew where it is needed, so that no register holds it meanwhile.
-                let mods = ScoreMods::new(self.params);
-                if mods.has_bias() {
+                if self.params.has_bias() {
                     // SAFETY: the head of one of the rows, and there is a bias.
-                    let head = unsafe { ScoreMods::load_head(gpu, self.params, head) };
+                    let head = unsafe { self.params.load_head(gpu, head) };
                     unroll!([4] pair in 0..PAIRS {
                         // Keys of one pair at a time, as there are no registers for all.
                         let key = gpu.black_box(key);
                         unroll!([4] i in 0..4 {
                             let key = key + (pair * 16 + i / 2 * 8 + i % 2) as u32;
                             scores[tile][pair][i / 2][2 * half + i % 2] +=
-                                mods.bias_log2(gpu, head, key, position, view.visible.context_len);
+                                self.params.bias_log2(gpu, head, key, position, view.visible.context_len);
                         });
                     });
                 }
