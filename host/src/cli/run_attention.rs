@@ -49,7 +49,10 @@ pub(super) static FORM: Key<EntryForm> = Key::words(
 pub(super) static BLOCK_SIZE: Key<u32> = Key::count("block_size");
 static WINDOW_BLOCK_SIZE: Key<u32> = Key::count("window_block_size");
 
-pub(super) static DECODE: Operation = Operation {
+/// What `run` runs, in the order of its help.
+pub(super) static OPERATIONS: &[&Operation] = &[&DECODE, &UNIFIED, &DECODE_MLA, &DECODE_MLA_ENTRY];
+
+static DECODE: Operation = Operation {
     name: "decode",
     about: "one query token a sequence attends to a paged cache",
     tensors: Names {
@@ -105,7 +108,7 @@ fn decode(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<Host
     )
 }
 
-pub(super) static UNIFIED: Operation = Operation {
+static UNIFIED: Operation = Operation {
     name: "unified",
     about: "any number of query tokens a sequence attend to a paged cache",
     tensors: Names {
@@ -184,7 +187,7 @@ fn unified(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<Hos
     )
 }
 
-pub(super) static DECODE_MLA: Operation = Operation {
+static DECODE_MLA: Operation = Operation {
     name: "decode_mla",
     about: "query tokens attend to a paged latent (MLA) cache",
     tensors: Names {
@@ -235,7 +238,7 @@ fn decode_mla(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<
     )
 }
 
-pub(super) static DECODE_MLA_ENTRY: Operation = Operation {
+static DECODE_MLA_ENTRY: Operation = Operation {
     name: "decode_mla_entry",
     about: "query tokens attend to a paged latent cache of FP8 entries",
     tensors: Names {
