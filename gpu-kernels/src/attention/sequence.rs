@@ -16,7 +16,7 @@ pub(crate) unsafe fn seq_len<G: Gpu>(
     seq: u32,
     max: u32,
 ) -> u32 {
-    // SAFETY: as the caller promises.
+    // SAFETY: the host's check holds `seq_lens` to one length a sequence, and grids to sequences.
     clamp_len(
         unsafe { gpu.ld_global_b32(seq_lens + 4 * (seq as u64 * stride as u64)) },
         max,
@@ -55,7 +55,7 @@ pub(crate) unsafe fn query_row<G: Gpu>(
         return Some(seq);
     }
     let at = query_start_loc + 4 * seq as u64;
-    // SAFETY: as the caller promises.
+    // SAFETY: the host's check holds `query_start_loc` to one start more than there are sequences.
     let (start, next) = unsafe { (gpu.ld_global_b32(at), gpu.ld_global_b32(at + 4)) };
     // A table that does not increase gives a sequence without tokens.
     (start < next.min(num_tokens)).then_some(start)

@@ -48,7 +48,7 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES>
         mods: &DecodeMods<HEAD_TILES>,
         tile: KvTile,
     ) {
-        // SAFETY: as the caller promises.
+        // SAFETY: converged, and the stream handed the tile out: the contract of `attend`.
         let mut scores = unsafe { scores::<G, C, K_STEPS, HEAD_TILES>(gpu, query, tile.keys) };
         let mut value_scales = [1.0; 2];
         if C::TOKEN_SCALES {
@@ -65,7 +65,7 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES>
         }
         // SAFETY: converged.
         let probs = unsafe { self.softmax_step::<G, C>(gpu, &scores, &scale_log2, value_scales) };
-        // SAFETY: as the caller promises.
+        // SAFETY: converged, and the stream handed the tile out: the contract of `attend`.
         unsafe { self.add_values::<G, C>(gpu, &probs, tile.values) };
     }
 

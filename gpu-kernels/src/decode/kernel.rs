@@ -244,7 +244,7 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const MODS: 
         }
         let load = |scales: u64, stride: i64| {
             let at = scales + 4 * (self.kv_head as u64 * stride as u64);
-            // SAFETY: one value for all heads or one for each, as the caller promises.
+            // SAFETY: one scale for all KV heads, with stride 0, or one for each: the host's `check_scales`.
             f32::from_bits(unsafe { gpu.ld_global_b32(at) })
         };
         let q_scale = if params.q_scale != 0 {
@@ -285,7 +285,7 @@ where
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &DecodeParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: whoever launches keeps the kernel's conditions.
         unsafe { decode_gqa::<G, C, K_STEPS, V_STEPS, HEAD_TILES, MODS>(gpu, params) }
     }
 }

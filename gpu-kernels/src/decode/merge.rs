@@ -172,7 +172,7 @@ unsafe fn total<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> Lse {
     let mut max = f32::NEG_INFINITY;
     let mut split = gpu.lane();
     while split < num_splits {
-        // SAFETY: as the caller promises.
+        // SAFETY: stage 1 wrote one for each split.
         max = gpu.max(
             max,
             unsafe { Lse::load(gpu, partial_lse, split as u64) }.max,
@@ -189,7 +189,7 @@ unsafe fn total<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> Lse {
     let mut sum = 0.0;
     let mut split = gpu.lane();
     while split < num_splits {
-        // SAFETY: as the caller promises.
+        // SAFETY: stage 1 wrote one for each split.
         sum += unsafe { Lse::load(gpu, partial_lse, split as u64) }.weight(gpu, max);
         split += WARP;
     }
@@ -211,7 +211,7 @@ impl<T: Half> Kernel for MergeSplits<T> {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &MergeParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: whoever launches keeps the kernel's conditions.
         unsafe { merge_splits::<G, T>(gpu, params) }
     }
 }

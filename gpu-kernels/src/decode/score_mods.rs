@@ -1,4 +1,5 @@
-//! The rules of [`crate::attention::score_mods`] and the mask, where tokens are the rows of a tile and query heads its columns.
+//! The rules of [`crate::attention::score_mods`] and the mask, where tokens are the rows of a tile and query heads its
+//! columns.
 
 use crate::attention::score_mods::HeadMods;
 use crate::attention::tile::HEADS;

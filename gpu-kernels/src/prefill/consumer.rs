@@ -109,7 +109,7 @@ impl<const V_STEPS: usize> RowPartial<V_STEPS, 1> {
         view: impl Fn() -> RowView,
     ) -> (Tile, Rise<1>) {
         let mut scores = [scores];
-        // SAFETY: as the caller promises.
+        // SAFETY: converged, for the four warps of a group come here together; the rows' heads exist.
         let (scale_log2, rise) = unsafe {
             let scale_log2 = Self::apply(gpu, mods, &mut scores, [query.scale_log2], token, view);
             (scale_log2, self.raise_max(gpu, &scores, &scale_log2))
@@ -147,7 +147,7 @@ impl Group {
         tile: SharedTile,
         stage: u32,
     ) -> Pending<4> {
-        // SAFETY: as the caller promises.
+        // SAFETY: the four warps come here together, and the group that loads fills the stage: the contract of `consume`.
         unsafe {
             gpu.barrier_sync(full(stage, self.group), full_threads::<K_STEPS>());
             if BYTE_KEYS {

@@ -46,7 +46,7 @@ pub unsafe fn prefill_gqa<
     params: &PrefillParams,
 ) {
     let shape = const { PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp) };
-    // SAFETY: as the caller promises.
+    // SAFETY: the launch is on this kernel's grid, with its shared memory: the host's `launch`.
     let Some(tile_work) = (unsafe { TileWork::find::<G, C>(gpu, params, shape) }) else {
         return;
     };
@@ -125,7 +125,7 @@ where
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &PrefillParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: whoever launches keeps the kernel's conditions.
         unsafe { prefill_gqa::<G, C, K_STEPS, V_STEPS, ROW_TILES, PAIRS>(gpu, params) }
     }
 }

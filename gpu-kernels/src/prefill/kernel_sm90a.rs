@@ -60,7 +60,7 @@ pub unsafe fn prefill_gqa_group<
 ) {
     let shape =
         const { PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::of_groups(BYTE_KEYS)) };
-    // SAFETY: as the caller promises.
+    // SAFETY: the launch is on this kernel's grid, with its shared memory: the host's `launch`.
     let Some(tile_work) = (unsafe { TileWork::find::<G, C>(gpu, params, shape) }) else {
         return;
     };
@@ -157,7 +157,7 @@ where
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &PrefillParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: whoever launches keeps the kernel's conditions.
         unsafe { prefill_gqa_group::<G, C, K_STEPS, V_STEPS, BYTE_KEYS>(gpu, params) }
     }
 }

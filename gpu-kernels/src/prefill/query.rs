@@ -37,7 +37,7 @@ impl<const K_STEPS: usize, const ROW_TILES: usize> RowQueries<K_STEPS, ROW_TILES
         let mut scale_log2 = [[0.0f32; 2]; 2];
         let dims = C::key_dims(gpu.lane() % 4);
         unroll!([2] tile in 0..ROW_TILES {
-            // SAFETY: as the caller promises.
+            // SAFETY: rows of this sequence, so tokens and heads of the query: the contract of `load`.
             let (halves, unscale) =
                 unsafe { read_tile::<G, C, K_STEPS>(gpu, params, rows, tile, (first_token, first_head), dims) };
             scale_log2[tile] = unscale.map(|unscale| score_scale(qk_scale_log2 * unscale));
