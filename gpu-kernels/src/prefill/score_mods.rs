@@ -1,4 +1,5 @@
-//! The rules of [`crate::attention::score_mods`] and the mask, where query rows are the rows of a tile and tokens its columns.
+//! The rules of [`crate::attention::score_mods`] and the mask, where query rows are the rows of a tile and tokens its
+//! columns.
 
 use crate::attention::mask::Visible;
 use crate::gpu::Gpu;
