@@ -163,7 +163,7 @@ unsafe fn check_token_scales<G: Gpu>(
                 + (block * scales.stride_block) as u64
                 + slot as u64 * scales.stride_slot as u64
                 + head as u64 * scales.stride_head as u64;
-            // SAFETY: scales beside the cache are of its shape (the host's `check_scales`); block, slot and head are in it.
+            // SAFETY: scales beside the cache are of its shape (the host's `check_scales`): block, slot and head are.
             let bits = unsafe { gpu.ld_global_b32(at) };
             if !is_scale(bits) {
                 let fault = CheckFault {

@@ -8,14 +8,14 @@
 //! ```text
 //! for each tile of this warp, four or so ahead in flight:
 //!     scores  = keys · queryᵀ                      16 tokens x 8 heads, tensor cores
-//!     softcap, ALiBi, keys before the window       only in kernels with mods
+//!     softcap, ALiBi, keys before the window       only in kernels with score mods
 //!     max, sum, acc rescaled                       online softmax, base 2
 //!     acc    += valuesᵀ · probs                    head_size_v x 8 heads, tensor cores
 //! partials of the warps are merged through shared memory
 //! a sequence of one split is finished: out, lse; else partial_out, partial_lse
 //! ```
 //!
-//! Kernels with mods count tokens and splits from the window's first group of 8, so that a window needs no more
+//! Kernels with score mods count tokens and splits from the window's first group of 8, so that a window needs no more
 //! thread blocks than it has tokens for, and take sinks into account where a sequence is finished.
 
 use core::marker::PhantomData;

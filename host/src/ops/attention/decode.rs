@@ -81,7 +81,7 @@ pub struct CheckedDecode<'a> {
     pub(super) shape: AttentionShape,
     /// The compiled kernel's most query heads per thread block.
     pub(super) heads_per_cta: u32,
-    /// Whether the kernel is one with a rule.
+    /// Whether the kernel is one with score mods.
     pub(super) ruled: bool,
     pub(super) stage1: &'static Entry,
 }
