@@ -74,8 +74,8 @@ impl ScoreParams {
     }
 }
 
-/// The score of one key, `(position, key)` of query and key, of its product times its scale: all rules, for who computes
-/// one score at a time.
+/// The score of one key, of the product times its scale, by all the rules; `(position, key)` are of query and key. For
+/// whoever computes one score at a time.
 ///
 /// # Safety
 /// `head` exists. The parameters' slopes, if there are any, are one for each head.
