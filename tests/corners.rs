@@ -125,8 +125,8 @@ impl Step {
             &[0, i32::try_from(tokens).expect("few")],
         );
         let mut options = DecodeOptions::default().split_policy(self.policy);
-        options.sliding_window = self.window;
-        options.softcap = self.softcap;
+        options.score_mods.sliding_window = self.window;
+        options.score_mods.softcap = self.softcap;
         let (out, lse);
         if is_mla {
             let query_shape = [1, tokens, heads, size];
@@ -190,8 +190,8 @@ impl Step {
                 launch!(request, machine);
             } else {
                 let mut options = UnifiedOptions::default();
-                options.sliding_window = self.window;
-                options.softcap = self.softcap;
+                options.score_mods.sliding_window = self.window;
+                options.score_mods.softcap = self.softcap;
                 options.split_policy = self.policy;
                 let request = UnifiedRequest {
                     query: query.view(),

@@ -8,7 +8,7 @@ use common::parts::{Refusal, parts};
 use common::{case, machines};
 use ferroattn::cases::fill::{self, Amount, DecodeTensors, POISON};
 use ferroattn::cases::{Case, DecodeCase, DeviceDecode};
-use ferroattn::ops::{AlibiForm, AlibiSlopes, DecodeOptions, DecodeRequest};
+use ferroattn::ops::{AlibiForm, AlibiSlopes, DecodeOptions, DecodeRequest, ScoreMods};
 use ferroattn::plan::{DeviceInfo, SplitPolicy};
 use ferroattn::reference::HostTensor;
 use ferroattn::runtime::{Buffer, Runtime};
@@ -55,25 +55,25 @@ fn floats(shape: &[usize]) -> TensorView<'static> {
 fn options_that_do_not_fit_are_named() {
     let table: [Refusal<Step>; 5] = [
         (
-            |s| s.options.sliding_window = Some(0),
+            |s| s.options.score_mods.sliding_window = Some(0),
             "`sliding_window` must be between 1 and 1073741823, but it is 0",
         ),
         (
-            |s| s.options.softcap = Some(f32::INFINITY),
+            |s| s.options.score_mods.softcap = Some(f32::INFINITY),
             "`softcap` must be positive and finite, but it is inf",
         ),
         (
-            |s| s.options.sinks = Some(floats(&[8])),
+            |s| s.options.score_mods.sinks = Some(floats(&[8])),
             "`sinks` must be [num_query_heads] = [64], but its shape is [8]",
         ),
         (
-            |s| s.options.sinks = Some(parts(Dtype::Bf16, &[64]).view()),
+            |s| s.options.score_mods.sinks = Some(parts(Dtype::Bf16, &[64]).view()),
             "`sinks` must be f32, but its dtype is bf16",
         ),
         (
             |s| {
                 let (slopes, form) = (floats(&[64, 1]), AlibiForm::Linear);
-                s.options.alibi = Some(AlibiSlopes { slopes, form });
+                s.options.score_mods.alibi = Some(AlibiSlopes { slopes, form });
             },
             "`alibi_slopes` must be [num_query_heads] = [64], but its shape is [64, 1]",
         ),
@@ -89,24 +89,28 @@ fn options_that_do_not_fit_are_named() {
     }
 }
 
+fn window(keys: u32) -> ScoreMods<'static> {
+    ScoreMods::default().sliding_window(keys)
+}
+
 #[test]
 fn a_window_sizes_the_grid_whatever_the_context() {
     let plain = DecodeOptions::default();
     // (sequences, options) -> how the plan begins
     let table = [
         (
-            (64, plain.sliding_window(128).sinks(floats(&[64]))),
+            (64, plain.score_mods(window(128).sinks(floats(&[64])))),
             "1 splits of 192 tokens; decode_gqa_bf16_d64_h8_rule grid [8, 1, 64] x 128 threads; workspace 0 B",
         ),
         (
-            (64, plain.sliding_window(1)),
+            (64, plain.score_mods(window(1))),
             "1 splits of 64 tokens; decode_gqa_bf16_d64_h8_rule grid [8, 1, 64]",
         ),
         (
             (
                 1,
                 plain
-                    .sliding_window(2000)
+                    .score_mods(window(2000))
                     .split_policy(SplitPolicy::Fixed(64)),
             ),
             "32 splits of 64 tokens; decode_gqa_bf16_d64_h8_rule grid [8, 32, 1]",
@@ -115,7 +119,7 @@ fn a_window_sizes_the_grid_whatever_the_context() {
             (
                 1,
                 plain
-                    .softcap(30.0)
+                    .score_mods(ScoreMods::default().softcap(30.0))
                     .split_policy(SplitPolicy::BatchInvariant),
             ),
             "8 splits of 1024 tokens; decode_gqa_bf16_d64_h8_rule grid [8, 8, 1]",
@@ -144,8 +148,11 @@ fn a_short_window_takes_the_shared_memory_of_its_tiles() {
     };
     let plain = DecodeOptions::default();
     // Four warps' tiles of 16 tokens, 4 KiB each: three for 128 tokens that begin anywhere.
-    assert_eq!(shared(plain.sliding_window(128)), 4 * 3 * 4096);
-    assert_eq!(shared(plain.softcap(50.0)), shared(plain));
+    assert_eq!(shared(plain.score_mods(window(128))), 4 * 3 * 4096);
+    assert_eq!(
+        shared(plain.score_mods(ScoreMods::default().softcap(50.0))),
+        shared(plain)
+    );
 }
 
 const SEED: u64 = 3;

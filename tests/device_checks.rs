@@ -11,7 +11,7 @@ use ferroattn::cases::{
 };
 use ferroattn::emulator::Emulator;
 use ferroattn::error::CheckError;
-use ferroattn::ops::{CHECK_BYTES, DecodeOptions, UnifiedOptions, check_result};
+use ferroattn::ops::{CHECK_BYTES, DecodeOptions, ScoreMods, UnifiedOptions, check_result};
 use ferroattn::plan::DeviceInfo;
 use ferroattn::reference::HostTensor;
 use ferroattn::runtime::{Buffer, DeviceMemory, Launcher, Runtime};
@@ -245,7 +245,7 @@ fn entries_before_a_window_may_never_have_been_written() {
     let mut device = DeviceDecode::new(&machine, tensors).expect("memory");
     let options = DecodeOptions::default()
         .check(case.check)
-        .sliding_window(20);
+        .score_mods(ScoreMods::default().sliding_window(20));
     let mut request = device.request(0, case.scale(), options).expect("views");
     request.block_table = view.expect("two strides");
     let checked = request.check().expect("a good request");

@@ -7,7 +7,7 @@ use common::parts::{Parts, launched, parts, refused_plan};
 use ferroattn::ops::{
     AlibiForm, AlibiSlopes, CheckMode, CheckedDecode, CheckedDecodeMla, CheckedDecodeMlaEntry,
     CheckedUnified, DecodeMlaEntryRequest, DecodeMlaRequest, DecodeOptions, DecodeRequest,
-    EntryForm, EntryTokens, UnifiedOptions, UnifiedRequest,
+    EntryForm, EntryTokens, ScoreMods, UnifiedOptions, UnifiedRequest,
 };
 use ferroattn::plan::{DeviceInfo, SplitPolicy};
 use ferroattn::runtime::Launch;
@@ -98,7 +98,12 @@ fn a_decode_plan_fits_nothing_else() {
             "kernel decode_gqa_bf16_d64_h8, but the request has decode_gqa_f16_d64_h8",
         ),
         (
-            decode(3, 20, Dtype::Bf16, options.alibi(slopes)),
+            decode(
+                3,
+                20,
+                Dtype::Bf16,
+                options.score_mods(ScoreMods::default().alibi(slopes)),
+            ),
             "kernel decode_gqa_bf16_d64_h8, but the request has decode_gqa_bf16_d64_h8_rule",
         ),
         (
@@ -118,7 +123,8 @@ fn a_decode_plan_fits_nothing_else() {
         );
     }
     // A window of one sort of layers is no window of another.
-    let windowed = |keys| decode(3, 20, Dtype::Bf16, options.sliding_window(keys));
+    let window = |keys| ScoreMods::default().sliding_window(keys);
+    let windowed = |keys| decode(3, 20, Dtype::Bf16, options.score_mods(window(keys)));
     let plan = windowed(100).plan(&DeviceInfo::H200).unwrap();
     let message = refused_plan(|workspace, to| windowed(200).launch(&plan, workspace, to));
     assert_eq!(
@@ -226,7 +232,7 @@ fn a_unified_plan_fits_nothing_else() {
             unified(
                 40,
                 3,
-                unified_options(|options| options.sliding_window = Some(9)),
+                unified_options(|options| options.score_mods.sliding_window = Some(9)),
             ),
             "sliding_window 0, but the request has 9",
         ),

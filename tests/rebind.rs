@@ -9,7 +9,7 @@ use common::rebind::{FIRST, Layer, SECOND, rebinds, refuses};
 use ferroattn::ops::{
     AlibiForm, AlibiSlopes, CheckMode, CheckedDecodeMlaEntry, DecodeMlaEntryRequest,
     DecodeMlaRequest, DecodeOptions, DecodeRequest, EntryForm, EntryTokens, KvScales, MlaScales,
-    UnifiedOptions, UnifiedRequest, WindowTokens,
+    ScoreMods, UnifiedOptions, UnifiedRequest, WindowTokens,
 };
 use ferroattn::plan::{DeviceInfo, SplitPolicy};
 use ferroattn::tensor::Dtype;
@@ -33,11 +33,14 @@ fn decode(mut layer: Layer, cache: Dtype) -> DecodeRequest<'static> {
             v_scale: layer.view(Dtype::F32, &[2]),
         }),
         options: DecodeOptions::default()
-            .alibi(AlibiSlopes {
-                slopes: layer.view(Dtype::F32, &[8]),
-                form: AlibiForm::Linear,
-            })
-            .sinks(layer.view(Dtype::F32, &[8]))
+            .score_mods(
+                ScoreMods::default()
+                    .alibi(AlibiSlopes {
+                        slopes: layer.view(Dtype::F32, &[8]),
+                        form: AlibiForm::Linear,
+                    })
+                    .sinks(layer.view(Dtype::F32, &[8])),
+            )
             .check(CheckMode::Device),
     }
 }
@@ -65,7 +68,7 @@ fn a_step_of_unified_attention_is_rebound() {
             let cache_shape = [100, 16, 2, 64];
             let mut options = UnifiedOptions::default()
                 .causal_flags(layer.view(Dtype::U8, &[3]))
-                .sinks(layer.view(Dtype::F32, &[8]))
+                .score_mods(ScoreMods::default().sinks(layer.view(Dtype::F32, &[8])))
                 .num_decodes(num_decodes)
                 .check(check);
             options.max_query_len = max_query_len;
@@ -281,7 +284,7 @@ fn what_is_not_alike_is_refused() {
             "`softmax_scale` must be positive and finite, but it is 0",
         ),
         (
-            |r| r.options = r.options.sliding_window(7),
+            |r| r.options.score_mods.sliding_window = Some(7),
             "`sliding_window` must be None as before, but it is Some(7)",
         ),
         (

@@ -174,7 +174,7 @@ fn tensors_that_do_not_fit_are_named() {
                 "`softmax_scale` must be positive and finite, but it is NaN",
             ),
             (
-                |s| s.options.softcap = Some(7.0),
+                |s| s.options.score_mods.softcap = Some(7.0),
                 "`options.softcap` must be absent for MLA decode, but it is given",
             ),
             (

@@ -6,7 +6,9 @@ mod common;
 
 use common::parts::{Parts, Refusal, Untouched, parts};
 use ferroattn::Error;
-use ferroattn::ops::{AlibiForm, AlibiSlopes, CheckMode, KvScales, UnifiedOptions, UnifiedRequest};
+use ferroattn::ops::{
+    AlibiForm, AlibiSlopes, CheckMode, KvScales, ScoreMods, UnifiedOptions, UnifiedRequest,
+};
 use ferroattn::plan::{DeviceInfo, SplitPolicy};
 use ferroattn::tensor::Dtype;
 
@@ -172,22 +174,22 @@ fn options_that_do_not_fit_are_named() {
     type Change<'a> = &'a dyn Fn(&mut UnifiedOptions<'static>);
     let table: [(Change<'_>, &str); 10] = [
         (
-            &|o| o.sliding_window = Some(0),
+            &|o| o.score_mods.sliding_window = Some(0),
             "`sliding_window` must be between 1 and 1073741823, but it is 0",
         ),
         (
-            &|o| o.softcap = Some(-1.0),
+            &|o| o.score_mods.softcap = Some(-1.0),
             "`softcap` must be positive and finite, but it is -1",
         ),
         (
-            &|o| o.sinks = Some(one()),
+            &|o| o.score_mods.sinks = Some(one()),
             "`sinks` must be [num_query_heads] = [8], but its shape is [1]",
         ),
         (
             &|o| {
                 let slopes = parts(Dtype::F32, &[2]).view();
                 let form = AlibiForm::Linear;
-                o.alibi = Some(AlibiSlopes { slopes, form });
+                o.score_mods.alibi = Some(AlibiSlopes { slopes, form });
             },
             "`alibi_slopes` must be [num_query_heads] = [8], but its shape is [2]",
         ),
@@ -293,9 +295,10 @@ fn a_plan_says_what_runs() {
     );
     assert_eq!(launches, 2);
     // A rule takes other kernels.
-    let rules: [&dyn Fn(&mut Unified); 2] = [&|u| u.options.softcap = Some(30.0), &|u| {
-        u.options.sliding_window = Some(30)
-    }];
+    let rules: [&dyn Fn(&mut Unified); 2] =
+        [&|u| u.options.score_mods.softcap = Some(30.0), &|u| {
+            u.options.score_mods.sliding_window = Some(30)
+        }];
     for rule in rules {
         let (text, launches) = plan(&|u| {
             u.options.num_decodes = 2;
@@ -370,10 +373,13 @@ fn options_are_built_one_by_one() {
     let built = UnifiedOptions::default()
         .causal(false)
         .causal_flags(tensor(Dtype::U8))
-        .sliding_window(1)
-        .softcap(2.0)
-        .alibi(slopes)
-        .sinks(tensor(Dtype::F16))
+        .score_mods(
+            ScoreMods::default()
+                .sliding_window(1)
+                .softcap(2.0)
+                .alibi(slopes)
+                .sinks(tensor(Dtype::F16)),
+        )
         .output_scale(tensor(Dtype::Bf16))
         .num_decodes(3)
         .max_query_len(4)
@@ -384,10 +390,10 @@ fn options_are_built_one_by_one() {
     let mut set = UnifiedOptions::default();
     set.causal = false;
     set.causal_flags = Some(tensor(Dtype::U8));
-    set.sliding_window = Some(1);
-    set.softcap = Some(2.0);
-    set.alibi = Some(slopes);
-    set.sinks = Some(tensor(Dtype::F16));
+    set.score_mods.sliding_window = Some(1);
+    set.score_mods.softcap = Some(2.0);
+    set.score_mods.alibi = Some(slopes);
+    set.score_mods.sinks = Some(tensor(Dtype::F16));
     set.output_scale = Some(tensor(Dtype::Bf16));
     set.num_decodes = 3;
     set.max_query_len = Some(4);

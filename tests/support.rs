@@ -8,7 +8,7 @@ use common::matrix::{DTYPES, Judge, heads};
 use common::parts::parts;
 use ferroattn::ops::{
     DecodeMlaEntryRequest, DecodeMlaRequest, DecodeOptions, DecodeRequest, EntryForm, EntryTokens,
-    KvScales, MlaScales, UnifiedOptions, UnifiedRequest,
+    KvScales, MlaScales, ScoreMods, UnifiedOptions, UnifiedRequest,
 };
 use ferroattn::plan::support::{
     Cache, Operation, Output, Role, Scales, Support, Tensors, role, rows, supports,
@@ -122,7 +122,7 @@ impl Asked {
     fn unified(self, num_tokens: usize, sliding_window: Option<u32>) -> Result<()> {
         let (head_size, head_size_v) = (self.sizes.0 as usize, self.sizes.1 as usize);
         let mut options = UnifiedOptions::default();
-        options.sliding_window = sliding_window;
+        options.score_mods.sliding_window = sliding_window;
         options.output_scale = (self.out == Dtype::F8E4m3).then(|| parts(Dtype::F32, &[1]).view());
         let request = UnifiedRequest {
             query: parts(self.query, &[num_tokens, HEADS, head_size]).view(),
@@ -190,7 +190,8 @@ fn decode_takes_what_the_matrix_has() {
         asked.decode(DecodeOptions::default())
     });
     judge(Operation::Decode, &sizes, |asked| {
-        asked.decode(DecodeOptions::default().sliding_window(9).softcap(30.0))
+        let mods = ScoreMods::default().sliding_window(9).softcap(30.0);
+        asked.decode(DecodeOptions::default().score_mods(mods))
     });
 }
 

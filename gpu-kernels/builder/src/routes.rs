@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use gpu_kernels::decode::{DecodeTile, merge as merge_splits};
 use gpu_kernels::dtype::CacheDtype;
-use gpu_kernels::entry::{ENTRIES, Entry, HOPPER, Variant};
+use gpu_kernels::entry::{ENTRIES, Entry, EntryId, HOPPER, Variant};
 use gpu_kernels::mla::{RAW_STAGES, STAGES};
 use gpu_kernels::prefill::PrefillTile;
 use serde::Deserialize;
@@ -302,7 +302,7 @@ fn parse_times(text: &str) -> Result<Vec<Times>> {
                     Variant::CheckPaged
                         | Variant::CheckSlots
                         | Variant::CheckGather
-                        | Variant::CheckPairs
+                        | Variant::Only(EntryId::check_pairs)
                 )
             };
             let entry = record.plan.split([' ', ';']).find_map(|word| {

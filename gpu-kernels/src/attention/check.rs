@@ -10,6 +10,7 @@
 //! The first lane to find a fault claims the record; kernels behind it ask [`found_fault`] and leave their outputs
 //! alone.
 
+use crate::attention::mask::first_seen;
 use crate::entry::Variant;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP, div};
@@ -25,7 +26,7 @@ pub const THREADS: u32 = 4 * WARP;
 /// `check` is 0 or a valid record that nobody is writing.
 #[inline(always)]
 pub(crate) unsafe fn found_fault<G: Gpu>(gpu: G, check: u64) -> bool {
-    // SAFETY: as the caller promises.
+    // SAFETY: a record that nobody is writing: this kernel runs behind the check that wrote it.
     check != 0 && unsafe { gpu.ld_global_b32(check) } != 0
 }
 
@@ -39,11 +40,11 @@ pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
     let (seq, part) = (gpu.cta_idx_x(), gpu.cta_idx_y());
     if seq == 0 && part == 0 {
         unroll!([4] i in 0..4 {
-            // SAFETY: as the caller promises; a valid record.
+            // SAFETY: lists as long as they say (the host's), and a valid record.
             unsafe { check_scales(gpu, params.check, params.scales[i]) };
         });
     }
-    // SAFETY: as the caller promises.
+    // SAFETY: the host's check holds `query_start_loc` to one start more than there are sequences; all lanes come here.
     let query_len = unsafe { query_len(gpu, params, seq) };
     if query_len == 0 {
         return;
@@ -64,7 +65,7 @@ pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
         unsafe { report_once(gpu, params.check, fault) };
         return;
     }
-    let first = first_key(seq_len, query_len, params.sliding_window);
+    let first = first_seen(seq_len, query_len, params.mask);
     let row = params.block_table + 4 * (seq as u64 * params.stride_block_table as u64);
     // SAFETY: the host refuses empty blocks.
     let (begin, end) = unsafe {
@@ -103,17 +104,6 @@ pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
     }
 }
 
-/// The first key that a query of the sequence sees.
-#[inline(always)]
-fn first_key(seq_len: u32, query_len: u32, sliding_window: u32) -> u32 {
-    let before = seq_len as i64 - query_len as i64 - sliding_window as i64 + 1;
-    if sliding_window == 0 || before < 0 {
-        0
-    } else {
-        before as u32
-    }
-}
-
 /// How many query tokens the sequence has, after checking that they lie within all, after those of the sequence
 /// before, are not too many, and are where a decode's is; 0 if they do not.
 ///
@@ -125,7 +115,7 @@ unsafe fn query_len<G: Gpu>(gpu: G, params: &CheckPagedParams, seq: u32) -> u32 
         return params.query_len;
     }
     let at = params.query_start_loc + 4 * seq as u64;
-    // SAFETY: as the caller promises.
+    // SAFETY: the host's check holds `query_start_loc` to one start more than there are sequences.
     let (start, end) = unsafe { (gpu.ld_global_b32(at), gpu.ld_global_b32(at + 4)) };
     let (first, last) = (start as i32, end as i32);
     let mut fault = CheckFault {
@@ -173,7 +163,7 @@ unsafe fn check_token_scales<G: Gpu>(
                 + (block * scales.stride_block) as u64
                 + slot as u64 * scales.stride_slot as u64
                 + head as u64 * scales.stride_head as u64;
-            // SAFETY: as the caller promises.
+            // SAFETY: scales beside the cache are of its shape (the host's `check_scales`): block, slot and head are.
             let bits = unsafe { gpu.ld_global_b32(at) };
             if !is_scale(bits) {
                 let fault = CheckFault {
@@ -202,7 +192,7 @@ pub unsafe fn check_slots<G: Gpu>(gpu: G, params: &CheckSlotsParams) {
     let layer = gpu.cta_idx_y();
     if gpu.cta_idx_x() == 0 && layer == 0 {
         unroll!([4] i in 0..3 {
-            // SAFETY: as the caller promises; a valid record.
+            // SAFETY: lists as long as they say (the host's), and a valid record.
             unsafe { check_scales(gpu, params.check, params.scales[i]) };
         });
     }
@@ -267,12 +257,12 @@ pub unsafe fn check_slots<G: Gpu>(gpu: G, params: &CheckSlotsParams) {
 /// are tokens, that nobody touches in another way.
 #[inline(always)]
 unsafe fn same_slot<G: Gpu>(gpu: G, mask: u32, seen: u64, slots: u64, token: u32) -> Option<u32> {
-    // SAFETY: as the caller promises.
+    // SAFETY: `token` is one of the tokens of `slot_mapping`: the contract of `same_slot`.
     let slot_of = |token: u32| unsafe { gpu.ld_global_b64(slots + 8 * token as u64) };
     let slot = slot_of(token);
     let mut place = (slot as u32).wrapping_mul(0x9e37_79b1) & mask;
     loop {
-        // SAFETY: as the caller promises.
+        // SAFETY: a place of the table, which `mask` cuts to.
         let found = unsafe { gpu.atomic_cas_global_b32(seen + 4 * place as u64, 0, token + 1) };
         if found == 0 {
             return None;
@@ -292,7 +282,7 @@ unsafe fn same_slot<G: Gpu>(gpu: G, mask: u32, seen: u64, slots: u64, token: u32
 pub(crate) unsafe fn check_scales<G: Gpu>(gpu: G, check: u64, scales: ScaleList) {
     let mut at = gpu.thread_idx();
     while at < scales.count {
-        // SAFETY: as the caller promises.
+        // SAFETY: the list is as long as it says: the host makes it of tensors that it checked.
         let bits = unsafe { gpu.ld_global_b32(scales.address + at as u64 * scales.stride as u64) };
         if !is_scale(bits) {
             let fault = CheckFault {
@@ -302,7 +292,7 @@ pub(crate) unsafe fn check_scales<G: Gpu>(gpu: G, check: u64, scales: ScaleList)
                 value: bits as i64,
                 ..CheckFault::NONE
             };
-            // SAFETY: as the caller promises.
+            // SAFETY: a valid record: the contract of `check_scales`.
             unsafe { report(gpu, check, fault) };
         }
         at += THREADS;
@@ -322,7 +312,7 @@ fn is_scale(bits: u32) -> bool {
 #[inline(always)]
 unsafe fn report_once<G: Gpu>(gpu: G, check: u64, fault: CheckFault) {
     if gpu.thread_idx() == 0 {
-        // SAFETY: as the caller promises.
+        // SAFETY: a valid record: the contract of `report_once`.
         unsafe { report(gpu, check, fault) };
     }
 }
@@ -357,7 +347,7 @@ impl Kernel for CheckPaged {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &CheckPagedParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: whoever launches keeps the kernel's conditions.
         unsafe { check_paged(gpu, params) }
     }
 }
@@ -373,7 +363,7 @@ impl Kernel for CheckSlots {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &CheckSlotsParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: whoever launches keeps the kernel's conditions.
         unsafe { check_slots(gpu, params) }
     }
 }

@@ -87,7 +87,7 @@ impl Lse {
     #[inline(always)]
     #[track_caller]
     pub unsafe fn load<G: Gpu>(gpu: G, address: u64, index: u64) -> Self {
-        // SAFETY: as the caller promises.
+        // SAFETY: `index` was written by a kernel ahead of this one, as this function's contract has it.
         let bits = unsafe { gpu.ld_global_b64(address + Self::BYTES * index) };
         Self {
             max: f32::from_bits(bits as u32),

@@ -9,6 +9,5 @@ pub(crate) mod out;
 pub mod paged_kv;
 pub mod query;
 pub mod score_mods;
-pub mod score_mods_rows;
 pub(crate) mod sequence;
 pub mod tile;

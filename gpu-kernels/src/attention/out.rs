@@ -14,7 +14,7 @@ pub(crate) unsafe fn sink_log2<G: Gpu>(gpu: G, params: &ScoreParams, head: u32) 
     if params.sinks == 0 {
         return f32::NEG_INFINITY;
     }
-    // SAFETY: as the caller promises.
+    // SAFETY: one sink for each query head: the host's `check_per_head`; `head` is one of the query's.
     let sink = unsafe { gpu.ld_global_b32(params.sinks + 4 * head as u64) };
     f32::from_bits(sink) * core::f32::consts::LOG2_E
 }

@@ -63,7 +63,8 @@ impl BlockWindow {
             current: none,
             next: none,
         };
-        // SAFETY: as the caller promises; twice, so that both halves are filled.
+        // SAFETY: the row names every token below `end`, as this function's contract has it; twice, so that both
+        // halves are filled.
         unsafe {
             window.advance(gpu);
             window.advance(gpu);
@@ -98,7 +99,7 @@ impl BlockWindow {
     /// Converged.
     #[inline(always)]
     pub unsafe fn locate<G: Gpu>(&self, gpu: G, group: u32) -> (u32, u32) {
-        // SAFETY: converged, as the caller promises.
+        // SAFETY: converged, as this function's contract has it.
         unsafe {
             (
                 gpu.shfl(self.current.block, group),

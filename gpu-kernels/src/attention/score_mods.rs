@@ -1,113 +1,120 @@
-//! What becomes of products before the softmax, where tokens are the rows of a tile and query heads its columns.
+//! What becomes of a score between the product and the softmax: softcap, then ALiBi.
+//!
+//! A rule is written here once, for one score, whichever lane holds it. [`DecodeMods`](crate::decode::DecodeMods) and
+//! [`PrefillMods`](crate::prefill::PrefillMods) apply it to the scores of a tile, each in the layout of its registers.
 
-use crate::attention::mask::Alibi;
-use crate::attention::score_mods_rows::cap;
-use crate::attention::tile::HEADS;
-use crate::decode::KvTile;
+use crate::attention::mask::Visible;
 use crate::gpu::Gpu;
-use crate::gpu::unroll::unroll;
 use crate::params::ScoreParams;
 
-/// Softcap, ALiBi and the start of the window, for the query heads of a warp and one query token, the last of its
-/// sequence: it sees every key from the window's first on.
+/// What the rules have to know of a query head.
 #[derive(Clone, Copy, Debug)]
-pub struct HeadRule<const HEAD_TILES: usize> {
-    /// As in the parameters.
-    cap_log2: f32,
-    /// Whether there are slopes, and what they multiply.
-    has_alibi: bool,
-    is_sqrt: bool,
-    /// Of heads `2 (lane % 4)` and `+ 1` of each tile: plain numbers, which every
-    /// compiler keeps in registers.
-    slopes_log2: [[f32; 2]; HEAD_TILES],
-    /// Of the query token.
-    position: i32,
+pub struct HeadMods {
+    /// ALiBi's, times log2 e.
+    slope_log2: f32,
 }
 
-impl<const HEAD_TILES: usize> HeadRule<HEAD_TILES> {
-    /// Scores are products times their scale.
-    pub const NONE: Self = Self {
-        cap_log2: 0.0,
-        has_alibi: false,
-        is_sqrt: false,
-        slopes_log2: [[0.0; 2]; HEAD_TILES],
-        position: 0,
-    };
+impl HeadMods {
+    /// Of a head that does not exist, or of which nothing has to be known.
+    pub(crate) const NONE: Self = Self { slope_log2: 0.0 };
+}
 
-    /// The rule for `num_heads` query heads from `first_head` on.
+impl ScoreParams {
+    /// Whether scores are more than products times their scale.
+    #[inline(always)]
+    pub(crate) fn modifies(&self) -> bool {
+        self.softcap_log2 != 0.0 || self.has_bias()
+    }
+
+    /// The rules that look at nothing but the score, a product times its scale: what comes out is in powers of two.
+    #[inline(always)]
+    pub(crate) fn transform<G: Gpu>(&self, gpu: G, mut score: f32) -> f32 {
+        if self.softcap_log2 != 0.0 {
+            score = cap(gpu, score, self.softcap_log2);
+        }
+        score
+    }
+
+    /// Whether there is a bias: something to be known of heads, and to be added to their scores.
+    #[inline(always)]
+    pub(crate) fn has_bias(&self) -> bool {
+        self.alibi_slopes != 0
+    }
+
+    /// What has to be known of query head `head`, if there is a bias.
     ///
     /// # Safety
-    /// The parameters' slopes, if there are any, are one for each head.
+    /// The head exists. The slopes' address is not 0, and there is one for each head.
     #[inline(always)]
-    pub unsafe fn load<G: Gpu>(
-        gpu: G,
-        params: &ScoreParams,
-        first_head: u32,
-        num_heads: u32,
-        position: i32,
-    ) -> Self {
-        let has_alibi = params.alibi_slopes != 0;
-        let mut slopes_log2 = [[0.0; 2]; HEAD_TILES];
-        unroll!([2] tile in 0..HEAD_TILES {
-            unroll!([2] i in 0..2 {
-                let head = tile as u32 * HEADS + gpu.lane() % 4 * 2 + i as u32;
-                if has_alibi && head < num_heads {
-                    // SAFETY: a head that exists, and slopes are given.
-                    let alibi = unsafe { Alibi::of_head(gpu, params, first_head + head) };
-                    slopes_log2[tile][i] = alibi.slope_log2;
-                }
-            });
-        });
-        Self {
-            cap_log2: params.softcap_log2,
-            has_alibi,
-            is_sqrt: params.flags & ScoreParams::ALIBI_SQRT != 0,
-            slopes_log2,
-            position,
+    pub(crate) unsafe fn load_head<G: Gpu>(&self, gpu: G, head: u32) -> HeadMods {
+        // SAFETY: the caller has seen that there are slopes; the host's check holds them to one for each query head.
+        let slope = unsafe { gpu.ld_global_b32(self.alibi_slopes + 4 * head as u64) };
+        HeadMods {
+            slope_log2: f32::from_bits(slope) * core::f32::consts::LOG2_E,
         }
     }
 
-    /// Makes scores in powers of two of products: scale, softcap, ALiBi, and minus infinity for keys before the
-    /// window.
+    /// What is added to a head's score of key `key` for the query at `position`, in powers of two.
     #[inline(always)]
-    pub(crate) fn apply<G: Gpu>(
+    pub(crate) fn bias_log2<G: Gpu>(
         &self,
         gpu: G,
-        scores: &mut [[f32; 4]; HEAD_TILES],
-        scale_log2: &[[f32; 2]; HEAD_TILES],
-        tile: &KvTile,
-    ) {
-        // A lane holds tokens `lane / 4` and `+ 8`, of each two heads.
-        let row = gpu.lane() / 4;
-        unroll!([2] at in 0..HEAD_TILES {
-            unroll!([4] i in 0..4 {
-                let mut score = scores[at][i] * scale_log2[at][i % 2];
-                if self.cap_log2 != 0.0 {
-                    score = cap(gpu, score, self.cap_log2);
-                }
-                scores[at][i] = score;
-            });
-        });
-        if self.has_alibi {
-            unroll!([2] at in 0..HEAD_TILES {
-                unroll!([4] i in 0..4 {
-                    let alibi = Alibi {
-                        slope_log2: self.slopes_log2[at][i % 2],
-                        is_sqrt: self.is_sqrt,
-                    };
-                    let key = tile.token + row + (i / 2 * 8) as u32;
-                    scores[at][i] += alibi.bias_log2(gpu, key, self.position, self.position);
-                });
-            });
-        }
-        if tile.skipped > 0 {
-            unroll!([2] at in 0..HEAD_TILES {
-                unroll!([4] i in 0..4 {
-                    if tile.skipped > row + (i / 2 * 8) as u32 {
-                        scores[at][i] = f32::NEG_INFINITY;
-                    }
-                });
-            });
+        head: HeadMods,
+        key: u32,
+        position: i32,
+        context_len: i32,
+    ) -> f32 {
+        if self.flags & ScoreParams::ALIBI_SQRT != 0 {
+            let distance = (position - key as i32).max(0) as f32;
+            // The root by its logarithm: 0 gives 2^-inf.
+            -head.slope_log2 * gpu.exp2(0.5 * gpu.log2(distance))
+        } else {
+            head.slope_log2 * (key as i32 - context_len) as f32
         }
     }
 }
+
+/// The score of one key, of the product times its scale, by all the rules; `(position, key)` are of query and key. For
+/// whoever computes one score at a time.
+///
+/// # Safety
+/// `head` exists. The parameters' slopes, if there are any, are one for each head.
+#[inline(always)]
+pub unsafe fn score_of_key<G: Gpu>(
+    gpu: G,
+    params: &ScoreParams,
+    visible: Visible,
+    head: u32,
+    (position, key): (i32, u32),
+    score: f32,
+) -> f32 {
+    let mut score = params.transform(gpu, score);
+    if params.has_bias() {
+        // SAFETY: a head that exists, as the caller says, and there is a bias.
+        let head = unsafe { params.load_head(gpu, head) };
+        score += params.bias_log2(gpu, head, key, position, visible.context_len);
+    }
+    score
+}
+
+/// The softcap of a score that was multiplied by `2 log2 e / softcap`; the result is in powers of two.
+#[inline(always)]
+fn cap<G: Gpu>(gpu: G, score: f32, cap_log2: f32) -> f32 {
+    // tanh(x) = 1 - 2 / (e^2x + 1), with e^2x = 2^score: no infinity minus infinity.
+    let tanh = gpu.fma(-2.0, gpu.recip(gpu.exp2(score) + 1.0), 1.0);
+    if cap_log2 < MOST_CANCELLED {
+        return cap_log2 * tanh;
+    }
+    // Near 0 that is a small difference of large numbers: off by 2^-23, which a large cap multiplies. There the series
+    // is as good as f32, x - x^3 / 3 + 2 x^5 / 15 - 17 x^7 / 315 + 62 x^9 / 2835.
+    let x = score * (0.5 * core::f32::consts::LN_2);
+    let square = x * x;
+    let mut series = gpu.fma(square, 62.0 / 2835.0, -17.0 / 315.0);
+    series = gpu.fma(square, series, 2.0 / 15.0);
+    series = gpu.fma(square, series, -1.0 / 3.0);
+    series = gpu.fma(square * series, x, x);
+    cap_log2 * if x.abs() < 0.25 { series } else { tanh }
+}
+
+/// Caps, times log2 e, of which 2^-23 does not matter.
+const MOST_CANCELLED: f32 = 256.0;

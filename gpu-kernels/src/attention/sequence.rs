@@ -2,6 +2,7 @@
 
 use crate::attention::mask::Visible;
 use crate::gpu::Gpu;
+use crate::params::MaskParams;
 
 /// The length of sequence `seq`, between 0 and what its row of the block table can name.
 ///
@@ -15,7 +16,7 @@ pub(crate) unsafe fn seq_len<G: Gpu>(
     seq: u32,
     max: u32,
 ) -> u32 {
-    // SAFETY: as the caller promises.
+    // SAFETY: the host's check holds `seq_lens` to one length a sequence, and grids to sequences.
     clamp_len(
         unsafe { gpu.ld_global_b32(seq_lens + 4 * (seq as u64 * stride as u64)) },
         max,
@@ -34,8 +35,8 @@ pub(crate) fn clamp_len(seq_len: u32, max: u32) -> u32 {
 
 /// The first key that the last of `seq_len` tokens sees.
 #[inline(always)]
-pub(crate) fn first_key(seq_len: u32, sliding_window: u32) -> u32 {
-    let visible = Visible::of_last(seq_len, sliding_window);
+pub(crate) fn first_key(seq_len: u32, mask: MaskParams) -> u32 {
+    let visible = Visible::of_last(seq_len, mask);
     visible.first(visible.position(0))
 }
 
@@ -54,7 +55,7 @@ pub(crate) unsafe fn query_row<G: Gpu>(
         return Some(seq);
     }
     let at = query_start_loc + 4 * seq as u64;
-    // SAFETY: as the caller promises.
+    // SAFETY: the host's check holds `query_start_loc` to one start more than there are sequences.
     let (start, next) = unsafe { (gpu.ld_global_b32(at), gpu.ld_global_b32(at + 4)) };
     // A table that does not increase gives a sequence without tokens.
     (start < next.min(num_tokens)).then_some(start)

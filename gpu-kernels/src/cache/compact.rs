@@ -12,7 +12,7 @@
 //! A row is a sequence's part of the block table, or 1,024 slots. Ids follow the order of the blocks, so they
 //! do not depend on who comes first.
 
-use crate::entry::Variant;
+use crate::entry::{EntryId, Variant};
 use crate::gpu::{Gpu, WARP};
 use crate::kernel::Kernel;
 use crate::params::CompactParams;
@@ -247,7 +247,7 @@ pub enum CompactMark {}
 
 impl Kernel for CompactMark {
     type Params = CompactParams;
-    const VARIANT: Variant = Variant::CompactMark;
+    const VARIANT: Variant = Variant::Only(EntryId::compact_mark);
     const THREADS: u32 = THREADS;
 
     #[inline(always)]
@@ -263,7 +263,7 @@ pub enum CompactNumber {}
 
 impl Kernel for CompactNumber {
     type Params = CompactParams;
-    const VARIANT: Variant = Variant::CompactNumber;
+    const VARIANT: Variant = Variant::Only(EntryId::compact_number);
     const THREADS: u32 = THREADS;
 
     #[inline(always)]
@@ -279,7 +279,7 @@ pub enum CompactRename {}
 
 impl Kernel for CompactRename {
     type Params = CompactParams;
-    const VARIANT: Variant = Variant::CompactRename;
+    const VARIANT: Variant = Variant::Only(EntryId::compact_rename);
     const THREADS: u32 = THREADS;
 
     #[inline(always)]

@@ -16,7 +16,7 @@
 
 use crate::attention::check::{found_fault, report};
 use crate::cache::reshape_and_cache_flash::{load, store};
-use crate::entry::Variant;
+use crate::entry::{EntryId, Variant};
 use crate::gpu::Gpu;
 use crate::gpu::unroll::unroll;
 use crate::kernel::Kernel;
@@ -228,7 +228,7 @@ pub enum CopyBlocks {}
 
 impl Kernel for CopyBlocks {
     type Params = CopyBlocksParams;
-    const VARIANT: Variant = Variant::CopyBlocks;
+    const VARIANT: Variant = Variant::Only(EntryId::copy_blocks);
     const THREADS: u32 = THREADS;
 
     #[inline(always)]
@@ -244,7 +244,7 @@ pub enum CheckPairs {}
 
 impl Kernel for CheckPairs {
     type Params = CopyBlocksParams;
-    const VARIANT: Variant = Variant::CheckPairs;
+    const VARIANT: Variant = Variant::Only(EntryId::check_pairs);
     const THREADS: u32 = THREADS;
 
     #[inline(always)]

@@ -4,8 +4,8 @@
 //! query and keys) once, inside the `fma` that subtracts the running maximum.
 
 use crate::attention::lse::LOWEST;
-use crate::attention::score_mods::HeadRule;
 use crate::attention::tile::{TILE_KV, row_bytes, swizzle};
+use crate::decode::score_mods::DecodeMods;
 use crate::decode::{KvTile, QueryTile};
 use crate::dtype::{CacheFormat, Half};
 use crate::gpu::Gpu;
@@ -36,19 +36,19 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES>
         value_unit: f32::MIN_POSITIVE,
     };
 
-    /// Takes one tile. `rule` is only looked at with `RULED`.
+    /// Takes one tile. `mods` are only looked at with `MODS`.
     ///
     /// # Safety
     /// Converged; the tile is visible to the warp and holds at least one token that the query sees.
     #[inline(always)]
-    pub unsafe fn attend<G: Gpu, C: CacheFormat, const K_STEPS: usize, const RULED: bool>(
+    pub unsafe fn attend<G: Gpu, C: CacheFormat, const K_STEPS: usize, const MODS: bool>(
         &mut self,
         gpu: G,
         query: &QueryTile<K_STEPS, HEAD_TILES>,
-        rule: &HeadRule<HEAD_TILES>,
+        mods: &DecodeMods<HEAD_TILES>,
         tile: KvTile,
     ) {
-        // SAFETY: as the caller promises.
+        // SAFETY: converged, and the stream handed the tile out: the contract of `attend`.
         let mut scores = unsafe { scores::<G, C, K_STEPS, HEAD_TILES>(gpu, query, tile.keys) };
         let mut value_scales = [1.0; 2];
         if C::TOKEN_SCALES {
@@ -56,8 +56,8 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES>
             value_scales = unsafe { scale_keys(gpu, &mut scores, tile.scales) };
         }
         let mut scale_log2 = query.scale_log2;
-        if RULED {
-            rule.apply(gpu, &mut scores, &scale_log2, &tile);
+        if MODS {
+            mods.apply(gpu, &mut scores, &scale_log2, &tile);
             scale_log2 = [[1.0; 2]; HEAD_TILES];
         }
         if tile.len < TILE_KV {
@@ -65,7 +65,7 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES>
         }
         // SAFETY: converged.
         let probs = unsafe { self.softmax_step::<G, C>(gpu, &scores, &scale_log2, value_scales) };
-        // SAFETY: as the caller promises.
+        // SAFETY: converged, and the stream handed the tile out: the contract of `attend`.
         unsafe { self.add_values::<G, C>(gpu, &probs, tile.values) };
     }
 

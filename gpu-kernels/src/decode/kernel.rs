@@ -8,23 +8,23 @@
 //! ```text
 //! for each tile of this warp, four or so ahead in flight:
 //!     scores  = keys · queryᵀ                      16 tokens x 8 heads, tensor cores
-//!     softcap, ALiBi, keys before the window       only in kernels with a rule
+//!     softcap, ALiBi, keys before the window       only in kernels with score mods
 //!     max, sum, acc rescaled                       online softmax, base 2
 //!     acc    += valuesᵀ · probs                    head_size_v x 8 heads, tensor cores
 //! partials of the warps are merged through shared memory
 //! a sequence of one split is finished: out, lse; else partial_out, partial_lse
 //! ```
 //!
-//! Kernels with a rule count tokens and splits from the window's first group of 8, so that a window needs no more
+//! Kernels with score mods count tokens and splits from the window's first group of 8, so that a window needs no more
 //! thread blocks than it has tokens for, and take sinks into account where a sequence is finished.
 
 use core::marker::PhantomData;
 
 use crate::attention::paged_kv::{CacheHead, TokenScales};
 use crate::attention::query::query_bytes;
-use crate::attention::score_mods::HeadRule;
 use crate::attention::sequence::{clamp_len, first_key, query_row};
 use crate::attention::tile::{HEADS, TILE_GROUP, TILE_KV};
+use crate::decode::score_mods::DecodeMods;
 use crate::decode::{DecodeTile, KvStream, Partial, QueryWords};
 use crate::dtype::CacheFormat;
 use crate::entry::Variant;
@@ -32,12 +32,12 @@ use crate::gpu::{Gpu, div};
 use crate::kernel::{Dims, Heads, Kernel};
 use crate::params::DecodeParams;
 
-/// The kernel. `K_STEPS = head_size / 16`, `V_STEPS = head_size_v / 16`; `RULED` if scores are more than products times
+/// The kernel. `K_STEPS = head_size / 16`, `V_STEPS = head_size_v / 16`; `MODS` if scores are more than products times
 /// a scale, or rows are not sequences.
 ///
 /// # Safety
 /// Launched on the grid above with [`Kernel::THREADS`] threads and `DecodeTile::shared_bytes` shared memory,
-/// `shared_bytes_of` with `RULED`; `params` names tensors of the shapes it documents, valid for the launch.
+/// `shared_bytes_of` with `MODS`; `params` names tensors of the shapes it documents, valid for the launch.
 #[inline(always)]
 pub unsafe fn decode_gqa<
     G: Gpu,
@@ -45,7 +45,7 @@ pub unsafe fn decode_gqa<
     const K_STEPS: usize,
     const V_STEPS: usize,
     const HEAD_TILES: usize,
-    const RULED: bool,
+    const MODS: bool,
 >(
     gpu: G,
     params: &DecodeParams,
@@ -55,11 +55,11 @@ pub unsafe fn decode_gqa<
         return;
     }
     let shape = const { DecodeTile::of_kernel::<C, K_STEPS, V_STEPS>() };
-    let mut cta = Cta::<C, V_STEPS, HEAD_TILES, RULED>::new(gpu, params);
+    let mut cta = Cta::<C, V_STEPS, HEAD_TILES, MODS>::new(gpu, params);
     let len_at = params.seq_lens + 4 * (cta.seq as u64 * params.stride_seq_lens as u64);
     // SAFETY: one length per sequence of the grid.
     let seq_len = unsafe { gpu.ld_global_b32(len_at) };
-    if RULED {
+    if MODS {
         // SAFETY: the start of every sequence of the grid, and the end of the last, are readable.
         let row = unsafe { query_row(gpu, params.query_start_loc, params.num_tokens, cta.seq) };
         let Some(row) = row else { return };
@@ -85,8 +85,8 @@ pub unsafe fn decode_gqa<
     let (k_scale, v_scale) = unsafe { cta.kv_scales(gpu, params) };
     let seq_len = clamp_len(seq_len, params.max_seq_len);
     let (mut begin, mut first) = (0, 0);
-    if RULED {
-        begin = first_key(seq_len, params.score.sliding_window);
+    if MODS {
+        begin = first_key(seq_len, params.score.mask);
         first = begin / TILE_GROUP * TILE_GROUP;
     }
     let split_start = first + cta.split * params.split_len;
@@ -115,7 +115,7 @@ pub unsafe fn decode_gqa<
     );
     let row = params.block_table + 4 * (cta.seq as u64 * params.stride_block_table as u64);
     let first_token = split_start + gpu.warp() * TILE_KV;
-    let ring_tiles = if RULED {
+    let ring_tiles = if MODS {
         params.ring_tiles
     } else {
         shape.stages
@@ -123,7 +123,7 @@ pub unsafe fn decode_gqa<
     let ring = gpu.shared_base() + gpu.warp() * (ring_tiles * shape.tile_bytes);
     // SAFETY: converged; the ring is this warp's; the block table names every token below `seq_len`.
     let mut stream = unsafe {
-        KvStream::<C, K_STEPS, V_STEPS, RULED>::start(
+        KvStream::<C, K_STEPS, V_STEPS, MODS>::start(
             gpu,
             keys,
             values,
@@ -144,19 +144,20 @@ pub unsafe fn decode_gqa<
             params.score.qk_scale_log2 * k_scale,
         )
     };
-    let mut rule = HeadRule::NONE;
-    if RULED {
+    let mut mods = DecodeMods::NONE;
+    if MODS {
         let position = seq_len as i32 - 1;
-        // SAFETY: one slope for each head, if there are any.
-        rule =
-            unsafe { HeadRule::load(gpu, &params.score, cta.first_head, cta.num_heads, position) };
+        // SAFETY: heads of the query; the host's check holds slopes to one for each of them.
+        mods = unsafe {
+            DecodeMods::load(gpu, &params.score, cta.first_head, cta.num_heads, position)
+        };
     }
 
     let mut partial = Partial::<V_STEPS, HEAD_TILES>::EMPTY;
     // SAFETY: converged; each tile is used up before the next is asked for.
     while let Some(tile) = unsafe { stream.next(gpu) } {
         // SAFETY: converged; the tile was just handed out.
-        unsafe { partial.attend::<G, C, K_STEPS, RULED>(gpu, &query, &rule, tile) };
+        unsafe { partial.attend::<G, C, K_STEPS, MODS>(gpu, &query, &mods, tile) };
     }
     gpu.let_next_kernel_start();
     // SAFETY: converged.
@@ -176,7 +177,7 @@ pub unsafe fn decode_gqa<
 
 /// What a thread block owns.
 #[derive(Clone, Copy)]
-pub(crate) struct Cta<C, const V_STEPS: usize, const HEAD_TILES: usize, const RULED: bool> {
+pub(crate) struct Cta<C, const V_STEPS: usize, const HEAD_TILES: usize, const MODS: bool> {
     kv_head: u32,
     pub(crate) split: u32,
     pub(crate) seq: u32,
@@ -188,8 +189,8 @@ pub(crate) struct Cta<C, const V_STEPS: usize, const HEAD_TILES: usize, const RU
     format: PhantomData<C>,
 }
 
-impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED: bool>
-    Cta<C, V_STEPS, HEAD_TILES, RULED>
+impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const MODS: bool>
+    Cta<C, V_STEPS, HEAD_TILES, MODS>
 {
     /// Heads that the tiles have room for.
     pub(crate) const MAX_HEADS: u32 = HEAD_TILES as u32 * HEADS;
@@ -243,7 +244,7 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
         }
         let load = |scales: u64, stride: i64| {
             let at = scales + 4 * (self.kv_head as u64 * stride as u64);
-            // SAFETY: one value for all heads or one for each, as the caller promises.
+            // SAFETY: one scale for all KV heads, with stride 0, or one for each: the host's `check_scales`.
             f32::from_bits(unsafe { gpu.ld_global_b32(at) })
         };
         let q_scale = if params.q_scale != 0 {
@@ -284,7 +285,7 @@ where
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &DecodeParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: whoever launches keeps the kernel's conditions.
         unsafe { decode_gqa::<G, C, K_STEPS, V_STEPS, HEAD_TILES, MODS>(gpu, params) }
     }
 }

@@ -104,7 +104,7 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
         }
     };
     // Stage 1's splits begin at the window's first group of tokens.
-    let first = first_key(seq_len, params.sliding_window) / TILE_GROUP * TILE_GROUP;
+    let first = first_key(seq_len, params.mask) / TILE_GROUP * TILE_GROUP;
     // SAFETY: the start of every sequence of the grid, and the end of the last, are readable.
     let out_row = unsafe { query_row(gpu, params.query_start_loc, params.num_tokens, seq) };
     // Also where there is nothing to merge: a kernel behind this one may begin when all of it has, and stage 1 has to be
@@ -357,7 +357,7 @@ unsafe fn total<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> Lse {
     let mut max = own.max;
     split += WARP;
     while split < num_splits {
-        // SAFETY: as the caller promises.
+        // SAFETY: stage 1 wrote one for each split.
         max = gpu.max(
             max,
             unsafe { Lse::load(gpu, partial_lse, split as u64) }.max,
@@ -374,7 +374,7 @@ unsafe fn total<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> Lse {
     let mut sum = own.weight(gpu, max);
     let mut split = gpu.lane() + WARP;
     while split < num_splits {
-        // SAFETY: as the caller promises.
+        // SAFETY: stage 1 wrote one for each split.
         sum += unsafe { Lse::load(gpu, partial_lse, split as u64) }.weight(gpu, max);
         split += WARP;
     }
@@ -398,7 +398,7 @@ impl<T: Half> Kernel for MergeSplits<T> {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &MergeParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: whoever launches keeps the kernel's conditions.
         unsafe { merge_splits::<G, T>(gpu, params) }
     }
 }

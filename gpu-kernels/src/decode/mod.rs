@@ -12,10 +12,12 @@ mod epilogue;
 pub mod kernel;
 pub mod merge;
 mod query;
+mod score_mods;
 mod stream;
 
 pub use attend::Partial;
 pub use query::{QueryTile, QueryWords};
+pub use score_mods::DecodeMods;
 pub use stream::{KvStream, KvTile};
 
 use crate::attention::tile::{HEADS, TILE_KV};

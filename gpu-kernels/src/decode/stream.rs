@@ -85,7 +85,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const WINDOWED:
         (begin, end): (u32, u32),
         ring: u32,
     ) -> Self {
-        // SAFETY: the row covers `end`, as the caller promises.
+        // SAFETY: the row covers `end`: the contract of `start`.
         let window = unsafe {
             BlockWindow::new(
                 gpu,
@@ -115,7 +115,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const WINDOWED:
             format: PhantomData,
         };
         for _ in 1..Self::SHAPE.stages {
-            // SAFETY: as the caller promises; the stage is empty.
+            // SAFETY: converged, and the stage is empty, since nothing was loaded yet.
             unsafe { stream.load(gpu) };
         }
         stream

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use crate::dtype::{CacheDtype, ElementDtype, HalfDtype};
+use crate::entry::EntryId;
 use crate::mla::Cut;
 use crate::mla::cache_format::EntryForm;
 use crate::prefill::Products;
@@ -105,24 +106,16 @@ pub enum Variant {
     GatherMlaFp8Ds,
     /// Gathers 584-byte entries as bf16.
     GatherMlaV4,
-    /// Copies whole blocks.
-    CopyBlocks,
-    /// Marks the blocks that are referred to.
-    CompactMark,
-    /// Numbers the blocks that are marked.
-    CompactNumber,
-    /// Renames what refers to them.
-    CompactRename,
     /// Checks block tables and sequence lengths.
     CheckPaged,
     /// Checks a slot mapping.
     CheckSlots,
     /// Checks what the rows of a gather refer to.
     CheckGather,
-    /// Checks pairs of blocks.
-    CheckPairs,
     /// Reads memory as fast as it goes.
     ReadCeiling,
+    /// The only kernel of its kind: there is nothing to choose it by.
+    Only(EntryId),
 }
 
 /// The PTX symbol.
@@ -227,15 +220,11 @@ impl fmt::Display for Variant {
             ),
             Self::GatherMlaFp8Ds => f.write_str("gather_mla_fp8_ds"),
             Self::GatherMlaV4 => f.write_str("gather_mla_v4"),
-            Self::CopyBlocks => f.write_str("copy_blocks"),
-            Self::CompactMark => f.write_str("compact_mark"),
-            Self::CompactNumber => f.write_str("compact_number"),
-            Self::CompactRename => f.write_str("compact_rename"),
             Self::CheckPaged => f.write_str("check_paged"),
             Self::CheckSlots => f.write_str("check_slots"),
             Self::CheckGather => f.write_str("check_gather"),
-            Self::CheckPairs => f.write_str("check_pairs"),
             Self::ReadCeiling => f.write_str("read_ceiling"),
+            Self::Only(id) => f.write_str(id.entry().name),
         }
     }
 }

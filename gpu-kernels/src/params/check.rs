@@ -1,6 +1,6 @@
 //! Arguments of the device-side checks, and the record in which they report.
 
-use crate::params::KernelParams;
+use crate::params::{KernelParams, MaskParams};
 
 /// What a check found, in device memory: the first fault that was claimed, or `kind` 0.
 #[repr(C)]
@@ -175,12 +175,17 @@ pub struct CheckPagedParams {
     /// The first so many sequences have the one query token of their number.
     pub num_decodes: u32,
     /// As in [`super::ScoreParams`].
-    pub sliding_window: u32,
+    pub mask: MaskParams,
     /// Thread blocks that share out the blocks of a sequence.
     pub num_parts: u32,
+    /// Zero; keeps the size a multiple of 8.
+    pub reserved: [u32; MaskParams::reserved(9)],
 }
 
-const _: () = assert!(size_of::<CheckPagedParams>() == 7 * 8 + 4 * 24 + 2 * 32 + 10 * 4);
+const _: () = assert!(
+    size_of::<CheckPagedParams>()
+        == 7 * 8 + 4 * 24 + 2 * 32 + size_of::<MaskParams>() + (9 + MaskParams::reserved(9)) * 4
+);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for CheckPagedParams {}
 

@@ -35,9 +35,9 @@ pub struct DecodeParams {
     /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
     pub check: u64,
     /// `[num_seqs + 1]`, i32, contiguous: the row of `query`, `out` and `lse` that each sequence has, none if the next
-    /// one's is the same; 0 if every sequence has its own number. Only kernels with a rule look at it.
+    /// one's is the same; 0 if every sequence has its own number. Only kernels with score mods look at it.
     pub query_start_loc: u64,
-    /// What becomes of products; of kernels without a rule only the scale is looked at.
+    /// What becomes of products; of kernels without score mods only the scale is looked at.
     pub score: ScoreParams,
     /// Elements from a sequence's query to the next one's.
     pub stride_query_seq: i64,
@@ -99,7 +99,7 @@ pub struct DecodeParams {
     pub out_dtype: u32,
     /// Rows of `query`: what `query_start_loc` is cut to.
     pub num_tokens: u32,
-    /// Tiles that a warp's ring has room for, in kernels with a rule: no more than a split has tiles for a warp, so
+    /// Tiles that a warp's ring has room for, in kernels with score mods: no more than a split has tiles for a warp, so
     /// that more thread blocks fit on a multiprocessor if a window leaves them little to do.
     pub ring_tiles: u32,
     /// Zero; keeps the size a multiple of 8.

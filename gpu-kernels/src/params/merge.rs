@@ -1,6 +1,6 @@
 //! Arguments of `merge_splits`.
 
-use crate::params::KernelParams;
+use crate::params::{KernelParams, MaskParams};
 
 /// Arguments of `merge_splits`. Strides count elements.
 #[repr(C)]
@@ -49,16 +49,19 @@ pub struct MergeParams {
     pub split_len: u32,
     /// As in the stage-1 launch.
     pub num_kv_splits: u32,
-    /// Keys visible to a query, as in the stage-1 launch: its splits begin where they do; 0 for all.
-    pub sliding_window: u32,
+    /// What a query sees, as in the stage-1 launch: its splits begin where that does.
+    pub mask: MaskParams,
     /// Whether the sink is added to the lse too.
     pub sink_in_lse: u32,
     /// As in the stage-1 launch.
     pub num_tokens: u32,
     /// Zero; keeps the size a multiple of 8.
-    pub reserved: u32,
+    pub reserved: [u32; MaskParams::reserved(8)],
 }
 
-const _: () = assert!(size_of::<MergeParams>() == 15 * 8 + 10 * 4);
+const _: () = assert!(
+    size_of::<MergeParams>()
+        == 15 * 8 + size_of::<MaskParams>() + (8 + MaskParams::reserved(8)) * 4
+);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for MergeParams {}

@@ -17,19 +17,19 @@ mod read_ceiling;
 mod rope;
 mod score;
 
-pub use blocks::{CompactParams, CopyBlocksParams};
-pub use cache::{CacheSide, PerTokenHeadParams, ReshapeAndCacheParams};
-pub use check::{CheckFault, CheckPagedParams, CheckSlotsParams, ScaleList, TokenScaleList};
-pub use decode::DecodeParams;
-pub use decode_mla::DecodeMlaParams;
-pub use decode_mla_entry::{DecodeMlaEntryParams, EntryList};
-pub use gather::GatherParams;
-pub use merge::MergeParams;
-pub use mla::MlaEntryParams;
-pub use prefill::PrefillParams;
-pub use read_ceiling::ReadCeilingParams;
-pub use rope::RopeAndCacheParams;
-pub use score::ScoreParams;
+pub use blocks::*;
+pub use cache::*;
+pub use check::*;
+pub use decode::*;
+pub use decode_mla::*;
+pub use decode_mla_entry::*;
+pub use gather::*;
+pub use merge::*;
+pub use mla::*;
+pub use prefill::*;
+pub use read_ceiling::*;
+pub use rope::*;
+pub use score::*;
 
 /// A parameter block that may be sent to a kernel as bytes.
 ///

@@ -5,12 +5,12 @@
 //! registers, which the tensor cores want, and renamed. Keys of bytes are widened in registers: the first product
 //! leaves time for it. The second has the softmax beside it, and finds its values widened in shared memory.
 
-use crate::attention::mask::RowView;
-use crate::attention::score_mods_rows::{ScoreRule, Scores};
 use crate::attention::tile::{row_bytes, swizzle};
 use crate::dtype::{CacheFormat, Half};
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
+use crate::prefill::rows::RowView;
+use crate::prefill::score_mods::{PrefillMods, Scores};
 use crate::prefill::softmax::{RowPartial, pack};
 use crate::prefill::widen::ValueBytes;
 use crate::prefill::{
@@ -29,7 +29,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         gpu: G,
         query: &RowQueries<K_STEPS, ROW_TILES>,
         tile: SharedTile,
-        rule: &ScoreRule<'_>,
+        mods: &PrefillMods<'_>,
         view: impl Fn() -> RowView,
         stream: &SharedStream<'_, C, K_STEPS, V_STEPS>,
     ) {
@@ -39,7 +39,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
                     == PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp).tile_kv
             );
         }
-        // SAFETY: as the caller promises.
+        // SAFETY: converged, and the stream handed the tile out: the contract of `attend`.
         let mut scores = unsafe { scores::<G, C, K_STEPS, PAIRS, ROW_TILES>(gpu, tile.keys) };
         if C::TOKEN_SCALES {
             // SAFETY: the tile is visible.
@@ -50,16 +50,16 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         }
         let scales = gpu.shared_base()
             + PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp).scales();
-        // SAFETY: as the caller promises; converged.
+        // SAFETY: converged; this warp's words of the scales, which it wrote when it loaded its queries; the rows' heads exist.
         let scale_log2 = unsafe {
             let scale_log2 = query.scales_log2::<G, C>(gpu, scales);
-            let scale_log2 = Self::apply(gpu, rule, &mut scores, scale_log2, tile.token, view);
+            let scale_log2 = Self::apply(gpu, mods, &mut scores, scale_log2, tile.token, view);
             let rise = self.raise_max(gpu, &scores, &scale_log2);
             self.rescale_sum(rise);
             self.rescale_acc(rise);
             scale_log2
         };
-        // SAFETY: as the caller promises.
+        // SAFETY: converged, and the stream handed the tile out: the contract of `attend`.
         unsafe { self.add_values::<G, C, K_STEPS, PAIRS>(gpu, &scores, &scale_log2, tile, stream) };
     }
 
@@ -130,7 +130,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
             return [[1.0; 2]; 2];
         }
         let per_unit = inverse_of_power(self.value_unit);
-        // SAFETY: as the caller promises.
+        // SAFETY: scales of a tile that was handed out: the contract of `shares`.
         unsafe { token_scales(gpu, scales, pair) }.map(|pair| pair.map(|scale| scale * per_unit))
     }
 
@@ -141,7 +141,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         unroll!([2] i in 0..2 {
             let token = gpu.lane() + i as u32 * WARP;
             if token < tile_kv {
-                // SAFETY: scales of the tile, visible as the caller promises.
+                // SAFETY: scales of a tile that `attend` was handed.
                 let scale = f32::from_bits(unsafe { gpu.ld_shared_b32(scales + token * 4) });
                 // One that is not finite has no power of two above it, and belongs to a token that rows may not see.
                 let scale = if scale < f32::INFINITY { scale } else { 0.0 };
@@ -244,7 +244,7 @@ unsafe fn scale_keys<G: Gpu, const PAIRS: usize, const ROW_TILES: usize>(
     scales: u32,
 ) {
     unroll!([4] pair in 0..PAIRS {
-        // SAFETY: as the caller promises.
+        // SAFETY: scales of a tile that `attend` was handed.
         let scales = unsafe { token_scales(gpu, scales, pair) };
         unroll!([2] tile in 0..ROW_TILES {
             unroll!([2] i in 0..2 {
@@ -260,7 +260,7 @@ unsafe fn scale_keys<G: Gpu, const PAIRS: usize, const ROW_TILES: usize>(
 #[inline(always)]
 unsafe fn token_scales<G: Gpu>(gpu: G, scales: u32, pair: usize) -> [[f32; 2]; 2] {
     let at = scales + pair as u32 * 64 + gpu.lane() % 4 * 8;
-    // SAFETY: scales of the tile, visible as the caller promises.
+    // SAFETY: scales of a tile that `attend` was handed.
     unsafe {
         [
             [gpu.ld_shared_b32(at), gpu.ld_shared_b32(at + 4)],

@@ -3,12 +3,12 @@
 //!
 //! The softmax of a tile runs while the values of the tile before are multiplied, and while other groups multiply.
 
-use crate::attention::mask::RowView;
-use crate::attention::score_mods_rows::ScoreRule;
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, Pending};
 use crate::prefill::producer::{empty, empty_threads, full, full_threads, next_stage};
+use crate::prefill::rows::RowView;
+use crate::prefill::score_mods::PrefillMods;
 use crate::prefill::softmax::{Rise, pack};
 use crate::prefill::{GroupQueries, PrefillTile, Products, RowPartial, SharedTile};
 
@@ -41,7 +41,7 @@ impl<const V_STEPS: usize> RowPartial<V_STEPS, 1> {
         query: GroupQueries,
         tokens: (u32, u32),
         group: Group,
-        rule: &ScoreRule<'_>,
+        mods: &PrefillMods<'_>,
         view: impl Fn() -> RowView,
     ) {
         const {
@@ -64,7 +64,7 @@ impl<const V_STEPS: usize> RowPartial<V_STEPS, 1> {
         // SAFETY: the four come here.
         let scores = unsafe { gpu.group_wait::<4, 0>(scores) };
         // SAFETY: converged. There is nothing to rescale.
-        let (weights, _) = unsafe { self.softmax::<G, C>(gpu, scores, query, token, rule, &view) };
+        let (weights, _) = unsafe { self.softmax::<G, C>(gpu, scores, query, token, mods, &view) };
         let mut probs = pack_all::<G, C>(gpu, weights);
         while token + shape.tile_kv < end {
             let next = next_stage(stage, shape.stages());
@@ -76,7 +76,7 @@ impl<const V_STEPS: usize> RowPartial<V_STEPS, 1> {
                 let values = gpu.group_values::<C::Math, V_STEPS>(self.acc[0], probs, tile.values);
                 let scores = gpu.group_wait::<4, 1>(scores);
                 let (weights, rise) =
-                    self.softmax::<G, C>(gpu, scores, query, next_tile.token, rule, &view);
+                    self.softmax::<G, C>(gpu, scores, query, next_tile.token, mods, &view);
                 self.acc[0] = gpu.group_wait::<V_STEPS, 0>(values);
                 if token + shape.stages() * shape.tile_kv < end {
                     // Another tile is to come to the stage, which the group is done with.
@@ -105,13 +105,13 @@ impl<const V_STEPS: usize> RowPartial<V_STEPS, 1> {
         scores: Tile,
         query: GroupQueries,
         token: u32,
-        rule: &ScoreRule<'_>,
+        mods: &PrefillMods<'_>,
         view: impl Fn() -> RowView,
     ) -> (Tile, Rise<1>) {
         let mut scores = [scores];
-        // SAFETY: as the caller promises.
+        // SAFETY: converged, for the four warps of a group come here together; the rows' heads exist.
         let (scale_log2, rise) = unsafe {
-            let scale_log2 = Self::apply(gpu, rule, &mut scores, [query.scale_log2], token, view);
+            let scale_log2 = Self::apply(gpu, mods, &mut scores, [query.scale_log2], token, view);
             (scale_log2, self.raise_max(gpu, &scores, &scale_log2))
         };
         self.rescale_sum(rise);
@@ -147,7 +147,7 @@ impl Group {
         tile: SharedTile,
         stage: u32,
     ) -> Pending<4> {
-        // SAFETY: as the caller promises.
+        // SAFETY: the four warps come here together, and the group that loads fills the stage: the contract of `consume`.
         unsafe {
             gpu.barrier_sync(full(stage, self.group), full_threads::<K_STEPS>());
             if BYTE_KEYS {

@@ -17,13 +17,13 @@
 
 use core::marker::PhantomData;
 
-use crate::attention::score_mods_rows::ScoreRule;
 use crate::dtype::CacheFormat;
 use crate::entry::Variant;
 use crate::gpu::Gpu;
 use crate::kernel::{Dims, Kernel};
 use crate::params::PrefillParams;
 use crate::prefill::epilogue::store_rows;
+use crate::prefill::score_mods::PrefillMods;
 use crate::prefill::work::TileWork;
 use crate::prefill::{PrefillTile, Products, RowPartial, RowQueries, SharedStream};
 
@@ -46,7 +46,7 @@ pub unsafe fn prefill_gqa<
     params: &PrefillParams,
 ) {
     let shape = const { PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp) };
-    // SAFETY: as the caller promises.
+    // SAFETY: the launch is on this kernel's grid, with its shared memory: the host's `launch`.
     let Some(tile_work) = (unsafe { TileWork::find::<G, C>(gpu, params, shape) }) else {
         return;
     };
@@ -81,7 +81,7 @@ pub unsafe fn prefill_gqa<
                 params.score.qk_scale_log2 * qk_scale,
             )
         };
-        let rule = ScoreRule::new(&params.score, rows, shape.warp_rows(), tile_work.visible);
+        let mods = PrefillMods::new(&params.score, rows, shape.warp_rows(), tile_work.visible);
         // SAFETY: the first tile's bytes.
         unsafe { stream.widen_values(gpu, stream.take_values(gpu)) };
         // SAFETY: every thread waits for every tile, done with the tile before.
@@ -90,7 +90,7 @@ pub unsafe fn prefill_gqa<
             unsafe {
                 if rows.first < rows.end {
                     let view = || tile_work.view(gpu, params);
-                    partial.attend::<G, C, K_STEPS, PAIRS>(gpu, &query, tile, &rule, view, &stream);
+                    partial.attend::<G, C, K_STEPS, PAIRS>(gpu, &query, tile, &mods, view, &stream);
                 } else {
                     // A warp without rows only helps to load.
                     stream.widen_values(gpu, stream.take_values(gpu));
@@ -125,7 +125,7 @@ where
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &PrefillParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: whoever launches keeps the kernel's conditions.
         unsafe { prefill_gqa::<G, C, K_STEPS, V_STEPS, ROW_TILES, PAIRS>(gpu, params) }
     }
 }

@@ -24,13 +24,13 @@
 
 use core::marker::PhantomData;
 
-use crate::attention::score_mods_rows::ScoreRule;
 use crate::dtype::CacheFormat;
 use crate::entry::Variant;
 use crate::gpu::{Gpu, WARP};
 use crate::kernel::{Dims, Kernel};
 use crate::params::PrefillParams;
 use crate::prefill::epilogue::store_rows;
+use crate::prefill::score_mods::PrefillMods;
 use crate::prefill::work::TileWork;
 use crate::prefill::{
     GROUPS, Group, GroupQueries, PrefillTile, Producer, Products, RowPartial, WARPS,
@@ -60,7 +60,7 @@ pub unsafe fn prefill_gqa_group<
 ) {
     let shape =
         const { PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::of_groups(BYTE_KEYS)) };
-    // SAFETY: as the caller promises.
+    // SAFETY: the launch is on this kernel's grid, with its shared memory: the host's `launch`.
     let Some(tile_work) = (unsafe { TileWork::find::<G, C>(gpu, params, shape) }) else {
         return;
     };
@@ -115,7 +115,7 @@ pub unsafe fn prefill_gqa_group<
                 params.score.qk_scale_log2 * qk_scale,
             )
         };
-        let rule = ScoreRule::new(&params.score, rows, shape.warp_rows(), tile_work.visible);
+        let mods = PrefillMods::new(&params.score, rows, shape.warp_rows(), tile_work.visible);
         let view = || tile_work.view(gpu, params);
         // SAFETY: the group comes here, with the tokens of the group that loads.
         unsafe {
@@ -127,7 +127,7 @@ pub unsafe fn prefill_gqa_group<
                     group,
                     groups: num_groups,
                 },
-                &rule,
+                &mods,
                 view,
             )
         };
@@ -157,7 +157,7 @@ where
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &PrefillParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: whoever launches keeps the kernel's conditions.
         unsafe { prefill_gqa_group::<G, C, K_STEPS, V_STEPS, BYTE_KEYS>(gpu, params) }
     }
 }

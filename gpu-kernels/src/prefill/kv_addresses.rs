@@ -36,7 +36,7 @@ impl Place {
     /// The token's scales are readable, if tokens have them.
     #[inline(always)]
     pub unsafe fn key_scale<G: Gpu, C: CacheFormat>(self, gpu: G) -> f32 {
-        // SAFETY: as the caller promises.
+        // SAFETY: the scales' address is of a token of the sequence: the contract of `key_scale`.
         unsafe { scale::<G, C>(gpu, self.scales[0]) }
     }
 
@@ -46,7 +46,7 @@ impl Place {
     /// As [`Place::key_scale`].
     #[inline(always)]
     pub unsafe fn value_scale<G: Gpu, C: CacheFormat>(self, gpu: G) -> f32 {
-        // SAFETY: as the caller promises.
+        // SAFETY: the scales' address is of a token of the sequence: the contract of `value_scale`.
         unsafe { scale::<G, C>(gpu, self.scales[1]) }
     }
 }
@@ -58,7 +58,7 @@ unsafe fn scale<G: Gpu, C: CacheFormat>(gpu: G, address: u64) -> f32 {
     if !C::TOKEN_SCALES {
         return 1.0;
     }
-    // SAFETY: as the caller promises.
+    // SAFETY: scales beside the cache are of its shape: the host's `check_scales`.
     f32::from_bits(unsafe { gpu.ld_global_b32(address) })
 }
 
@@ -115,7 +115,7 @@ impl KvAddresses {
     /// The sequence has that token.
     #[inline(always)]
     pub unsafe fn token<G: Gpu>(self, gpu: G, params: &PrefillParams, token: u32) -> Place {
-        // SAFETY: as the caller promises.
+        // SAFETY: the sequence has the token, so its row of the block table names the block: the host's bound on lengths.
         let block = unsafe { self.block(gpu, params, token) };
         let one = self.eight(params, block, token, (token, token + 1));
         let scales = |scales, block_stride, slot_stride, head_stride| {
@@ -180,7 +180,7 @@ impl KvAddresses {
             halves(self.block_row),
         );
         if gpu.thread_idx() == 0 {
-            // SAFETY: as the caller promises.
+            // SAFETY: `at` is this thread block's own, and free until the next barrier: the contract of `store`.
             unsafe {
                 gpu.st_shared_b128(at, [a, b, c, d]);
                 gpu.st_shared_b128(at + 16, [e, f, self.key_stride, self.value_stride]);
@@ -197,11 +197,11 @@ impl KvAddresses {
     pub(crate) unsafe fn load<G: Gpu>(gpu: G, at: u32, with_head: bool) -> Self {
         let mut kv_head = 0;
         if with_head {
-            // SAFETY: as the caller promises.
+            // SAFETY: stored at `at` before a barrier: the contract of `load`.
             kv_head = unsafe { gpu.ld_shared_b32(at + 32) };
         }
         let word = |low: u32, high: u32| low as u64 | (high as u64) << 32;
-        // SAFETY: as the caller promises.
+        // SAFETY: as above.
         let ([a, b, c, d], [e, f, key_stride, value_stride]) =
             unsafe { (gpu.ld_shared_b128(at), gpu.ld_shared_b128(at + 16)) };
         Self {

@@ -3,7 +3,7 @@
 use crate::attention::careful::{careful_row, load_pair, load_query_pair};
 use crate::attention::out::sink_log2;
 use crate::attention::query::query_bytes;
-use crate::attention::score_mods_rows::score_of_key;
+use crate::attention::score_mods::score_of_key;
 use crate::dtype::CacheFormat;
 use crate::gpu::Gpu;
 use crate::gpu::unroll::unroll;

@@ -124,7 +124,7 @@ unsafe fn store_columns<G: Gpu>(
 ) {
     if params.out_dtype == QueryDtype::E4m3 as u32 {
         let packed = gpu.pack_e4m3(a, b) as u32 | (gpu.pack_e4m3(c, d) as u32) << 16;
-        // SAFETY: as the caller promises; strides and columns are multiples of 4.
+        // SAFETY: the row's element of an output whose strides and columns are multiples of 4 (the host's check).
         unsafe { gpu.st_global_b32(params.out + element, packed) };
         return;
     }
@@ -151,7 +151,7 @@ impl Kernel for MergeRows {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &PrefillParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: whoever launches keeps the kernel's conditions.
         unsafe { merge_rows(gpu, params) }
     }
 }

@@ -15,6 +15,8 @@ mod mend;
 pub mod merge;
 mod producer;
 mod query;
+mod rows;
+mod score_mods;
 mod softmax;
 mod stream;
 mod widen;
@@ -24,6 +26,8 @@ pub use consumer::Group;
 pub use kv_addresses::KvAddresses;
 pub use producer::Producer;
 pub use query::{GroupQueries, RowQueries};
+pub use rows::{RowView, WarpRows};
+pub use score_mods::PrefillMods;
 pub use softmax::RowPartial;
 pub use stream::SharedStream;
 

@@ -369,7 +369,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
     unsafe fn widen<G: Gpu>(&self, gpu: G, stage: u32, piece: u32) {
         let (raw_keys, raw_values) = self.raw(gpu, stage, piece);
         let (keys, values) = self.panels(gpu, stage, piece);
-        // SAFETY: as the caller promises.
+        // SAFETY: the piece has arrived and the stage is free: the contract of `widen`.
         unsafe {
             if !BYTE_KEYS {
                 Self::widen_rows(gpu, raw_keys, keys);

@@ -1,12 +1,12 @@
 //! The queries of a warp's rows, as operands of the tensor cores, kept in shared memory.
 
-use crate::attention::mask::WarpRows;
 use crate::attention::query::{query_bytes, score_scale, to_f16};
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, PANEL_BYTES, PANEL_ROW_BYTES, WARP, in_panels};
 use crate::params::PrefillParams;
 use crate::prefill::WARPS;
+use crate::prefill::rows::WarpRows;
 
 /// `ROW_TILES` tiles of 16 rows. Their operands are too many for registers; each lane keeps its own words in
 /// shared memory, where no other lane looks, so nobody waits for them. Over a cache of bytes, what a row's products
@@ -37,7 +37,7 @@ impl<const K_STEPS: usize, const ROW_TILES: usize> RowQueries<K_STEPS, ROW_TILES
         let mut scale_log2 = [[0.0f32; 2]; 2];
         let dims = C::key_dims(gpu.lane() % 4);
         unroll!([2] tile in 0..ROW_TILES {
-            // SAFETY: as the caller promises.
+            // SAFETY: rows of this sequence, so tokens and heads of the query: the contract of `load`.
             let (halves, unscale) =
                 unsafe { read_tile::<G, C, K_STEPS>(gpu, params, rows, tile, (first_token, first_head), dims) };
             scale_log2[tile] = unscale.map(|unscale| score_scale(qk_scale_log2 * unscale));

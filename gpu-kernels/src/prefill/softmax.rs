@@ -6,11 +6,11 @@
 //! depend on the rows beside it.
 
 use crate::attention::lse::LOWEST;
-use crate::attention::mask::RowView;
-use crate::attention::score_mods_rows::{ScoreRule, Scores};
 use crate::dtype::{CacheFormat, Half};
 use crate::gpu::Gpu;
 use crate::gpu::unroll::unroll;
+use crate::prefill::rows::RowView;
+use crate::prefill::score_mods::{PrefillMods, Scores};
 
 /// How far, in powers of two, a score may exceed the running maximum.
 const RISE: f32 = 4.0;
@@ -61,26 +61,26 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         C::Math::PROB_UNIT * RISE_POWER
     }
 
-    /// Applies the rule to a tile's products; what they have to be multiplied by still.
+    /// Applies the rules to a tile's products; what they have to be multiplied by still.
     ///
     /// # Safety
-    /// Converged, with what [`ScoreRule::bend`] needs.
+    /// Converged, with what [`PrefillMods::modify`] needs.
     #[inline(always)]
     pub(crate) unsafe fn apply<G: Gpu, const PAIRS: usize>(
         gpu: G,
-        rule: &ScoreRule<'_>,
+        mods: &PrefillMods<'_>,
         scores: &mut Scores<PAIRS, ROW_TILES>,
         mut scale_log2: [[f32; 2]; ROW_TILES],
         token: u32,
         view: impl Fn() -> RowView,
     ) -> [[f32; 2]; ROW_TILES] {
-        if rule.bends() {
-            // SAFETY: as `ScoreRule` was made.
-            unsafe { rule.bend(gpu, scores, &scale_log2, token, view()) };
+        if mods.modifies() {
+            // SAFETY: as `PrefillMods` was made.
+            unsafe { mods.modify(gpu, scores, &scale_log2, token, view()) };
             scale_log2 = [[1.0; 2]; ROW_TILES];
         }
-        if rule.masks(token, PAIRS as u32 * 16) {
-            rule.mask(gpu, scores, token, view());
+        if mods.masks(token, PAIRS as u32 * 16) {
+            mods.mask(gpu, scores, token, view());
         }
         scale_log2
     }

@@ -7,12 +7,13 @@
 
 use crate::attention::check::found_fault;
 use crate::attention::lse::Lse;
-use crate::attention::mask::{RowView, Visible, WarpRows};
+use crate::attention::mask::Visible;
 use crate::attention::sequence::seq_len;
 use crate::dtype::CacheFormat;
 use crate::gpu::{Gpu, WARP, div};
 use crate::params::{PrefillParams, ScoreParams};
 use crate::prefill::PrefillTile;
+use crate::prefill::rows::{RowView, WarpRows};
 
 /// Bytes of a [`StashedWork`].
 const PARKED_BYTES: u32 = 32;
@@ -59,7 +60,7 @@ impl RowWork {
             )
         };
         let tile = num_tiles - 1 - position;
-        // SAFETY: as the caller promises.
+        // SAFETY: `seq` is at most the number of sequences, of which the host's check holds `query_start_loc` to one more.
         let start = |seq: u32| unsafe { query_start(gpu, params, seq) };
         let first_tile = |seq: u32| start(seq) * params.num_queries_per_kv / tile_rows + seq;
         // The last sequence that begins at or before this tile: in each round the lanes try 32 of them.
@@ -135,7 +136,7 @@ impl RowWork {
     #[inline(always)]
     pub(crate) unsafe fn visible<G: Gpu>(self, gpu: G, params: &PrefillParams) -> Visible {
         let (lens, stride) = (params.seq_lens, params.stride_seq_lens);
-        // SAFETY: one of each per sequence, as the caller promises.
+        // SAFETY: one length and one flag for each sequence: the host's check of `seq_lens` and `causal_flags`.
         let (seq_len, causal) = unsafe {
             (
                 seq_len(gpu, lens, stride, self.seq, params.max_seq_len),
@@ -154,7 +155,7 @@ impl RowWork {
         Visible {
             seq_len,
             context_len: seq_len as i32 - self.query_len as i32,
-            sliding_window: params.score.sliding_window,
+            mask: params.score.mask,
             causal,
         }
     }
@@ -302,7 +303,7 @@ impl StashedWork {
     pub(crate) unsafe fn store<G: Gpu>(self, gpu: G, at: u32) {
         let work = self.work;
         if gpu.thread_idx() == 0 {
-            // SAFETY: as the caller promises.
+            // SAFETY: `at` is this thread block's own, and free until the next barrier: the contract of `store`.
             unsafe {
                 gpu.st_shared_b128(
                     at,
@@ -321,7 +322,7 @@ impl StashedWork {
     /// It was stored at `at` before a barrier.
     #[inline(always)]
     pub(crate) unsafe fn load<G: Gpu>(gpu: G, params: &PrefillParams, at: u32) -> Self {
-        // SAFETY: as the caller promises.
+        // SAFETY: stored at `at` before a barrier: the contract of `load`.
         let (words, more) = unsafe { (gpu.ld_shared_b128(at), gpu.ld_shared_b128(at + 16)) };
         let [kv_head, seq, query_start, query_len] = words;
         let [first_row, num_rows, seq_len, splits] = more;
@@ -394,7 +395,7 @@ impl KvScales {
     unsafe fn load<G: Gpu, C: CacheFormat>(gpu: G, params: &PrefillParams) -> Self {
         let mut scales = Self::NONE;
         if C::BYTES == 1 {
-            // SAFETY: one value for all heads or one for each, as the caller promises.
+            // SAFETY: one scale for all KV heads, with stride 0, or one for each: the host's `check_scales`.
             let load = |at: u64| f32::from_bits(unsafe { gpu.ld_global_b32(at) });
             if params.q_scale != 0 {
                 scales.query = load(params.q_scale);
@@ -416,7 +417,7 @@ impl KvScales {
     unsafe fn store<G: Gpu, C: CacheFormat>(self, gpu: G, at: u32) {
         if C::BYTES == 1 && gpu.thread_idx() == 0 {
             let words = [self.query, self.keys, self.values, 1.0].map(f32::to_bits);
-            // SAFETY: as the caller promises.
+            // SAFETY: `at` is this thread block's own, and free until the next barrier: the contract of `store`.
             unsafe { gpu.st_shared_b128(at, words) };
         }
     }
@@ -430,7 +431,7 @@ impl KvScales {
         if C::BYTES == 2 {
             return Self::NONE;
         }
-        // SAFETY: as the caller promises.
+        // SAFETY: stored at `at` before a barrier: the contract of `take`.
         let [query, keys, values, _] = unsafe { gpu.ld_shared_b128(at) };
         Self {
             query: f32::from_bits(query),
@@ -463,7 +464,7 @@ fn kv_head<G: Gpu>(gpu: G, params: &PrefillParams) -> u32 {
 /// `query_start_loc` is readable, and `seq` at most the number of sequences.
 #[inline(always)]
 unsafe fn query_start<G: Gpu>(gpu: G, params: &PrefillParams, seq: u32) -> u32 {
-    // SAFETY: as the caller promises.
+    // SAFETY: the host's check holds `query_start_loc` to one start more than there are sequences.
     unsafe { gpu.ld_global_b32(params.query_start_loc + 4 * seq as u64) }.min(params.num_tokens)
 }
 
@@ -476,7 +477,7 @@ pub(crate) unsafe fn out_scale<G: Gpu>(gpu: G, params: &PrefillParams) -> f32 {
     if params.output_scale == 0 {
         return 1.0;
     }
-    // SAFETY: as the caller promises.
+    // SAFETY: the host's check holds `output_scale` to one f32.
     gpu.recip(f32::from_bits(unsafe {
         gpu.ld_global_b32(params.output_scale)
     }))
@@ -498,7 +499,7 @@ pub(crate) unsafe fn store_lse<G: Gpu>(
         let at = params.lse
             + 4 * (token as u64 * params.stride_lse_token as u64
                 + head as u64 * params.stride_lse_head as u64);
-        // SAFETY: this row's element, as the caller promises.
+        // SAFETY: `lse` has an element for each token and query head: the host's check of its shape; the row is this warp's.
         unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
     }
 }

@@ -7,8 +7,8 @@ use super::cache::blocks::BlocksOperation;
 use super::cache::draw::{blocks_case, gather_case, grouped_case, mla_write_case, write_case};
 use super::case::Case;
 
-/// The operations that cases are drawn of, as their lines begin.
-pub const OPERATIONS: [&str; 12] = [
+/// Those of a case's type each, or two.
+const OTHERS: [&str; 9] = [
     "decode",
     "decode_mla",
     "decode_mla_entry",
@@ -18,10 +18,21 @@ pub const OPERATIONS: [&str; 12] = [
     "concat_and_cache_mla",
     "concat_and_cache_mla_grouped",
     "gather",
-    "copy_blocks",
-    "compact_tables",
-    "compact_slots",
 ];
+
+/// The operations that cases are drawn of, as their lines begin.
+pub const OPERATIONS: [&str; OTHERS.len() + BlocksOperation::ALL.len()] = {
+    let mut all = [""; OTHERS.len() + BlocksOperation::ALL.len()];
+    let mut at = 0;
+    while at < all.len() {
+        all[at] = match at.checked_sub(OTHERS.len()) {
+            Some(block) => BlocksOperation::ALL[block].name(),
+            None => OTHERS[at],
+        };
+        at += 1;
+    }
+    all
+};
 
 /// A case of `operation`, one of [`OPERATIONS`].
 ///
@@ -38,10 +49,10 @@ pub(super) fn draw(operation: &str, random: &mut ChaCha8Rng) -> Case {
         "concat_and_cache_mla" => Case::MlaWrite(mla_write_case(random)),
         "concat_and_cache_mla_grouped" => Case::MlaWriteGrouped(grouped_case(random)),
         "gather" => Case::Gather(gather_case(random)),
-        "copy_blocks" => Case::Blocks(blocks_case(random, BlocksOperation::Copy)),
-        "compact_tables" => Case::Blocks(blocks_case(random, BlocksOperation::CompactTables)),
-        "compact_slots" => Case::Blocks(blocks_case(random, BlocksOperation::CompactSlots)),
-        other => panic!("no case of `{other}` can be drawn"),
+        other => match BlocksOperation::named(other) {
+            Some(operation) => Case::Blocks(blocks_case(random, operation)),
+            None => panic!("no case of `{other}` can be drawn"),
+        },
     }
 }
 

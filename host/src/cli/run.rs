@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use anyhow::Context;
 use clap::Args;
@@ -15,19 +16,9 @@ use super::run_names::{self, Operation};
 use super::{run_attention as attention, run_blocks as blocks, run_cache as cache};
 use crate::runtime::{Route, Runtime};
 
-static OPERATIONS: [&Operation; 11] = [
-    &attention::DECODE,
-    &attention::UNIFIED,
-    &attention::DECODE_MLA,
-    &attention::DECODE_MLA_ENTRY,
-    &cache::WRITE,
-    &cache::ROPE,
-    &cache::MLA_WRITE,
-    &cache::MLA_WRITE_GROUPED,
-    &blocks::GATHER,
-    &blocks::COPY_BLOCKS,
-    &blocks::COMPACT,
-];
+/// Every operation, each file's after the other.
+static OPERATIONS: LazyLock<Vec<&Operation>> =
+    LazyLock::new(|| [attention::OPERATIONS, cache::OPERATIONS, blocks::OPERATIONS].concat());
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -49,12 +40,14 @@ pub(super) struct RunArgs {
 }
 
 fn operations() -> impl TypedValueParser<Value = &'static Operation> {
-    let values = OPERATIONS.map(|op| PossibleValue::new(op.name).help(op.about));
+    let values = OPERATIONS
+        .iter()
+        .map(|op| PossibleValue::new(op.name).help(op.about));
     PossibleValuesParser::new(values).try_map(|name| operation(&name))
 }
 
 fn operation(name: &str) -> anyhow::Result<&'static Operation> {
-    let found = OPERATIONS.into_iter().find(|op| op.name == name);
+    let found = OPERATIONS.iter().find(|op| op.name == name).copied();
     found.with_context(|| format!("there is no operation `{name}`"))
 }
 

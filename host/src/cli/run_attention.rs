@@ -6,8 +6,8 @@ use super::run_job::{Inputs, Job, extent, run};
 use super::run_names::{Key, Names, Operation};
 use crate::ops::{
     AlibiForm, AlibiSlopes, CheckMode, DecodeMlaEntryRequest, DecodeMlaRequest, DecodeOptions,
-    DecodeRequest, EntryForm, EntryTokens, KvScales, MlaScales, UnifiedOptions, UnifiedRequest,
-    WindowTokens,
+    DecodeRequest, EntryForm, EntryTokens, KvScales, MlaScales, ScoreMods, UnifiedOptions,
+    UnifiedRequest, WindowTokens,
 };
 use crate::plan::SplitPolicy;
 use crate::reference::HostTensor;
@@ -49,7 +49,10 @@ pub(super) static FORM: Key<EntryForm> = Key::words(
 pub(super) static BLOCK_SIZE: Key<u32> = Key::count("block_size");
 static WINDOW_BLOCK_SIZE: Key<u32> = Key::count("window_block_size");
 
-pub(super) static DECODE: Operation = Operation {
+/// What `run` runs, in the order of its help.
+pub(super) static OPERATIONS: &[&Operation] = &[&DECODE, &UNIFIED, &DECODE_MLA, &DECODE_MLA_ENTRY];
+
+static DECODE: Operation = Operation {
     name: "decode",
     about: "one query token a sequence attends to a paged cache",
     tensors: Names {
@@ -92,10 +95,7 @@ fn decode(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<Host
         softmax_scale,
         scales: scales(&job)?,
         options: DecodeOptions {
-            sliding_window: inputs.entry(&SLIDING_WINDOW)?,
-            softcap: inputs.entry(&SOFTCAP)?,
-            alibi: alibi(&job)?,
-            sinks: job.optional("sinks")?,
+            score_mods: score_mods(inputs, &job)?,
             ..options(inputs, CheckMode::Device)?
         },
     }
@@ -108,7 +108,7 @@ fn decode(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<Host
     )
 }
 
-pub(super) static UNIFIED: Operation = Operation {
+static UNIFIED: Operation = Operation {
     name: "unified",
     about: "any number of query tokens a sequence attend to a paged cache",
     tensors: Names {
@@ -156,10 +156,7 @@ fn unified(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<Hos
     let options = UnifiedOptions {
         causal: inputs.entry(&CAUSAL)?.unwrap_or(true),
         causal_flags: job.optional("causal_flags")?,
-        sliding_window: inputs.entry(&SLIDING_WINDOW)?,
-        softcap: inputs.entry(&SOFTCAP)?,
-        alibi: alibi(&job)?,
-        sinks: job.optional("sinks")?,
+        score_mods: score_mods(inputs, &job)?,
         output_scale: job.optional("output_scale")?,
         num_decodes: inputs.entry(&NUM_DECODES)?.unwrap_or(0),
         max_query_len: inputs.entry(&MAX_QUERY_LEN)?,
@@ -190,7 +187,7 @@ fn unified(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<Hos
     )
 }
 
-pub(super) static DECODE_MLA: Operation = Operation {
+static DECODE_MLA: Operation = Operation {
     name: "decode_mla",
     about: "query tokens attend to a paged latent (MLA) cache",
     tensors: Names {
@@ -241,7 +238,7 @@ fn decode_mla(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<
     )
 }
 
-pub(super) static DECODE_MLA_ENTRY: Operation = Operation {
+static DECODE_MLA_ENTRY: Operation = Operation {
     name: "decode_mla_entry",
     about: "query tokens attend to a paged latent cache of FP8 entries",
     tensors: Names {
@@ -337,10 +334,15 @@ fn job<'m, const RANK: usize>(
     Job::new(machine, inputs, &outputs)
 }
 
-fn alibi<'j>(job: &'j Job<'_>) -> anyhow::Result<Option<AlibiSlopes<'j>>> {
+fn score_mods<'j>(inputs: &Inputs<'_>, job: &'j Job<'_>) -> anyhow::Result<ScoreMods<'j>> {
     let form = AlibiForm::Linear;
     let slopes = job.optional("alibi_slopes")?;
-    Ok(slopes.map(|slopes| AlibiSlopes { slopes, form }))
+    Ok(ScoreMods {
+        sliding_window: inputs.entry(&SLIDING_WINDOW)?,
+        softcap: inputs.entry(&SOFTCAP)?,
+        alibi: slopes.map(|slopes| AlibiSlopes { slopes, form }),
+        sinks: job.optional("sinks")?,
+    })
 }
 
 fn options(inputs: &Inputs<'_>, check: CheckMode) -> anyhow::Result<DecodeOptions<'static>> {

@@ -16,7 +16,10 @@ use crate::tensor::Dtype;
 static ROWS_PER_SEQ: Key<u32> = Key::count("rows_per_seq");
 static NUM_COMPACT_BLOCKS: Key<u32> = Key::count("num_compact_blocks");
 
-pub(super) static GATHER: Operation = Operation {
+/// What `run` runs, in the order of its help.
+pub(super) static OPERATIONS: &[&Operation] = &[&GATHER, &COPY_BLOCKS, &COMPACT];
+
+static GATHER: Operation = Operation {
     name: "gather",
     about: "tokens of a paged cache as rows side by side; rows without a token are zeros",
     tensors: Names {
@@ -147,7 +150,7 @@ fn gather_shape(
     Ok(vec![end, row])
 }
 
-pub(super) static COPY_BLOCKS: Operation = Operation {
+static COPY_BLOCKS: Operation = Operation {
     name: "copy_blocks",
     about: "whole blocks, each from the first of a pair to the second",
     tensors: Names {
@@ -194,7 +197,7 @@ fn copy(job: &Job<'_>, caches: BlockCaches<'_>) -> anyhow::Result<Vec<HostTensor
     run!(job, checked, checked.plan(), CheckMode::Device)
 }
 
-pub(super) static COMPACT: Operation = Operation {
+static COMPACT: Operation = Operation {
     name: "compact",
     about: "the blocks that are referred to, and no others, as a cache of their own",
     tensors: Names {

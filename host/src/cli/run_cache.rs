@@ -24,7 +24,10 @@ static SCALE_RULE: Key<ScaleRule> = Key::words(
     ],
 );
 
-pub(super) static WRITE: Operation = Operation {
+/// What `run` runs, in the order of its help.
+pub(super) static OPERATIONS: &[&Operation] = &[&WRITE, &ROPE, &MLA_WRITE, &MLA_WRITE_GROUPED];
+
+static WRITE: Operation = Operation {
     name: "reshape_and_cache_flash",
     about: "new keys and values into a paged cache",
     tensors: Names {
@@ -49,7 +52,7 @@ fn write(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostT
     run!(job, checked, checked.plan(), CheckMode::Device)
 }
 
-pub(super) static ROPE: Operation = Operation {
+static ROPE: Operation = Operation {
     name: "rope_and_cache",
     about: "the same, after keys and queries are rotated",
     tensors: Names {
@@ -135,7 +138,7 @@ fn write_request<'j>(
     })
 }
 
-pub(super) static MLA_WRITE: Operation = Operation {
+static MLA_WRITE: Operation = Operation {
     name: "concat_and_cache_mla",
     about: "new latents and rotary parts into a paged MLA cache",
     tensors: Names {
@@ -179,7 +182,7 @@ fn mla_write(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<H
     run!(job, checked, checked.plan(), CheckMode::Device)
 }
 
-pub(super) static MLA_WRITE_GROUPED: Operation = Operation {
+static MLA_WRITE_GROUPED: Operation = Operation {
     name: "concat_and_cache_mla_grouped",
     about: "the same for many layers, with caches [num_layers, num_blocks, block_size, entry]",
     tensors: Names {

@@ -7,7 +7,9 @@
 use std::fmt;
 
 use gpu_kernels::entry::EntryId;
+use gpu_kernels::params::MaskParams;
 
+use super::attention::mask_difference;
 use super::device_check::CheckMode;
 use crate::error::RequestError;
 use crate::plan::SplitPolicy;
@@ -30,6 +32,8 @@ pub(super) enum Fact {
     Splits(SplitPolicy),
     /// Whether indices are checked.
     Check(CheckMode),
+    /// What a query sees.
+    Mask(MaskParams),
 }
 
 /// Facts, always in the same order.
@@ -48,11 +52,11 @@ impl<const N: usize> MadeFor<N> {
     pub(super) fn fits(&self, request: &Self) -> Result<(), RequestError> {
         let facts = self.facts.iter().zip(&request.facts);
         for ((&planned, &got), what) in facts.zip(self.names) {
-            if !planned.covers(got) {
+            if let Some((what, [expected, got])) = planned.difference(got, what) {
                 return Err(RequestError::Plan {
                     what,
-                    expected: planned.to_string(),
-                    got: got.value().to_string(),
+                    expected,
+                    got,
                 });
             }
         }
@@ -61,10 +65,14 @@ impl<const N: usize> MadeFor<N> {
 }
 
 impl Fact {
-    fn covers(self, got: Self) -> bool {
+    /// What a request with the fact `got` has that does not fit, by its name: planned, and the request's.
+    fn difference(self, got: Self, name: &'static str) -> Option<(&'static str, [String; 2])> {
         match (self, got) {
-            (Self::AtMost(most), Self::AtMost(got)) => got <= most,
-            (planned, got) => planned == got,
+            (Self::AtMost(most), Self::AtMost(got)) if got <= most => None,
+            (Self::Mask(planned), Self::Mask(got)) => mask_difference(planned, got)
+                .map(|(rule, values)| (rule, values.map(|value| value.to_string()))),
+            (planned, got) if planned == got => None,
+            (planned, got) => Some((name, [planned.to_string(), got.value().to_string()])),
         }
     }
 
@@ -87,6 +95,7 @@ impl fmt::Display for Fact {
             Self::Flag(is) => is.fmt(f),
             Self::Splits(policy) => write!(f, "{policy:?}"),
             Self::Check(mode) => write!(f, "{mode:?}"),
+            Self::Mask(mask) => write!(f, "{mask:?}"),
         }
     }
 }

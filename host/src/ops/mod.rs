@@ -22,18 +22,7 @@ mod mla_entries;
 mod plan;
 mod tensors;
 
-pub use attention::{
-    AlibiForm, AlibiSlopes, CheckedDecode, CheckedDecodeMla, CheckedDecodeMlaEntry, CheckedUnified,
-    DecodeMlaEntryRequest, DecodeMlaRequest, DecodeOptions, DecodePlan, DecodeRequest, EntryTokens,
-    KvScales, MlaScales, UnifiedOptions, UnifiedPlan, UnifiedRequest, WindowTokens,
-};
-pub use cache::{
-    BlockCaches, CacheScales, CacheTable, CacheWritePlan, CacheWriteRequest, CheckedCacheWrite,
-    CheckedCompact, CheckedConcatAndCacheMla, CheckedConcatAndCacheMlaGrouped, CheckedCopyBlocks,
-    CheckedGather, CheckedRopeAndCache, CompactPlan, CompactReferences, CompactRequest,
-    ConcatAndCacheMlaGroupedRequest, ConcatAndCacheMlaRequest, CopyBlocksPlan, CopyBlocksRequest,
-    GatherForm, GatherPlan, GatherRequest, GatherRows, MlaCacheForm, RopeAndCacheRequest,
-    RopeQuery, RopeStyle, RopeTable, ScaleRule,
-};
+pub use attention::*;
+pub use cache::*;
 pub use device_check::{CHECK_BYTES, CheckMode, check_result};
 pub use gpu_kernels::mla::cache_format::EntryForm;

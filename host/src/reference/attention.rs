@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::HostTensor;
 use super::softmax::{Head, Scoring, Seen, attend};
+use super::{HostTensor, ScoreMods};
 
 /// One decode step: one query token per sequence against a paged cache.
 #[derive(Clone, Copy, Debug)]
@@ -140,7 +140,7 @@ fn decode_group(inputs: &DecodeInputs<'_>, seq: usize, kv_head: usize) -> Rows {
         .collect();
     let scoring = Scoring {
         scale: inputs.softmax_scale,
-        softcap: None,
+        mods: ScoreMods::NONE,
         sink: f64::NEG_INFINITY,
     };
     let mut rows = Rows::default();

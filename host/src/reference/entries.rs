@@ -3,6 +3,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::ScoreMods;
 use super::softmax::{Scoring, Seen, attend};
 use super::{HostTensor, Rows, mla_fp8_ds_values, mla_v4_values};
 use crate::ops::EntryForm;
@@ -56,7 +57,7 @@ pub fn decode_entries(
         let seen: Vec<Seen<'_>> = keys.iter().map(|key| Seen::new(key, &key[..512])).collect();
         let scoring = Scoring {
             scale: softmax_scale,
-            softcap: None,
+            mods: ScoreMods::NONE,
             sink: f64::NEG_INFINITY,
         };
         let mut result = Rows::default();

@@ -1,5 +1,7 @@
 //! One query head's softmax over the keys that it sees.
 
+use super::ScoreMods;
+
 /// A key that a query sees.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen<'a> {
@@ -28,10 +30,9 @@ impl<'a> Seen<'a> {
 
 /// What becomes of products of query and key.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Scoring {
+pub(super) struct Scoring<'a> {
     pub(super) scale: f64,
-    /// Scores become `softcap * tanh(score / softcap)`.
-    pub(super) softcap: Option<f64>,
+    pub(super) mods: ScoreMods<'a>,
     /// The score of a key without a value; minus infinity is none.
     pub(super) sink: f64,
 }
@@ -62,14 +63,14 @@ const NO_DOUBT: f64 = 1e-4;
 pub(super) fn attend(
     query: &[f64],
     seen: &[Seen<'_>],
-    scoring: &Scoring,
+    scoring: &Scoring<'_>,
     head_size_v: usize,
 ) -> Head {
     let dots: Vec<f64> = seen.iter().map(|seen| dot(query, seen.key)).collect();
     let scores: Vec<f64> = dots
         .iter()
         .zip(seen)
-        .map(|(&dot, seen)| scoring.score(dot) + seen.bias)
+        .map(|(&dot, seen)| scoring.mods.transform(scoring.scale * dot) + seen.bias)
         .collect();
     let longest = seen.iter().map(|seen| seen.length).fold(0.0, f64::max);
     let mut head = Head {
@@ -152,16 +153,6 @@ pub(super) fn attend(
     head
 }
 
-impl Scoring {
-    fn score(&self, dot: f64) -> f64 {
-        let score = self.scale * dot;
-        match self.softcap {
-            Some(cap) => cap * (score / cap).tanh(),
-            None => score,
-        }
-    }
-}
-
 /// `query · key`, in four sums: one addition need not wait for the one before.
 pub(super) fn dot(query: &[f64], key: &[f64]) -> f64 {
     let mut sums = [0.0; 4];
@@ -201,9 +192,9 @@ fn lowest_bit(x: f64) -> f64 {
 mod tests {
     use super::*;
 
-    const PLAIN: Scoring = Scoring {
+    const PLAIN: Scoring<'_> = Scoring {
         scale: 1.0,
-        softcap: None,
+        mods: ScoreMods::NONE,
         sink: f64::NEG_INFINITY,
     };
 

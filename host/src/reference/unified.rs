@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::attention::{scale_at, times};
 use super::softmax::{Head, Scoring, Seen, attend};
-use super::{HostTensor, Rows, Scales};
+use super::{HostTensor, Rows, Scales, ScoreMods};
 
 /// Query tokens of several sequences, side by side, against a paged cache.
 #[derive(Clone, Copy, Debug)]
@@ -31,16 +31,8 @@ pub struct UnifiedInputs<'a> {
     pub causal: bool,
     /// `[num_seqs]`: the same for each sequence, instead.
     pub causal_flags: Option<&'a HostTensor>,
-    /// Keys that a query sees, itself included; without `causal`, as many after it as before it.
-    pub sliding_window: Option<i64>,
-    /// Scores become `softcap * tanh(score / softcap)`.
-    pub softcap: Option<f64>,
-    /// `[num_query_heads]`: `slope * (key - context_len)` is added to scores.
-    pub alibi_slopes: Option<&'a HostTensor>,
-    /// It is `-slope * sqrt(query - key)` instead, 0 for keys after the query.
-    pub alibi_sqrt: bool,
-    /// `[num_query_heads]`: `exp(sink)` is added to the softmax's denominator.
-    pub sinks: Option<&'a HostTensor>,
+    /// Which keys a query sees of those that `causal` leaves, and what becomes of their scores.
+    pub mods: ScoreMods<'a>,
     /// `[1]`: the output is divided by it, and cut to the ±448 that an fp8_e4m3 ends at.
     pub output_scale: Option<&'a HostTensor>,
 }
@@ -101,15 +93,17 @@ struct Context<'a> {
 impl<'a> Context<'a> {
     /// What the queries at `positions` see, and what lies between.
     fn new(inputs: &'a UnifiedInputs<'a>, seq: usize, kv_head: usize, positions: &[i64]) -> Self {
-        let window = inputs.sliding_window.unwrap_or(i64::from(i32::MAX));
         // Blocks before a window may have been given back: not a key of them is read.
-        let lowest = positions
-            .iter()
-            .min()
-            .map_or(0, |lowest| lowest - window + 1);
-        let highest = positions.iter().max().map_or(0, |highest| highest + window);
-        let first = lowest.max(0);
-        let end = seq_len_of(inputs, seq).min(highest);
+        let seen_by = |&position: &i64| {
+            let mut seen =
+                (0..seq_len_of(inputs, seq)).filter(move |&key| inputs.mods.sees(key, position));
+            let first = seen.next()?;
+            Some((first, seen.next_back().unwrap_or(first) + 1))
+        };
+        let first = positions.iter().min().and_then(seen_by);
+        let first = first.map_or(0, |(first, _)| first);
+        let end = positions.iter().max().and_then(seen_by);
+        let end = end.map_or(0, |(_, end)| end);
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for key in first..end {
             let place = place(inputs, seq, key, kv_head);
@@ -177,22 +171,18 @@ impl<'a> Context<'a> {
         position: i64,
     ) -> Head {
         let inputs = self.inputs;
-        let slope = inputs.alibi_slopes.map(|slopes| slopes.float(&[head]));
+        let context_len = context_len_of(inputs, self.seq);
         let seen: Vec<Seen<'_>> = seen
             .iter()
             .map(|&(key, seen)| Seen {
-                bias: slope.map_or(0.0, |slope| {
-                    slope * distance(inputs, self.seq, key, position)
-                }),
+                bias: inputs.mods.bias(head, key, position, context_len),
                 ..seen
             })
             .collect();
         let scoring = Scoring {
             scale: inputs.softmax_scale,
-            softcap: inputs.softcap,
-            sink: inputs
-                .sinks
-                .map_or(f64::NEG_INFINITY, |sinks| sinks.float(&[head])),
+            mods: inputs.mods,
+            sink: inputs.mods.sink(head),
         };
         let mut result = attend(query, &seen, &scoring, inputs.value_cache.shape[3]);
         if let Some(scale) = inputs.output_scale {
@@ -240,25 +230,11 @@ fn sequence_of(inputs: &UnifiedInputs<'_>, token: usize) -> usize {
 
 /// Whether the query at `position` of sequence `seq` sees key `key`.
 fn is_visible(inputs: &UnifiedInputs<'_>, seq: usize, key: i64, position: i64) -> bool {
-    let in_window = match inputs.sliding_window {
-        Some(window) => (position - key).abs() < window,
-        None => true,
-    };
     let causal = match inputs.causal_flags {
         Some(flags) => flags.integer(&[seq]) != 0,
         None => inputs.causal,
     };
-    in_window && (!causal || key <= position)
-}
-
-/// What ALiBi multiplies a head's slope by.
-#[allow(clippy::cast_precision_loss, reason = "positions are small")]
-fn distance(inputs: &UnifiedInputs<'_>, seq: usize, key: i64, position: i64) -> f64 {
-    if inputs.alibi_sqrt {
-        -((position - key).max(0) as f64).sqrt()
-    } else {
-        (key - context_len_of(inputs, seq)) as f64
-    }
+    inputs.mods.sees(key, position) && (!causal || key <= position)
 }
 
 /// Block, slot and head of a key.

@@ -77,8 +77,7 @@ impl DecodeCase {
             .split_policy(self.split_policy)
             .check(self.check);
         options.max_seq_len = self.max_seq_len;
-        options.sliding_window = self.scores.sliding_window;
-        options.softcap = self.scores.softcap;
+        options.score_mods = self.scores.numbers();
         options
     }
 

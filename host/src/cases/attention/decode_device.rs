@@ -156,7 +156,7 @@ impl<'m> DeviceDecode<'m> {
         let (tensors, uploads) = (&self.tensors, &self.uploads);
         let num_seqs = tensors.num_seqs;
         let part = |tensor: &HostTensor| tensor.slice(set * num_seqs, num_seqs);
-        (options.alibi, options.sinks) = tensors.scores.views(uploads)?;
+        options.score_mods = tensors.scores.with_tensors(options.score_mods, uploads)?;
         Ok(DecodeRequest {
             scales: match &tensors.scales {
                 Some(scales) => Some(KvScales {

@@ -15,7 +15,6 @@ use crate::cases::base::options::ScaleForm;
 use crate::cases::base::tensors::{
     Amount, NO_BLOCK, POISON, SPREAD, fill_row, lse, padded, pattern_blocks, shuffled,
 };
-use crate::ops::AlibiForm;
 use crate::reference::{HostTensor, Scales, Storage, UnifiedInputs};
 use crate::tensor::Dtype;
 
@@ -87,11 +86,7 @@ impl DecodeTensors {
             max_seq_len: case.max_seq_len.map(|bound| bound as usize),
             causal: true,
             causal_flags: None,
-            sliding_window: case.scores.sliding_window.map(i64::from),
-            softcap: case.scores.softcap.map(f64::from),
-            alibi_slopes: self.scores.alibi_slopes.as_ref(),
-            alibi_sqrt: case.scores.alibi == Some(AlibiForm::Sqrt),
-            sinks: self.scores.sinks.as_ref(),
+            mods: self.scores.by_definition(),
             output_scale: None,
         }
     }

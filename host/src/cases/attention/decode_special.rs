@@ -69,7 +69,6 @@ impl DecodeTensors {
     /// NaN and infinity in keys and values that some query token of the sequence does not see, and no block where
     /// none sees any of it.
     fn poison(&mut self, case: &DecodeCase, sights: &[Sight], nan_only: bool) {
-        let window = case.scores.sliding_window.map(|window| window as usize);
         let page = case.cache.block_size;
         let mut places = Vec::new();
         let mut seen_by_one = Vec::new();
@@ -77,10 +76,10 @@ impl DecodeTensors {
         for row in 0..self.block_table.shape[0] {
             let sight = &sights[row % sights.len()];
             // The first key that any query token sees.
-            let first = match window {
-                _ if sight.query_len == 0 => sight.seq_len,
-                Some(window) => (sight.seq_len + 1).saturating_sub(sight.query_len + window),
-                None => 0,
+            let first_of = |query_len| case.scores.first_seen(query_len, sight.seq_len);
+            let first = match sight.query_len {
+                0 => sight.seq_len,
+                query_len => first_of(query_len),
             };
             places.extend((0..first).map(|token| (row, token)));
             let whole_blocks = match sight.query_len {
@@ -89,7 +88,7 @@ impl DecodeTensors {
             };
             freed.extend((0..whole_blocks).map(|at| (row, at)));
             if sight.query_len >= 2 && sight.seq_len > first + 2 {
-                if window.is_some() {
+                if first < first_of(sight.query_len - 1) {
                     // The first query token alone sees it.
                     seen_by_one.push((row, first));
                 }

@@ -7,13 +7,14 @@ use super::decode::DecodeCase;
 use super::decode_grid::{decode, head_sizes};
 use super::mla_fp8::{EntryCase, TopK};
 use super::mla_grid::mla;
+use super::score_mods::ScoreCase;
 use super::unified::{Causal, QueryLens, UnifiedCase};
 use crate::cases::base::fill::Fill;
 use crate::cases::base::layout::Layout;
 use crate::cases::base::lens::Lens;
 use crate::cases::base::options::{LseForm, SCALED_FORMATS, ScaleForm};
 use crate::cases::base::pick::{check, fill, one_in, pick};
-use crate::ops::{AlibiForm, CheckMode, EntryForm};
+use crate::ops::{CheckMode, EntryForm};
 use crate::plan::{SplitPolicy, variants};
 use crate::tensor::Dtype;
 
@@ -88,21 +89,6 @@ fn bound(case: &mut DecodeCase, lens: &[i32], random: &mut ChaCha8Rng) {
     };
 }
 
-fn score_options(case: &mut DecodeCase, random: &mut ChaCha8Rng) {
-    if one_in(random, 3) {
-        case.scores.sliding_window = Some(random.random_range(1..150));
-    }
-    if one_in(random, 4) {
-        case.scores.softcap = Some(pick(random, &[1.0, 30.0, 50.0, 1e3, 1e7]));
-    }
-    case.scores.alibi = match random.random_range(0..8) {
-        0 => Some(AlibiForm::Linear),
-        1 => Some(AlibiForm::Sqrt),
-        _ => None,
-    };
-    case.scores.sinks = one_in(random, 4);
-}
-
 pub(crate) fn decode_case(random: &mut ChaCha8Rng) -> DecodeCase {
     let mut lens = lengths(random);
     let sizes: Vec<_> = head_sizes().collect();
@@ -116,7 +102,7 @@ pub(crate) fn decode_case(random: &mut ChaCha8Rng) -> DecodeCase {
     case.cache.head_size_v = dv;
     case.cache.layout = pick(random, &Layout::ALL);
     vary(&mut case, random);
-    score_options(&mut case, random);
+    case.scores = ScoreCase::draw(random);
     if case.check == CheckMode::Off && one_in(random, 4) {
         lens.push(-1);
     }
@@ -192,7 +178,7 @@ pub(crate) fn unified_case(random: &mut ChaCha8Rng) -> UnifiedCase {
     base.cache.head_size_v = dv as usize;
     base.cache.layout = pick(random, &Layout::ALL);
     vary(&mut base, random);
-    score_options(&mut base, random);
+    base.scores = ScoreCase::draw(random);
     let lens = lengths(random);
     bound(&mut base, &lens, random);
     base.lens = Lens::List(lens.clone());

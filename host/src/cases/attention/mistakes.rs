@@ -7,6 +7,7 @@ use super::decode::DecodeCase;
 use super::decode_fill::{DecodeTensors, HostScales};
 use super::mla_fp8::EntryCase;
 use super::mla_fp8_fill::EntryTensors;
+use super::score_mods::ScoreCase;
 use super::unified::UnifiedCase;
 use super::unified_fill::UnifiedTensors;
 use crate::cases::base::memory_mistake::MemoryMistake;
@@ -21,12 +22,9 @@ struct Seen {
 }
 
 impl Seen {
-    /// What `query_len` query tokens at the end of `seq_len` keys see through a window.
-    fn new(seq: usize, query_len: usize, seq_len: usize, window: Option<u32>) -> Self {
-        let first = match window {
-            Some(window) => (seq_len + 1).saturating_sub(query_len + window as usize),
-            None => 0,
-        };
+    /// What `query_len` query tokens at the end of `seq_len` keys see.
+    fn new(seq: usize, query_len: usize, seq_len: usize, scores: ScoreCase) -> Self {
+        let first = scores.first_seen(query_len, seq_len);
         Self {
             seq,
             first: first.min(seq_len),
@@ -124,7 +122,6 @@ fn over_heads(
     seed: u64,
     random: &mut ChaCha8Rng,
 ) -> Vec<MemoryMistake> {
-    let window = case.scores.sliding_window;
     let lens = query_lens.iter().zip(case.tokens(seed)).enumerate();
     let paged = Paged {
         block_table: &tensors.block_table,
@@ -133,7 +130,7 @@ fn over_heads(
         num_blocks: tensors.key_cache.shape[0],
         seen: lens
             .filter(|&(_, (&query_len, _))| query_len > 0)
-            .map(|(seq, (&query_len, seq_len))| Seen::new(seq, query_len, seq_len, window))
+            .map(|(seq, (&query_len, seq_len))| Seen::new(seq, query_len, seq_len, case.scores))
             .collect(),
     };
     let mut mistakes = paged.mistakes(random);
@@ -186,7 +183,7 @@ pub(crate) fn mla_fp8_mistakes(
         block_size: case.block_size,
         num_blocks: tensors.cache.shape[0],
         seen: lens
-            .map(|(seq, seq_len)| Seen::new(seq, case.query_len, seq_len, None))
+            .map(|(seq, seq_len)| Seen::new(seq, case.query_len, seq_len, ScoreCase::default()))
             .collect(),
     };
     paged.mistakes(random)

@@ -6,12 +6,13 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::cases::base::options::read_flag;
+use crate::cases::base::pick::{one_in, pick};
 use crate::cases::base::text::{CaseError, Fields};
 use crate::cases::base::uploads::Uploads;
 use crate::error::RequestError;
-use crate::ops::{AlibiForm, AlibiSlopes};
-use crate::reference::HostTensor;
-use crate::tensor::{Dtype, TensorView};
+use crate::ops::{AlibiForm, AlibiSlopes, ScoreMods};
+use crate::reference::{self, HostTensor};
+use crate::tensor::Dtype;
 
 /// Window, softcap, ALiBi and sinks of a case.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -27,6 +28,52 @@ pub struct ScoreCase {
 }
 
 impl ScoreCase {
+    pub(crate) fn draw(random: &mut ChaCha8Rng) -> Self {
+        let mut case = Self::default();
+        if one_in(random, 3) {
+            case.sliding_window = Some(random.random_range(1..150));
+        }
+        if one_in(random, 4) {
+            case.softcap = Some(pick(random, &[1.0, 30.0, 50.0, 1e3, 1e7]));
+        }
+        case.alibi = match random.random_range(0..8) {
+            0 => Some(AlibiForm::Linear),
+            1 => Some(AlibiForm::Sqrt),
+            _ => None,
+        };
+        case.sinks = one_in(random, 4);
+        case
+    }
+
+    /// What it says without tensors.
+    pub(crate) fn numbers(self) -> ScoreMods<'static> {
+        ScoreMods {
+            sliding_window: self.sliding_window,
+            softcap: self.softcap,
+            alibi: None,
+            sinks: None,
+        }
+    }
+
+    /// The first key that any of the last `query_len` of `seq_len` tokens sees.
+    pub(crate) fn first_seen(self, query_len: usize, seq_len: usize) -> usize {
+        self.sliding_window.map_or(0, |window| {
+            (seq_len + 1).saturating_sub(query_len + window as usize)
+        })
+    }
+
+    /// As peers name it in their tables.
+    pub(crate) fn peer_name(self) -> String {
+        let window = self
+            .sliding_window
+            .map_or(String::new(), |w| format!(" window={w}"));
+        let sinks = if self.sinks { " sinks" } else { "" };
+        let softcap = self
+            .softcap
+            .map_or(String::new(), |cap| format!(" softcap={cap}"));
+        format!("{window}{sinks}{softcap}")
+    }
+
     /// Keys that the last of `seq_len` tokens sees.
     pub(crate) fn seen_by_last(&self, seq_len: usize) -> usize {
         seq_len.min(
@@ -77,7 +124,7 @@ impl fmt::Display for ScoreCase {
 /// The tensors of a [`ScoreCase`].
 #[derive(Clone, Debug)]
 pub struct ScoreTensors {
-    form: Option<AlibiForm>,
+    case: ScoreCase,
     /// `[num_query_heads]`
     pub alibi_slopes: Option<HostTensor>,
     /// `[num_query_heads]`
@@ -94,7 +141,7 @@ impl ScoreTensors {
             HostTensor::contiguous(name, Dtype::F32, &[num_query_heads], bytes)
         };
         Self {
-            form: case.alibi,
+            case: *case,
             alibi_slopes: case.alibi.map(|_| per_head("alibi_slopes", 0.01, 0.3)),
             sinks: case.sinks.then(|| per_head("sinks", -1.0, 4.0)),
         }
@@ -104,19 +151,30 @@ impl ScoreTensors {
         self.alibi_slopes.iter().chain(&self.sinks)
     }
 
-    /// Slopes and sinks on a machine.
-    pub(crate) fn views<'u>(
+    /// What the reference is told.
+    pub(crate) fn by_definition(&self) -> reference::ScoreMods<'_> {
+        reference::ScoreMods {
+            sliding_window: self.case.sliding_window.map(i64::from),
+            softcap: self.case.softcap.map(f64::from),
+            alibi_slopes: self.alibi_slopes.as_ref(),
+            alibi_sqrt: self.case.alibi == Some(AlibiForm::Sqrt),
+            sinks: self.sinks.as_ref(),
+        }
+    }
+
+    /// What a request is told, with slopes and sinks on a machine.
+    pub(crate) fn with_tensors<'u>(
         &self,
+        numbers: ScoreMods<'u>,
         uploads: &'u Uploads<'_>,
-    ) -> Result<(Option<AlibiSlopes<'u>>, Option<TensorView<'u>>), RequestError> {
-        let alibi = match (self.form, &self.alibi_slopes) {
-            (Some(form), Some(slopes)) => Some(AlibiSlopes {
-                slopes: uploads.view(slopes)?,
-                form,
-            }),
-            _ => None,
-        };
+    ) -> Result<ScoreMods<'u>, RequestError> {
+        let mut mods = numbers;
+        if let (Some(form), Some(slopes)) = (self.case.alibi, &self.alibi_slopes) {
+            let slopes = uploads.view(slopes)?;
+            mods.alibi = Some(AlibiSlopes { slopes, form });
+        }
         let sinks = self.sinks.as_ref().map(|sinks| uploads.view(sinks));
-        Ok((alibi, sinks.transpose()?))
+        mods.sinks = sinks.transpose()?;
+        Ok(mods)
     }
 }

@@ -206,16 +206,9 @@ impl Described for UnifiedCase {
         let chunk = query_lens.iter().zip(&lens).find(|&(&len, _)| len > 1);
         let what = match chunk {
             None => {
-                let scores = &self.base.scores;
-                let window = scores
-                    .sliding_window
-                    .map_or(String::new(), |w| format!(" window={w}"));
-                let sinks = if scores.sinks { " sinks" } else { "" };
-                let softcap = scores
-                    .softcap
-                    .map_or(String::new(), |cap| format!(" softcap={cap}"));
                 let ctx = lens.iter().copied().max().unwrap_or(0);
-                format!("decode b={} ctx={ctx}{window}{sinks}{softcap}", lens.len())
+                let scores = self.base.scores.peer_name();
+                format!("decode b={} ctx={ctx}{scores}", lens.len())
             }
             Some((&len, &seq_len)) if decodes == 0 => {
                 let context = size(seq_len.saturating_sub(len));

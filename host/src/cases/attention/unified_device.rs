@@ -79,17 +79,14 @@ impl<'m> DeviceUnified<'m> {
                 .map(|tensor| uploads.view(tensor))
                 .transpose()
         };
-        let (alibi, sinks) = base.scores.views(uploads)?;
+        let numbers = case.base.scores.numbers();
         let options = UnifiedOptions {
             causal: case.causal == Causal::On,
             causal_flags: match &tensors.causal_flags {
                 Some(flags) => Some(uploads.view(&by_seq(flags))?),
                 None => None,
             },
-            sliding_window: case.base.scores.sliding_window,
-            softcap: case.base.scores.softcap,
-            alibi,
-            sinks,
+            score_mods: base.scores.with_tensors(numbers, uploads)?,
             output_scale: view(&tensors.output_scale)?,
             num_decodes: case.num_decodes(seed),
             max_query_len: case.max_query_len,

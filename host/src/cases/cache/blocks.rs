@@ -41,23 +41,43 @@ pub enum BlocksOperation {
     CompactSlots,
 }
 
-const NAMES: [(BlocksOperation, &str); 3] = [
-    (BlocksOperation::Copy, "copy_blocks"),
-    (BlocksOperation::CompactTables, "compact_tables"),
-    (BlocksOperation::CompactSlots, "compact_slots"),
-];
 /// Every so many names one names nothing.
 pub(crate) const GAP: usize = 7;
 /// Sequences of a compaction.
 pub(crate) const SEQS: usize = 4;
 
 impl BlocksOperation {
+    /// All of them: every named list has some of each, and cases of each are drawn.
+    pub(crate) const ALL: [Self; 3] = [Self::Copy, Self::CompactTables, Self::CompactSlots];
+
+    /// As a case's line begins.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Copy => "copy_blocks",
+            Self::CompactTables => "compact_tables",
+            Self::CompactSlots => "compact_slots",
+        }
+    }
+
     /// The operation of this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        NAMES
-            .iter()
-            .find(|(_, other)| *other == name)
-            .map(|&(it, _)| it)
+        Self::ALL.into_iter().find(|it| it.name() == name)
+    }
+
+    /// Whether its indices can be checked on the device.
+    pub(crate) fn is_checkable(self) -> bool {
+        match self {
+            Self::Copy => true,
+            Self::CompactTables | Self::CompactSlots => false,
+        }
+    }
+
+    /// The largest [`BlocksCase::count`] over `num_blocks` blocks of `block_size` tokens.
+    pub(crate) fn most(self, num_blocks: usize, block_size: usize) -> usize {
+        match self {
+            Self::Copy => num_blocks / 2,
+            Self::CompactTables | Self::CompactSlots => num_blocks * block_size / SEQS,
+        }
     }
 }
 
@@ -73,18 +93,13 @@ impl BlocksCase {
             row: fields.size("row", MAX_HEADS)?,
             num_blocks: fields.size("blocks", MAX_TOKENS)?,
             count: fields.size("count", MAX_BLOCK_SIZE)?,
-            check: match operation {
-                BlocksOperation::Copy => read_check(fields)?,
-                BlocksOperation::CompactTables | BlocksOperation::CompactSlots => CheckMode::Off,
+            check: match operation.is_checkable() {
+                true => read_check(fields)?,
+                false => CheckMode::Off,
             },
             fill: fields.optional("fill")?.unwrap_or_default(),
         };
-        let most = match operation {
-            BlocksOperation::Copy => case.num_blocks / 2,
-            BlocksOperation::CompactTables | BlocksOperation::CompactSlots => {
-                case.num_blocks * case.block_size / SEQS
-            }
-        };
+        let most = operation.most(case.num_blocks, case.block_size);
         if case.count > most {
             return Err(CaseError(format!("`count=` goes up to {most} here")));
         }
@@ -113,8 +128,7 @@ impl Described for BlocksCase {
 
 impl fmt::Display for BlocksCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = NAMES.iter().find(|(it, _)| *it == self.operation);
-        let name = name.map_or("", |&(_, name)| name);
+        let name = self.operation.name();
         let Self {
             dtype,
             block_size,

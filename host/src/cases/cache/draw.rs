@@ -116,12 +116,7 @@ pub(crate) fn gather_case(random: &mut ChaCha8Rng) -> GatherCase {
 pub(crate) fn blocks_case(random: &mut ChaCha8Rng, operation: BlocksOperation) -> BlocksCase {
     let block_size = random.random_range(1..=20);
     let num_blocks = random.random_range(8..=120);
-    let most = match operation {
-        BlocksOperation::Copy => num_blocks / 2,
-        BlocksOperation::CompactTables | BlocksOperation::CompactSlots => {
-            num_blocks * block_size / 4
-        }
-    };
+    let most = operation.most(num_blocks, block_size);
     BlocksCase {
         dtype: pick(random, &[Dtype::Bf16, Dtype::F16]),
         operation,
@@ -129,9 +124,9 @@ pub(crate) fn blocks_case(random: &mut ChaCha8Rng, operation: BlocksOperation) -
         row: random.random_range(1..=70),
         num_blocks,
         count: random.random_range(1..=most),
-        check: match operation {
-            BlocksOperation::Copy => check(random),
-            BlocksOperation::CompactTables | BlocksOperation::CompactSlots => CheckMode::Off,
+        check: match operation.is_checkable() {
+            true => check(random),
+            false => CheckMode::Off,
         },
         fill: fill(random, &Fill::SPECIAL),
     }

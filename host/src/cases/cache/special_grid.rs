@@ -1,6 +1,6 @@
 //! The cases of writes, gathers and copies with special values.
 
-use super::blocks::BlocksCase;
+use super::blocks::{BlocksCase, BlocksOperation};
 use super::gather::{GatherBy, GatherCase};
 use super::grid::{blocks, gather, grouped, mla};
 use super::mla_form::MlaForm;
@@ -79,12 +79,12 @@ pub(crate) fn gathers(fill: Fill) -> Vec<GatherCase> {
     MlaForm::ALL.into_iter().flat_map(of).collect()
 }
 
-/// A copy and both compactions of blocks of `row` values per token.
+/// One of each operation on blocks of `row` values per token.
 pub(crate) fn moved_blocks(
     fill: Fill,
     (block_size, row): (usize, usize),
     num_blocks: usize,
     count: usize,
-) -> [BlocksCase; 3] {
+) -> [BlocksCase; BlocksOperation::ALL.len()] {
     blocks(block_size, row, num_blocks, count).map(|case| BlocksCase { fill, ..case })
 }

@@ -81,7 +81,7 @@ pub struct CheckedDecode<'a> {
     pub(super) shape: AttentionShape,
     /// The compiled kernel's most query heads per thread block.
     pub(super) heads_per_cta: u32,
-    /// Whether the kernel is one with a rule.
+    /// Whether the kernel is one with score mods.
     pub(super) ruled: bool,
     pub(super) stage1: &'static Entry,
 }
@@ -128,13 +128,13 @@ impl<'a> DecodeRequest<'a> {
         )?;
         scale("softmax_scale", self.softmax_scale)?;
         let token_scales = check_scales(self.scales.as_ref(), query.dtype, &cache)?;
-        let scores = self.options.scores();
-        scores.check(query.num_heads())?;
+        let mods = &self.options.score_mods;
+        mods.check(query.num_heads())?;
 
         let num_seqs = grid_count("num_seqs", num_seqs)?;
         let format = cache.format(token_scales);
         let shape = AttentionShape::new(&query, &cache, out, format, [num_seqs, max_seq_len])?;
-        let ruled = query_start_loc.is_some() || scores.given().is_some();
+        let ruled = query_start_loc.is_some() || mods.given().is_some();
         let stage1 = variants::decode_entry(
             format,
             (shape.head_size, shape.head_size_v),

@@ -4,7 +4,6 @@ use gpu_kernels::params::{CheckPagedParams, DecodeParams, KernelParams, MergePar
 
 use super::decode::{CheckedDecode, DecodeRequest, Starts};
 use super::kv_scales::{ScaleParams, given_scales, scales_to_check};
-use super::score_mods::given_mods;
 use super::split_plan::DecodePlan;
 use crate::error::Result;
 use crate::ops::checks::{named, scale};
@@ -92,8 +91,9 @@ impl CheckedDecode<'_> {
             max_query_len: starts.map_or(1, |starts| starts.max_query_len),
             query_len: 1,
             num_decodes: starts.map_or(0, |starts| starts.num_decodes),
-            sliding_window: decode.score.sliding_window,
+            mask: decode.score.mask,
             num_parts: self.check_parts(),
+            reserved: Default::default(),
         };
         let merge = self.merge_params(plan, &decode);
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised;
@@ -130,7 +130,10 @@ impl CheckedDecode<'_> {
             v_scale: scales.v_scale,
             check,
             query_start_loc: self.query_start_loc.as_ref().map_or(0, TensorView::address),
-            score: request.options.scores().params(request.softmax_scale, true),
+            score: request
+                .options
+                .score_mods
+                .params(request.softmax_scale, true),
             stride_query_seq: query[0],
             stride_query_head: query[1],
             stride_key_block: key[0],
@@ -189,10 +192,10 @@ impl CheckedDecode<'_> {
             max_seq_len: self.shape.max_seq_len,
             split_len: plan.splits.split_len,
             num_kv_splits: plan.splits.num_kv_splits,
-            sliding_window: stage1.score.sliding_window,
+            mask: stage1.score.mask,
             sink_in_lse: u32::from(stage1.score.sinks != 0),
             num_tokens: self.num_tokens,
-            reserved: 0,
+            reserved: Default::default(),
         }
     }
 }
@@ -200,8 +203,7 @@ impl CheckedDecode<'_> {
 impl<'a> DecodeRequest<'a> {
     fn tensors(&self) -> [Given<'_, 'a>; 12] {
         let [q_scale, k_scale, v_scale] = given_scales(self.scales.as_ref());
-        let options = &self.options;
-        let [alibi_slopes, sinks] = given_mods(options.alibi.as_ref(), options.sinks.as_ref());
+        let [alibi_slopes, sinks] = self.options.score_mods.tensors();
         [
             Some(named("query", &self.query)),
             Some(named("key_cache", &self.key_cache)),

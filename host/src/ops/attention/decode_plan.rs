@@ -79,9 +79,9 @@ impl CheckedDecode<'_> {
 
     /// The most keys that a query sees, with those that share the first one's group in the cache.
     fn most_visible(&self) -> u32 {
-        match self.request.options.sliding_window {
+        match self.request.options.score_mods.most_keys() {
             None => self.shape.max_seq_len,
-            Some(window) => self.shape.max_seq_len.min(window + TILE_GROUP - 1),
+            Some(keys) => self.shape.max_seq_len.min(keys + TILE_GROUP - 1),
         }
     }
 

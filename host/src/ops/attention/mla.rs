@@ -87,7 +87,7 @@ impl<'a> DecodeMlaRequest<'a> {
         )?;
         scale("softmax_scale", self.softmax_scale)?;
         check_latent_scales(self.scales.as_ref(), query.dtype, &cache)?;
-        self.options.scores().refuse("MLA decode")?;
+        self.options.score_mods.refuse("MLA decode")?;
 
         let num_seqs = grid_count("num_seqs", num_seqs)?;
         let format = cache.format(false);

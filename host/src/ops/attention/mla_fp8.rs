@@ -263,7 +263,7 @@ impl<'a> DecodeMlaEntryRequest<'a> {
 
     /// What index lists leave no use for is not given.
     fn check_options(&self) -> Result<(), RequestError> {
-        self.options.scores().refuse("MLA decode")?;
+        self.options.score_mods.refuse("MLA decode")?;
         let refuse = |name, got: String| {
             Err(RequestError::Value {
                 name,

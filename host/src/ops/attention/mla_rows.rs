@@ -4,7 +4,8 @@
 use gpu_kernels::entry::Entry;
 use gpu_kernels::mla::Cut;
 use gpu_kernels::params::{
-    CheckFault, CheckPagedParams, DecodeMlaParams, MergeParams, ScaleList, TokenScaleList,
+    CheckFault, CheckPagedParams, DecodeMlaParams, MaskParams, MergeParams, ScaleList,
+    TokenScaleList,
 };
 
 use super::shape::AttentionShape;
@@ -100,8 +101,9 @@ pub(super) fn checks(rows: &DecodeMlaParams, shape: &AttentionShape) -> CheckPag
         max_query_len: rows.query_len,
         query_len: rows.query_len,
         num_decodes: 0,
-        sliding_window: 0,
+        mask: MaskParams::ALL,
         num_parts: 1,
+        reserved: Default::default(),
     }
 }
 
@@ -129,10 +131,10 @@ pub(super) fn merge(rows: &DecodeMlaParams, head_size_v: u32, sink: u64) -> Merg
         split_len: rows.split_len,
         num_kv_splits: rows.num_kv_splits,
         query_start_loc: 0,
-        sliding_window: 0,
+        mask: MaskParams::ALL,
         sink_in_lse: 0,
         num_tokens: 0,
-        reserved: 0,
+        reserved: Default::default(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What attention requests leave open: options, all with a default.
 
-use super::score_mods::{AlibiSlopes, ScoreOptions};
+use super::score_mods::ScoreMods;
 use crate::error::RequestError;
 use crate::ops::device_check::CheckMode;
 use crate::ops::tensors::same;
@@ -11,15 +11,8 @@ use crate::tensor::TensorView;
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct DecodeOptions<'a> {
-    /// Keys that a query sees, itself included; all, if there is none. Keys before are not read, nor are the
-    /// block-table entries of blocks that hold nothing else.
-    pub sliding_window: Option<u32>,
-    /// Scores become `softcap * tanh(score / softcap)`; at most 1e18.
-    pub softcap: Option<f32>,
-    /// A bias that grows with the distance.
-    pub alibi: Option<AlibiSlopes<'a>>,
-    /// `[num_query_heads]`, f32: scores of a key that has no value. They count in the lse too.
-    pub sinks: Option<TensorView<'a>>,
+    /// Sliding window, softcap, ALiBi and sinks.
+    pub score_mods: ScoreMods<'a>,
     /// An upper bound of `seq_lens`, if the host knows one below `max_num_blocks_per_seq * block_size`:
     /// the split is made for it. Longer sequences are cut to it.
     pub max_seq_len: Option<u32>,
@@ -31,28 +24,10 @@ pub struct DecodeOptions<'a> {
 }
 
 impl<'a> DecodeOptions<'a> {
-    /// See [`DecodeOptions::sliding_window`].
+    /// See [`DecodeOptions::score_mods`].
     #[must_use]
-    pub fn sliding_window(mut self, keys: u32) -> Self {
-        self.sliding_window = Some(keys);
-        self
-    }
-    /// See [`DecodeOptions::softcap`].
-    #[must_use]
-    pub fn softcap(mut self, softcap: f32) -> Self {
-        self.softcap = Some(softcap);
-        self
-    }
-    /// See [`DecodeOptions::alibi`].
-    #[must_use]
-    pub fn alibi(mut self, alibi: AlibiSlopes<'a>) -> Self {
-        self.alibi = Some(alibi);
-        self
-    }
-    /// See [`DecodeOptions::sinks`].
-    #[must_use]
-    pub fn sinks(mut self, sinks: TensorView<'a>) -> Self {
-        self.sinks = Some(sinks);
+    pub fn score_mods(mut self, mods: ScoreMods<'a>) -> Self {
+        self.score_mods = mods;
         self
     }
     /// See [`DecodeOptions::max_seq_len`].
@@ -73,19 +48,9 @@ impl<'a> DecodeOptions<'a> {
         self.check = mode;
         self
     }
-    /// Those about scores.
-    pub(super) fn scores(&self) -> ScoreOptions<'a> {
-        ScoreOptions {
-            sliding_window: self.sliding_window,
-            softcap: self.softcap,
-            alibi: self.alibi,
-            sinks: self.sinks,
-        }
-    }
-
     /// Whether others are the same, but for addresses.
     pub(super) fn same(&self, new: &DecodeOptions<'_>) -> Result<(), RequestError> {
-        self.scores().same(&new.scores())?;
+        self.score_mods.same(&new.score_mods)?;
         same("max_seq_len", self.max_seq_len, new.max_seq_len)?;
         same("split_policy", self.split_policy, new.split_policy)?;
         same("check", self.check, new.check)
@@ -101,14 +66,8 @@ pub struct UnifiedOptions<'a> {
     /// `[num_seqs]`, u8: the same for the queries of each sequence, not 0 if they see no key after their own. If
     /// given, `causal` means nothing.
     pub causal_flags: Option<TensorView<'a>>,
-    /// Keys that a query sees, itself included; all, if there is none.
-    pub sliding_window: Option<u32>,
-    /// Scores become `softcap * tanh(score / softcap)`; at most 1e18.
-    pub softcap: Option<f32>,
-    /// A bias that grows with the distance.
-    pub alibi: Option<AlibiSlopes<'a>>,
-    /// `[num_query_heads]`, f32: scores of a key that has no value.
-    pub sinks: Option<TensorView<'a>>,
+    /// Sliding window, softcap, ALiBi and sinks.
+    pub score_mods: ScoreMods<'a>,
     /// `[1]`, f32: an fp8_e4m3 output is divided by it, and only that.
     pub output_scale: Option<TensorView<'a>>,
     /// The first so many sequences have exactly one query token each, as serving stacks order their batches.
@@ -142,10 +101,7 @@ impl Default for UnifiedOptions<'_> {
         Self {
             causal: true,
             causal_flags: None,
-            sliding_window: None,
-            softcap: None,
-            alibi: None,
-            sinks: None,
+            score_mods: ScoreMods::default(),
             output_scale: None,
             num_decodes: 0,
             max_query_len: None,
@@ -170,28 +126,10 @@ impl<'a> UnifiedOptions<'a> {
         self.causal_flags = Some(flags);
         self
     }
-    /// See [`UnifiedOptions::sliding_window`].
+    /// See [`UnifiedOptions::score_mods`].
     #[must_use]
-    pub fn sliding_window(mut self, keys: u32) -> Self {
-        self.sliding_window = Some(keys);
-        self
-    }
-    /// See [`UnifiedOptions::softcap`].
-    #[must_use]
-    pub fn softcap(mut self, softcap: f32) -> Self {
-        self.softcap = Some(softcap);
-        self
-    }
-    /// See [`UnifiedOptions::alibi`].
-    #[must_use]
-    pub fn alibi(mut self, alibi: AlibiSlopes<'a>) -> Self {
-        self.alibi = Some(alibi);
-        self
-    }
-    /// See [`UnifiedOptions::sinks`].
-    #[must_use]
-    pub fn sinks(mut self, sinks: TensorView<'a>) -> Self {
-        self.sinks = Some(sinks);
+    pub fn score_mods(mut self, mods: ScoreMods<'a>) -> Self {
+        self.score_mods = mods;
         self
     }
     /// See [`UnifiedOptions::output_scale`].
@@ -236,23 +174,10 @@ impl<'a> UnifiedOptions<'a> {
         self.check = mode;
         self
     }
-    /// Those about scores.
-    pub(super) fn scores(&self) -> ScoreOptions<'a> {
-        ScoreOptions {
-            sliding_window: self.sliding_window,
-            softcap: self.softcap,
-            alibi: self.alibi,
-            sinks: self.sinks,
-        }
-    }
-
     /// Those of sequences that take the decode kernels. `causal` makes no difference to the last token of a sequence.
     pub(super) fn of_decodes(&self) -> DecodeOptions<'a> {
         DecodeOptions {
-            sliding_window: self.sliding_window,
-            softcap: self.softcap,
-            alibi: self.alibi,
-            sinks: self.sinks,
+            score_mods: self.score_mods,
             max_seq_len: self.max_seq_len,
             split_policy: self.split_policy,
             check: self.check,

@@ -1,8 +1,9 @@
-//! What an attention request says of its scores, beyond their scale: window, softcap, ALiBi, sinks.
+//! What an attention request says of its scores, beyond their scale: window, softcap, ALiBi, sinks. Requests, plans and
+//! parameters know no more of them than what is written here.
 
 use std::f32::consts::LOG2_E;
 
-use gpu_kernels::params::ScoreParams;
+use gpu_kernels::params::{MaskParams, ScoreParams};
 
 use crate::error::RequestError;
 use crate::ops::checks::{named, scale};
@@ -30,16 +31,47 @@ pub enum AlibiForm {
     Sqrt,
 }
 
-/// The options of that name, of any request that has them.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ScoreOptions<'a> {
-    pub(super) sliding_window: Option<u32>,
-    pub(super) softcap: Option<f32>,
-    pub(super) alibi: Option<AlibiSlopes<'a>>,
-    pub(super) sinks: Option<TensorView<'a>>,
+/// What becomes of scores, and which of them there are: nothing and all, as far as nothing else is said.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct ScoreMods<'a> {
+    /// Keys that a query sees, itself included; all, if there is none. Keys before those that any query of the sequence
+    /// sees are not read, nor are the block-table entries of blocks that hold nothing else.
+    pub sliding_window: Option<u32>,
+    /// Scores become `softcap * tanh(score / softcap)`; at most 1e18.
+    pub softcap: Option<f32>,
+    /// A bias that grows with the distance.
+    pub alibi: Option<AlibiSlopes<'a>>,
+    /// `[num_query_heads]`, f32: scores of a key that has no value. They count in the lse too.
+    pub sinks: Option<TensorView<'a>>,
 }
 
-impl ScoreOptions<'_> {
+impl<'a> ScoreMods<'a> {
+    /// See [`ScoreMods::sliding_window`].
+    #[must_use]
+    pub fn sliding_window(mut self, keys: u32) -> Self {
+        self.sliding_window = Some(keys);
+        self
+    }
+    /// See [`ScoreMods::softcap`].
+    #[must_use]
+    pub fn softcap(mut self, softcap: f32) -> Self {
+        self.softcap = Some(softcap);
+        self
+    }
+    /// See [`ScoreMods::alibi`].
+    #[must_use]
+    pub fn alibi(mut self, alibi: AlibiSlopes<'a>) -> Self {
+        self.alibi = Some(alibi);
+        self
+    }
+    /// See [`ScoreMods::sinks`].
+    #[must_use]
+    pub fn sinks(mut self, sinks: TensorView<'a>) -> Self {
+        self.sinks = Some(sinks);
+        self
+    }
+
     /// Checks them for so many query heads.
     pub(super) fn check(&self, num_query_heads: usize) -> Result<(), RequestError> {
         if let Some(window) = self.sliding_window
@@ -94,11 +126,35 @@ impl ScoreOptions<'_> {
     }
 
     /// Whether others are the same, but for addresses.
-    pub(super) fn same(&self, new: &ScoreOptions<'_>) -> Result<(), RequestError> {
-        let form = |options: &ScoreOptions<'_>| options.alibi.map(|alibi| alibi.form);
+    pub(super) fn same(&self, new: &ScoreMods<'_>) -> Result<(), RequestError> {
+        let form = |mods: &ScoreMods<'_>| mods.alibi.map(|alibi| alibi.form);
         same("sliding_window", self.sliding_window, new.sliding_window)?;
         same("softcap", self.softcap, new.softcap)?;
         same("alibi", form(self), form(new))
+    }
+
+    /// The tensors that may be given: slopes and sinks.
+    pub(super) fn tensors<'v>(&'v self) -> [Given<'v, 'a>; 2] {
+        [
+            given(
+                "alibi_slopes",
+                self.alibi.as_ref().map(|alibi| &alibi.slopes),
+            ),
+            given("sinks", self.sinks.as_ref()),
+        ]
+    }
+
+    /// The most keys that one query sees, itself and those before it; `None` if they are as many as there are. Without
+    /// `causal` it sees as many after it.
+    pub(super) fn most_keys(&self) -> Option<u32> {
+        self.sliding_window
+    }
+
+    /// What a query sees, as kernels and plans want it.
+    pub(super) fn mask(&self) -> MaskParams {
+        MaskParams {
+            sliding_window: self.sliding_window.unwrap_or(0),
+        }
     }
 
     /// As kernels want them.
@@ -118,10 +174,11 @@ impl ScoreOptions<'_> {
         ScoreParams {
             alibi_slopes: address(self.alibi.as_ref().map(|alibi| &alibi.slopes)),
             sinks: address(self.sinks.as_ref()),
-            sliding_window: self.sliding_window.unwrap_or(0),
+            mask: self.mask(),
             flags,
             qk_scale_log2,
             softcap_log2,
+            reserved: Default::default(),
         }
     }
 }
@@ -139,13 +196,14 @@ pub(super) fn check_per_head(
     tensor.strides(1)
 }
 
-/// The tensors that may be given: slopes and sinks.
-pub(super) fn given_mods<'v, 'a>(
-    alibi: Option<&'v AlibiSlopes<'a>>,
-    sinks: Option<&'v TensorView<'a>>,
-) -> [Given<'v, 'a>; 2] {
-    [
-        given("alibi_slopes", alibi.map(|alibi| &alibi.slopes)),
-        given("sinks", sinks),
-    ]
+/// The first rule of a mask that is not the same, by its name; the one of a plan, and the one of a request.
+pub(in crate::ops) fn mask_difference(
+    planned: MaskParams,
+    request: MaskParams,
+) -> Option<(&'static str, [u32; 2])> {
+    let MaskParams { sliding_window } = planned;
+    let rules = [("sliding_window", [sliding_window, request.sliding_window])];
+    rules
+        .into_iter()
+        .find(|(_, [planned, request])| planned != request)
 }

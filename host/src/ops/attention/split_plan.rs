@@ -57,7 +57,6 @@ pub(super) struct DecodeFacts {
 
 impl DecodeFacts {
     pub(super) fn with(self, shape: &AttentionShape, options: &DecodeOptions<'_>) -> MadeFor<12> {
-        let window = options.sliding_window.unwrap_or(0);
         MadeFor {
             names: &[
                 "kernel",
@@ -67,7 +66,7 @@ impl DecodeFacts {
                 "query",
                 "out",
                 "index lists",
-                "sliding_window",
+                "mask",
                 "split_policy",
                 "check",
                 "num_seqs",
@@ -81,7 +80,7 @@ impl DecodeFacts {
                 Fact::Dtype(shape.query),
                 Fact::Dtype(shape.out),
                 Fact::Flag(self.has_lists),
-                Fact::Number(window),
+                Fact::Mask(options.score_mods.mask()),
                 Fact::Splits(options.split_policy),
                 Fact::Check(options.check),
                 Fact::AtMost(shape.num_seqs),

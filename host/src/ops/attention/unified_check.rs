@@ -90,7 +90,7 @@ impl<'a> UnifiedRequest<'a> {
         num_seqs: usize,
     ) -> Result<(), RequestError> {
         let options = &self.options;
-        options.scores().check(num_query_heads)?;
+        options.score_mods.check(num_query_heads)?;
         match (&options.output_scale, out == Dtype::F8E4m3) {
             (Some(scale), true) => {
                 named("output_scale", scale).floats(&[&[1]], || "[1]".into())?;

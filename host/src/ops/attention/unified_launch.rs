@@ -5,7 +5,6 @@ use gpu_kernels::params::{CheckFault, CheckPagedParams, KernelParams, PrefillPar
 
 use super::decode::Starts;
 use super::kv_scales::{ScaleParams, given_scales, scales_to_check};
-use super::score_mods::given_mods;
 use super::unified::{CheckedUnified, UnifiedRequest};
 use super::unified_plan::UnifiedPlan;
 use crate::error::Result;
@@ -117,8 +116,9 @@ impl CheckedUnified<'_> {
             max_query_len: self.starts.max_query_len,
             query_len: 0,
             num_decodes: self.starts.num_decodes,
-            sliding_window: prefill.score.sliding_window,
+            mask: prefill.score.mask,
             num_parts: self.check_parts(),
+            reserved: Default::default(),
         }
     }
 
@@ -165,7 +165,7 @@ impl CheckedUnified<'_> {
             partial_lse: base + plan.partials.lse_offset,
             check: if plan.check.is_some() { base } else { 0 },
             score: options
-                .scores()
+                .score_mods
                 .params(request.softmax_scale, options.causal),
             stride_query_token: query[0],
             stride_query_head: query[1],
@@ -211,7 +211,7 @@ impl<'a> UnifiedRequest<'a> {
     fn tensors(&self) -> [Given<'_, 'a>; 15] {
         let options = &self.options;
         let [q_scale, k_scale, v_scale] = given_scales(self.scales.as_ref());
-        let [alibi_slopes, sinks] = given_mods(options.alibi.as_ref(), options.sinks.as_ref());
+        let [alibi_slopes, sinks] = options.score_mods.tensors();
         [
             Some(named("query", &self.query)),
             Some(named("key_cache", &self.key_cache)),

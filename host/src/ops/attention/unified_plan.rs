@@ -87,7 +87,7 @@ impl CheckedUnified<'_> {
             device,
             self.request.options.split_policy,
         );
-        let splits = match (splits.num_kv_splits, self.request.options.sliding_window) {
+        let splits = match (splits.num_kv_splits, self.most_keys()) {
             // One split is one wherever a tile's keys begin.
             (1, _) => Splits {
                 num_kv_splits: 1,
@@ -135,7 +135,6 @@ impl CheckedUnified<'_> {
 
     fn made_for(&self) -> MadeFor<13> {
         let options = &self.request.options;
-        let window = options.sliding_window.unwrap_or(0);
         MadeFor {
             names: &[
                 "kernel",
@@ -145,7 +144,7 @@ impl CheckedUnified<'_> {
                 "out",
                 "rows aligned to 16 bytes",
                 "f32_scores",
-                "sliding_window",
+                "mask",
                 "split_policy",
                 "check",
                 "num_tokens",
@@ -160,7 +159,7 @@ impl CheckedUnified<'_> {
                 Fact::Dtype(self.shape.out),
                 Fact::Flag(self.in_chunks),
                 Fact::Flag(options.f32_scores),
-                Fact::Number(window),
+                Fact::Mask(options.score_mods.mask()),
                 Fact::Splits(options.split_policy),
                 Fact::Check(options.check),
                 Fact::AtMost(self.num_tokens),
@@ -199,16 +198,21 @@ impl CheckedUnified<'_> {
         self.shape.num_seqs > self.num_decodes
     }
 
+    /// The most keys that a query sees, if not as many as there are.
+    fn most_keys(&self) -> Option<u32> {
+        self.request.options.score_mods.most_keys()
+    }
+
     /// The most keys that a tile of rows sees, of those that are not decodes.
     fn max_keys(&self, cut: PrefillTile) -> u32 {
-        let Some(window) = self.request.options.sliding_window else {
+        let Some(keys) = self.most_keys() else {
             return self.shape.max_seq_len;
         };
         // As many before each query, with `causal` off as many after it, and the rest of the first KV tile.
         let tokens =
             (cut.rows().div_ceil(self.shape.num_queries_per_kv()) + 1).min(self.num_tokens);
         let around = tokens
-            .saturating_add(window.saturating_mul(2))
+            .saturating_add(keys.saturating_mul(2))
             .saturating_add(cut.tile_kv);
         self.shape.max_seq_len.min(around)
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use gpu_kernels::cache::compact;
-use gpu_kernels::entry::Variant;
+use gpu_kernels::entry::{EntryId, Variant};
 use gpu_kernels::params::{CompactParams, GatherParams, KernelParams};
 
 use super::compact::{BlockGather, CheckedCompact, CompactRequest, launch};
@@ -34,9 +34,13 @@ impl CheckedCompact<'_> {
         let walk = compact::walk_grid(params.num_rows, params.seq_lens == 0);
         let number = compact::number_grid(params.num_blocks);
         let names = [
-            launch(Variant::CompactMark, walk, 0),
-            launch(Variant::CompactNumber, number, compact::SHARED_BYTES),
-            launch(Variant::CompactRename, walk, 0),
+            launch(Variant::Only(EntryId::compact_mark), walk, 0),
+            launch(
+                Variant::Only(EntryId::compact_number),
+                number,
+                compact::SHARED_BYTES,
+            ),
+            launch(Variant::Only(EntryId::compact_rename), walk, 0),
         ];
         let gathers = self.gathers.iter().map(|gather| gather.launch);
         CompactPlan {

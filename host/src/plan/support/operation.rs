@@ -1,5 +1,10 @@
 //! The operations of the support matrix, and what its columns do not say about them.
 
+use gpu_kernels::entry::EntryId;
+
+use super::role::{any, supports};
+use super::{Role, Sizes};
+
 /// An operation, in the order of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operation {
@@ -102,5 +107,20 @@ impl Operation {
                 "the blocks that block tables or slots refer to, into a cache of their own; references renamed."
             }
         }
+    }
+}
+
+/// What a kernel is for that is the only one of its kind.
+///
+/// # Panics
+/// If it is not described here: a test looks at all kernels.
+pub(super) fn only(id: EntryId) -> Role {
+    match id {
+        EntryId::copy_blocks => supports(Operation::CopyBlocks, any(), Sizes::Any),
+        EntryId::check_pairs => Role::Assists(&[Operation::CopyBlocks]),
+        EntryId::compact_mark | EntryId::compact_number | EntryId::compact_rename => {
+            Role::Assists(&[Operation::Compact])
+        }
+        other => panic!("{} has no role", other.entry().name),
     }
 }

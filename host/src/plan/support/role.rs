@@ -7,6 +7,7 @@ use gpu_kernels::entry::Variant;
 use gpu_kernels::mla::cache_format::{EntryForm, fp8_ds, v4};
 use gpu_kernels::prefill::Products;
 
+use super::operation::only;
 use super::{Cache, Operation, Output, Scales, Sizes, Support, Tensors};
 use crate::tensor::Dtype;
 
@@ -158,10 +159,6 @@ pub fn role(variant: Variant) -> Role {
         ),
         Variant::GatherMlaFp8Ds => gather_entries(EntryForm::Fp8Ds),
         Variant::GatherMlaV4 => gather_entries(EntryForm::V4),
-        Variant::CopyBlocks => supports(Operation::CopyBlocks, any(), Sizes::Any),
-        Variant::CompactMark | Variant::CompactNumber | Variant::CompactRename => {
-            Role::Assists(&[Operation::Compact])
-        }
         Variant::CheckPaged => Role::Assists(&[
             Operation::Decode,
             Operation::UnifiedAttention,
@@ -174,13 +171,13 @@ pub fn role(variant: Variant) -> Role {
             Operation::ConcatAndCacheMla,
         ]),
         Variant::CheckGather => Role::Assists(&[Operation::Gather]),
-        Variant::CheckPairs => Role::Assists(&[Operation::CopyBlocks]),
         Variant::ReadCeiling => Role::Measures,
+        Variant::Only(id) => only(id),
     }
 }
 
 /// What goes with one kind of cache.
-struct Over {
+pub(super) struct Over {
     tensors: Vec<Tensors>,
     cache: Cache,
     scales: Vec<Scales>,
@@ -198,7 +195,7 @@ impl Over {
     }
 }
 
-fn supports(operation: Operation, over: Over, sizes: Sizes) -> Role {
+pub(super) fn supports(operation: Operation, over: Over, sizes: Sizes) -> Role {
     Role::Supports(vec![over.of(operation, sizes)])
 }
 
@@ -317,7 +314,7 @@ fn row_size(form: EntryForm) -> u32 {
 }
 
 /// Bytes that are copied, whatever they mean.
-fn any() -> Over {
+pub(super) fn any() -> Over {
     Over {
         tensors: vec![Tensors {
             input: None,
