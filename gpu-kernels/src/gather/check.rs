@@ -1,5 +1,5 @@
-//! What a gather's request refers to, looked at on the device: `check_gather` finds each row's token as the gathers do, on
-//! the grid of a gather of one unit, and reports those that have none although they should.
+//! What a gather's request refers to, looked at on the device: `check_gather` finds each row's token as the gathers
+//! do, on the grid of a gather of one unit, and reports those that have none although they should.
 
 use crate::attention::check;
 use crate::attention::check::{check_scales, report};

@@ -35,7 +35,8 @@ const _: () = assert!(v4::VALUES + v4::ROPE == EIGHTS as u32 * 8 * WARP);
 /// Copies bytes.
 ///
 /// # Safety
-/// Launched on [`grid`](crate::gather::grid::grid) with [`THREADS`] threads; `params` names tensors of the shapes it documents.
+/// Launched on [`grid`](crate::gather::grid::grid) with [`THREADS`] threads; `params` names tensors of the shapes it
+/// documents.
 #[inline(always)]
 pub unsafe fn copy<G: Gpu>(gpu: G, params: &GatherParams) {
     // SAFETY: as the caller promises.

@@ -9,8 +9,8 @@
 //! # The contract every implementation keeps
 //!
 //! - Global addresses are 64-bit byte addresses; shared addresses are 32-bit byte offsets into the shared
-//!   memory of the thread block (`cta`), beginning at [`Threads::shared_base`], which is 128-byte aligned, and 1,024-byte
-//!   aligned for a warp group.
+//!   memory of the thread block (`cta`), beginning at [`Threads::shared_base`], which is 128-byte aligned, and
+//!   1,024-byte aligned for a warp group.
 //! - An access of `N` bytes is aligned to `N`.
 //! - "Converged" means that all 32 lanes of the warp make the call together. Every operation marked so
 //!   also orders nothing but what it says: plain memory is ordered by [`Threads::sync_warp`] within a warp and
