@@ -19,7 +19,7 @@
 //! | [`entry`] | the table of every compiled kernel: PTX symbols, launch bounds, and the emulator's dispatch |
 //!
 //! There are no dependencies, but on rust-cuda's route `cuda_std`, which `nvvm-builder/kernels` adds: entries are its
-//! `#[kernel]`s, and indices, barriers and shuffles come from it. Stock rustc has a few lines of assembly in their
+//! `#[kernel]`s, and indices and barriers come from it. Stock rustc has a few lines of assembly in their
 //! place. What of `cuda_std` is not used, what else that route cannot do, and how these kernels get around it, is in
 //! `docs/rustc_codegen_nvvm.md`.
 #![no_std]

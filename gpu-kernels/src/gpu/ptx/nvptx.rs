@@ -39,34 +39,6 @@ pub(super) unsafe fn sync_warp() {
     unsafe { asm!("bar.warp.sync 0xffffffff;", options(nostack)) };
 }
 
-/// `bits` of the lane whose index differs in `lane_mask`.
-///
-/// # Safety
-/// Converged.
-#[inline(always)]
-pub(super) unsafe fn shfl_xor(bits: u32, lane_mask: u32) -> u32 {
-    let value: u32;
-    // SAFETY: converged, as the caller promises.
-    unsafe {
-        asm!("shfl.sync.bfly.b32 {0}, {1}, {2}, 0x1f, 0xffffffff;", out(reg32) value, in(reg32) bits, in(reg32) lane_mask, options(nomem, nostack))
-    };
-    value
-}
-
-/// `bits` of lane `source`.
-///
-/// # Safety
-/// Converged.
-#[inline(always)]
-pub(super) unsafe fn shfl_idx(bits: u32, source: u32) -> u32 {
-    let value: u32;
-    // SAFETY: converged, as the caller promises.
-    unsafe {
-        asm!("shfl.sync.idx.b32 {0}, {1}, {2}, 0x1f, 0xffffffff;", out(reg32) value, in(reg32) bits, in(reg32) source, options(nomem, nostack))
-    };
-    value
-}
-
 /// Without an operating system a panic can only stop the grid. (`cuda_std` has a handler of its own.)
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

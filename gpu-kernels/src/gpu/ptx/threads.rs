@@ -5,8 +5,7 @@ use core::arch::asm;
 use crate::gpu::Threads;
 use crate::gpu::ptx::PtxLane;
 use crate::gpu::ptx::route::{
-    block_idx_x, block_idx_y, block_idx_z, grid_dim_x, shfl_idx, shfl_xor, sync_threads, sync_warp,
-    thread_idx_x,
+    block_idx_x, block_idx_y, block_idx_z, grid_dim_x, sync_threads, sync_warp, thread_idx_x,
 };
 
 // Not `cuda_std`'s on either route: its array is aligned to 16 bytes, and its address a generic one.
@@ -78,13 +77,21 @@ unsafe impl Threads for PtxLane {
     }
     #[inline(always)]
     unsafe fn shfl_xor(self, bits: u32, lane_mask: u32) -> u32 {
-        // SAFETY: as the caller promises.
-        unsafe { shfl_xor(bits, lane_mask) }
+        let value: u32;
+        // SAFETY: converged, as the caller promises.
+        unsafe {
+            asm!("shfl.sync.bfly.b32 {0}, {1}, {2}, 0x1f, 0xffffffff;", out(reg32) value, in(reg32) bits, in(reg32) lane_mask, options(nomem, nostack))
+        };
+        value
     }
     #[inline(always)]
     unsafe fn shfl(self, bits: u32, source: u32) -> u32 {
-        // SAFETY: as the caller promises.
-        unsafe { shfl_idx(bits, source) }
+        let value: u32;
+        // SAFETY: converged, as the caller promises.
+        unsafe {
+            asm!("shfl.sync.idx.b32 {0}, {1}, {2}, 0x1f, 0xffffffff;", out(reg32) value, in(reg32) bits, in(reg32) source, options(nomem, nostack))
+        };
+        value
     }
     #[inline(always)]
     unsafe fn any(self, says: bool) -> bool {
