@@ -7,7 +7,7 @@
 use ferroattn::Error;
 use ferroattn::emulator::{Emulator, FaultKind, Lane};
 use ferroattn::runtime::DeviceMemory;
-use gpu_kernels::gpu::{Gpu, WARP};
+use gpu_kernels::gpu::{Memory, Threads, WARP};
 
 const THREADS: u32 = 64;
 

@@ -15,7 +15,7 @@ mod tiny_kernels;
 use ferroattn::Error;
 use ferroattn::emulator::{Emulator, FaultKind, Lane};
 use ferroattn::runtime::DeviceMemory;
-use gpu_kernels::gpu::{Gpu, Line};
+use gpu_kernels::gpu::{Line, Matrices, Memory, Numbers, Threads};
 use half::{bf16, f16};
 use tiny_kernels::{passes, two_tensors};
 

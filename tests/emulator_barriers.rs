@@ -13,7 +13,7 @@
 mod tiny_kernels;
 
 use ferroattn::emulator::{FaultKind, Lane};
-use gpu_kernels::gpu::Gpu;
+use gpu_kernels::gpu::{Memory, Threads};
 use tiny_kernels::{fault, passes};
 
 /// Rounds of a ring of two words: warp 0 fills them, warps 1 and 2 read them. `waits` says whether warp 0 waits until

@@ -9,7 +9,7 @@
 mod tiny_kernels;
 
 use ferroattn::emulator::{Emulator, Fault, FaultKind, Lane};
-use gpu_kernels::gpu::{Gpu, Line};
+use gpu_kernels::gpu::{Line, Memory, Threads};
 use tiny_kernels::{fault, fault_on, passes, two_tensors};
 
 #[test]

@@ -18,7 +18,7 @@ use ferroattn::emulator::{Emulator, Fault, FaultKind, Lane};
 use ferroattn::runtime::{Buffer, DeviceMemory};
 use ferroattn::tensor::Dtype;
 use ferroattn::{Error, Result};
-use gpu_kernels::gpu::{Gpu, Line};
+use gpu_kernels::gpu::{Line, Memory, Threads};
 use tiny_kernels::{fault, two_tensors};
 
 fn is_host_call(result: Result<()>, call: &str) -> Fault {

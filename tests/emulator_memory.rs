@@ -15,7 +15,7 @@ mod tiny_kernels;
 use ferroattn::Error;
 use ferroattn::emulator::{Emulator, FaultKind};
 use ferroattn::runtime::DeviceMemory;
-use gpu_kernels::gpu::Gpu;
+use gpu_kernels::gpu::{Memory, Threads};
 use tiny_kernels::{fault, fault_on, two_tensors};
 
 #[test]

@@ -13,7 +13,7 @@
 mod tiny_kernels;
 
 use ferroattn::emulator::{Emulator, FaultKind};
-use gpu_kernels::gpu::Gpu;
+use gpu_kernels::gpu::{Memory, Threads};
 use tiny_kernels::{fault, fault_on, two_tensors};
 
 #[test]

@@ -18,9 +18,10 @@
 //! | [`kernel`] | the trait of kernels, and the shapes that are types |
 //! | [`entry`] | the table of every compiled kernel: PTX symbols, launch bounds, and the emulator's dispatch |
 //!
-//! There are no dependencies, not even `cuda_std`: what it offers beyond the few lines of assembly in
-//! [`gpu`] would exist on rust-cuda's route alone, and both compilers would have to fetch and build it. What
-//! else that route cannot do, and how these kernels get around it, is in `docs/rustc_codegen_nvvm.md`.
+//! There are no dependencies, but on rust-cuda's route `cuda_std`, which `nvvm-builder/kernels` adds: entries are its
+//! `#[kernel]`s, and indices and barriers come from it. Stock rustc has a few lines of assembly in their
+//! place. What of `cuda_std` is not used, what else that route cannot do, and how these kernels get around it, is in
+//! `docs/rustc_codegen_nvvm.md`.
 #![no_std]
 #![allow(
     clippy::cast_possible_truncation,
@@ -32,7 +33,8 @@
     clippy::needless_range_loop,
     reason = "register arrays are indexed by unrolled constants"
 )]
-#![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch, abi_ptx))]
+#![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch))]
+#![cfg_attr(gpu_route = "nvptx", feature(abi_ptx))]
 #![cfg_attr(
     target_arch = "nvptx64",
     allow(
@@ -61,10 +63,3 @@ pub mod kernel;
 pub mod mla;
 pub mod params;
 pub mod prefill;
-
-/// Without an operating system a panic can only stop the grid.
-#[cfg(target_arch = "nvptx64")]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    gpu::trap()
-}

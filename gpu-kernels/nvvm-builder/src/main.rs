@@ -67,6 +67,7 @@ fn compile(out: &Path, target: &Path, arch: &str) -> Result<()> {
         .fma_contraction(false)
         // cuda_builder has no option for flags of rustc, and overrides RUSTFLAGS; a profile carries them.
         .build_args(&[
+            "--locked",
             "-Zprofile-rustflags",
             "--config",
             "profile.release.rustflags=['--cfg','gpu_route=\"nvvm\"']",

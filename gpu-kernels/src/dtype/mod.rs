@@ -10,6 +10,8 @@ pub mod stored;
 pub use cache_format::{CacheDtype, CacheFormat, E4m3, E4m3PerToken, E5m2, I8PerToken};
 
 use crate::gpu::Gpu;
+#[cfg(doc)]
+use crate::gpu::{Matrices, Memory};
 
 /// Names an element type at run time: which of the compiled variants a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,7 +52,7 @@ pub trait Half: sealed::Sealed + Copy {
     const PROB_SHIFT: f32;
     /// Two to minus that power: what takes it back.
     const PROB_UNIT: f32;
-    /// `acc + a b`; see [`Gpu::mma_bf16`].
+    /// `acc + a b`; see [`Matrices::mma_bf16`].
     ///
     /// # Safety
     /// Converged.
@@ -140,13 +142,13 @@ pub trait Element: sealed::Sealed + Copy {
     /// Loads eight values.
     ///
     /// # Safety
-    /// As [`Gpu::ld_global_b16`], aligned to 16 bytes or to the eight values, whichever is less.
+    /// As [`Memory::ld_global_b16`], aligned to 16 bytes or to the eight values, whichever is less.
     #[track_caller]
     unsafe fn load8<G: Gpu>(gpu: G, address: u64) -> Self::Eight;
     /// Stores eight values.
     ///
     /// # Safety
-    /// As [`Gpu::st_global_b16`], aligned as for [`Element::load8`].
+    /// As [`Memory::st_global_b16`], aligned as for [`Element::load8`].
     #[track_caller]
     unsafe fn store8<G: Gpu>(gpu: G, address: u64, values: Self::Eight);
     /// The values; exact.
@@ -156,13 +158,13 @@ pub trait Element: sealed::Sealed + Copy {
     /// Loads one value; exact.
     ///
     /// # Safety
-    /// As [`Gpu::ld_global_b16`].
+    /// As [`Memory::ld_global_b16`].
     #[track_caller]
     unsafe fn load1<G: Gpu>(gpu: G, address: u64) -> f32;
     /// Stores the value nearest to `value`, as [`Element::narrow8`].
     ///
     /// # Safety
-    /// As [`Gpu::st_global_b16`].
+    /// As [`Memory::st_global_b16`].
     #[track_caller]
     unsafe fn store1<G: Gpu>(gpu: G, address: u64, value: f32);
 }

@@ -121,8 +121,8 @@ macro_rules! entries {
         $($(section! { $section:
             /// PTX entry point.
             #[cfg(target_arch = "nvptx64")]
-            #[cfg_attr(gpu_route = "nvvm", nvvm_internal::kernel)]
-            #[unsafe(no_mangle)]
+            #[cfg_attr(gpu_route = "nvvm", cuda_std::kernel)]
+            #[cfg_attr(not(gpu_route = "nvvm"), unsafe(no_mangle))]
             pub unsafe extern "ptx-kernel" fn $name(params: <$kernel as Kernel>::Params) {
                 // SAFETY: whoever launches keeps the kernel's conditions.
                 unsafe { <$kernel as Kernel>::run(crate::gpu::PtxLane, &params) }

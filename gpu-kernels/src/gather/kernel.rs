@@ -17,37 +17,26 @@ use crate::cache::reshape_and_cache_flash::{load, store};
 use crate::cache::slots::Slot;
 use crate::dtype::{E4m3, Element};
 use crate::entry::Variant;
+pub use crate::gather::check::CheckGather;
+use crate::gather::grid::{SLAB, THREADS, UNITS};
 use crate::gather::rows::Row;
-pub use crate::gather::rows::check_gather;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
 use crate::kernel::Kernel;
 use crate::mla::cache_format::{dequantise8, fp8_ds, power_of_two, v4};
 use crate::params::GatherParams;
 
-/// Threads per thread block.
-pub const THREADS: u32 = 4 * WARP;
-/// Units of a lane.
-const UNITS: usize = 4;
-/// Units of a warp.
-pub const SLAB: u32 = UNITS as u32 * WARP;
 /// Units of eight values of a lane in the forms with scales of their own.
 const EIGHTS: usize = 2;
 
 const _: () = assert!(fp8_ds::LATENTS == EIGHTS as u32 * 8 * WARP);
 const _: () = assert!(v4::VALUES + v4::ROPE == EIGHTS as u32 * 8 * WARP);
 
-/// Thread blocks for `num_rows` rows of `units` units each; `None` if they are too many for a grid.
-pub fn grid(num_rows: u32, units: u32) -> Option<[u32; 3]> {
-    let slabs = units.div_ceil(SLAB).max(1);
-    let fits = num_rows <= i32::MAX as u32 && slabs <= 0xffff;
-    fits.then_some([num_rows.div_ceil(THREADS / WARP).max(1), slabs, 1])
-}
-
 /// Copies bytes.
 ///
 /// # Safety
-/// Launched on [`grid`] with [`THREADS`] threads; `params` names tensors of the shapes it documents.
+/// Launched on [`grid`](crate::gather::grid::grid) with [`THREADS`] threads; `params` names tensors of the shapes it
+/// documents.
 #[inline(always)]
 pub unsafe fn copy<G: Gpu>(gpu: G, params: &GatherParams) {
     // SAFETY: as the caller promises.
@@ -335,22 +324,6 @@ impl Kernel for GatherMlaV4 {
     unsafe fn run<G: Gpu>(gpu: G, params: &GatherParams) {
         // SAFETY: as the caller promises.
         unsafe { mla_v4(gpu, params) }
-    }
-}
-
-/// [`check_gather`].
-#[derive(Debug)]
-pub enum CheckGather {}
-
-impl Kernel for CheckGather {
-    type Params = GatherParams;
-    const VARIANT: Variant = Variant::CheckGather;
-    const THREADS: u32 = THREADS;
-
-    #[inline(always)]
-    unsafe fn run<G: Gpu>(gpu: G, params: &GatherParams) {
-        // SAFETY: as the caller promises.
-        unsafe { check_gather(gpu, params) }
     }
 }
 

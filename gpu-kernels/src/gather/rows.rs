@@ -4,70 +4,12 @@
 //! token of this row: from row starts, lengths or indices   (see `GatherParams`)
 //! slot of the token: block_table -> block, offset; none if -1, past the table or outside the cache
 //! ```
-//!
-//! `check_gather` finds each row's token as the gathers do, on the grid of a gather of one unit, and reports those that
-//! have none although they should.
 
-use crate::attention::check;
-use crate::attention::check::{check_scales, found_fault, report};
+use crate::attention::check::{found_fault, report};
 use crate::cache::slots::Slot;
-use crate::gather::kernel::THREADS;
+use crate::gather::grid::THREADS;
 use crate::gpu::{Gpu, WARP};
-use crate::params::{CheckFault, GatherParams, ScaleList};
-
-/// Checks the scale, if there is one, starts of rows, and what each row refers to.
-///
-/// # Safety
-/// Launched on [`crate::gather::kernel::grid`] of one unit with [`THREADS`] threads; `params` names tensors of the shapes it
-/// documents, and a record.
-#[inline(always)]
-pub unsafe fn check_gather<G: Gpu>(gpu: G, params: &GatherParams) {
-    const { assert!(THREADS == check::THREADS) };
-    // SAFETY: as the caller promises; converged.
-    unsafe {
-        if gpu.cta_idx_x() == 0 && params.scale != 0 {
-            let scales = ScaleList {
-                address: params.scale,
-                stride: 0,
-                count: 1,
-                tensor: CheckFault::ENTRY_SCALE,
-            };
-            check_scales(gpu, params.check, scales);
-        }
-        if params.mode == GatherParams::RAGGED {
-            check_row_starts(gpu, params);
-        }
-        Row::find::<G, true>(gpu, params);
-    }
-}
-
-/// Checks that each sequence's rows lie within all, after those of the sequence before.
-///
-/// # Safety
-/// As [`check_gather`].
-#[inline(always)]
-unsafe fn check_row_starts<G: Gpu>(gpu: G, params: &GatherParams) {
-    let mut seq = gpu.cta_idx_x() * THREADS + gpu.thread_idx();
-    while seq < params.num_seqs {
-        let at = params.rows + 4 * seq as u64;
-        // SAFETY: `num_seqs + 1` row starts.
-        let (start, end) = unsafe { (gpu.ld_global_b32(at), gpu.ld_global_b32(at + 4)) };
-        let (first, last) = (start as i32, end as i32);
-        if first < 0 || last < first || end > params.num_rows {
-            let fault = CheckFault {
-                kind: CheckFault::ROW_START,
-                row: seq,
-                position: end,
-                value: first as i64,
-                limit: params.num_rows as i64,
-                ..CheckFault::NONE
-            };
-            // SAFETY: a valid record.
-            unsafe { report(gpu, params.check, fault) };
-        }
-        seq += THREADS * gpu.grid_dim_x();
-    }
-}
+use crate::params::{CheckFault, GatherParams};
 
 /// A row of the output.
 #[derive(Clone, Copy)]

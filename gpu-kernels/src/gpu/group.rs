@@ -1,9 +1,10 @@
 //! The products of a warp group, for machines that have none: what each of its warps has of them, by its own
 //! instructions.
 
-use crate::dtype::{F16, Half};
+#[cfg(doc)]
+use crate::gpu::WarpGroup;
 use crate::gpu::unroll::unroll;
-use crate::gpu::{Gpu, Pending};
+use crate::gpu::{Matrices, Numbers, Pending, Threads};
 
 /// Bytes of a panel's row, and of a panel of 64 rows.
 pub const PANEL_ROW_BYTES: u32 = 128;
@@ -18,13 +19,33 @@ pub const fn in_panels(row: u32, chunk: u32) -> u32 {
     chunk / 8 * PANEL_BYTES + row * PANEL_ROW_BYTES + ((chunk % 8) ^ (row % 8)) * 16
 }
 
-/// See [`Gpu::group_scores`].
+/// # Safety
+/// Converged.
+#[inline(always)]
+#[track_caller]
+unsafe fn mma<G: Matrices, const BF16: bool>(
+    gpu: G,
+    acc: [f32; 4],
+    a: [u32; 4],
+    b: [u32; 2],
+) -> [f32; 4] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        if BF16 {
+            gpu.mma_bf16(acc, a, b)
+        } else {
+            gpu.mma_f16(acc, a, b)
+        }
+    }
+}
+
+/// See [`WarpGroup::group_scores_bf16`]: of bf16 or, with `BF16` false, of f16.
 ///
 /// # Safety
 /// As there.
 #[inline(always)]
 #[track_caller]
-pub(super) unsafe fn scores<G: Gpu, H: Half, const STEPS: usize>(
+pub(super) unsafe fn scores<G: Threads + Matrices, const BF16: bool, const STEPS: usize>(
     gpu: G,
     queries: u32,
     keys: u32,
@@ -43,8 +64,8 @@ pub(super) unsafe fn scores<G: Gpu, H: Half, const STEPS: usize>(
             acc[pair] = unsafe {
                 let [b0, b1, b2, b3] = gpu.ldmatrix_x4(at);
                 [
-                    H::mma(gpu, acc[pair][0], a, [b0, b1]),
-                    H::mma(gpu, acc[pair][1], a, [b2, b3]),
+                    mma::<G, BF16>(gpu, acc[pair][0], a, [b0, b1]),
+                    mma::<G, BF16>(gpu, acc[pair][1], a, [b2, b3]),
                 ]
             };
         });
@@ -52,13 +73,13 @@ pub(super) unsafe fn scores<G: Gpu, H: Half, const STEPS: usize>(
     Pending(acc)
 }
 
-/// See [`Gpu::group_scores_e4m3`]. Bytes are widened, and those of a word multiplied two by two.
+/// See [`WarpGroup::group_scores_e4m3`]. Bytes are widened, and those of a word multiplied two by two.
 ///
 /// # Safety
 /// As there.
 #[inline(always)]
 #[track_caller]
-pub(super) unsafe fn scores_e4m3<G: Gpu, const STEPS: usize>(
+pub(super) unsafe fn scores_e4m3<G: Threads + Matrices + Numbers, const STEPS: usize>(
     gpu: G,
     queries: u32,
     keys: u32,
@@ -81,7 +102,7 @@ pub(super) unsafe fn scores_e4m3<G: Gpu, const STEPS: usize>(
                 unroll!([2] half in 0..2 {
                     // SAFETY: converged.
                     acc[pair][half] = unsafe {
-                        F16::mma(gpu, acc[pair][half], a, [b[2 * half][two], b[2 * half + 1][two]])
+                        gpu.mma_f16( acc[pair][half], a, [b[2 * half][two], b[2 * half + 1][two]])
                     };
                 });
             });
@@ -90,13 +111,13 @@ pub(super) unsafe fn scores_e4m3<G: Gpu, const STEPS: usize>(
     Pending(acc)
 }
 
-/// See [`Gpu::group_values`].
+/// See [`WarpGroup::group_values_bf16`]: of bf16 or, with `BF16` false, of f16.
 ///
 /// # Safety
 /// As there.
 #[inline(always)]
 #[track_caller]
-pub(super) unsafe fn values<G: Gpu, H: Half, const STEPS: usize>(
+pub(super) unsafe fn values<G: Threads + Matrices, const BF16: bool, const STEPS: usize>(
     gpu: G,
     mut acc: [[[f32; 4]; 2]; STEPS],
     probs: [[u32; 4]; 4],
@@ -111,8 +132,8 @@ pub(super) unsafe fn values<G: Gpu, H: Half, const STEPS: usize>(
             acc[step] = unsafe {
                 let [b0, b1, b2, b3] = gpu.ldmatrix_x4_trans(at);
                 [
-                    H::mma(gpu, acc[step][0], probs[pair], [b0, b1]),
-                    H::mma(gpu, acc[step][1], probs[pair], [b2, b3]),
+                    mma::<G, BF16>(gpu, acc[step][0], probs[pair], [b0, b1]),
+                    mma::<G, BF16>(gpu, acc[step][1], probs[pair], [b2, b3]),
                 ]
             };
         });

@@ -16,6 +16,8 @@ mod attend;
 pub mod cache_format;
 mod chunks;
 pub(crate) mod cta;
+mod entry_form;
+mod entry_pair;
 pub mod kernel;
 pub mod kernel_fp8;
 mod query;
@@ -26,11 +28,14 @@ mod stream_fp8;
 
 pub use attend::Running;
 use chunks::RowChunks;
+pub(crate) use entry_form::tile_row_bytes;
+pub use entry_form::{Fp8Ds, MlaEntry, V4, raw_bytes};
+pub(crate) use entry_pair::entry_pair;
 pub use query::{LatentQuery, LatentWords};
-pub(crate) use slot_list::list_slots;
+pub(crate) use slot_list::{list_slots, of_second_list};
 pub use stream::LatentStream;
-pub(crate) use stream_fp8::{EntryStream, WARP_TOKENS, entry_pair, of_second_list, tile_row_bytes};
-pub use stream_fp8::{Fp8Ds, MlaEntry, RAW_STAGES, V4, raw_bytes};
+pub use stream_fp8::RAW_STAGES;
+pub(crate) use stream_fp8::{EntryStream, WARP_TOKENS};
 
 use crate::attention::tile::{HEADS, TILE_KV, row_bytes};
 use crate::dtype::CacheFormat;

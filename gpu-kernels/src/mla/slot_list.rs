@@ -4,6 +4,15 @@ use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
 use crate::mla::Cut;
 
+/// Which of the two lists a slot belongs to.
+pub(super) const SECOND_LIST: u32 = 1 << 31;
+
+/// The word of the slot list for a slot of the second list.
+#[inline(always)]
+pub(crate) fn of_second_list(slot: u32) -> u32 {
+    slot | SECOND_LIST
+}
+
 /// Slots that a thread looks up at a time: that many loads are in flight.
 const AT_A_TIME: usize = 8;
 

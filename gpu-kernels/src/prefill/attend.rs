@@ -9,13 +9,12 @@ use crate::attention::tile::{row_bytes, swizzle};
 use crate::dtype::{CacheFormat, Half};
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
+use crate::prefill::places::{place, step_address, wide_bytes};
 use crate::prefill::rows::RowView;
 use crate::prefill::score_mods::{PrefillMods, Scores};
 use crate::prefill::softmax::{RowPartial, pack};
 use crate::prefill::widen::ValueBytes;
-use crate::prefill::{
-    PrefillTile, Products, RowQueries, SharedStream, SharedTile, place, step_address, wide_bytes,
-};
+use crate::prefill::{PrefillTile, Products, RowQueries, SharedStream, SharedTile};
 
 impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES> {
     /// Takes one tile of a stream, and widens this warp's part of the next one's values on the way. `view` finds out

@@ -6,10 +6,11 @@
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, Pending};
-use crate::prefill::producer::{empty, empty_threads, full, full_threads, next_stage};
+use crate::prefill::group_products::{group_scores, group_values};
 use crate::prefill::rows::RowView;
 use crate::prefill::score_mods::PrefillMods;
 use crate::prefill::softmax::{Rise, pack};
+use crate::prefill::stages::{empty, empty_threads, full, full_threads, next_stage};
 use crate::prefill::{GroupQueries, PrefillTile, Products, RowPartial, SharedTile};
 
 /// 16 tokens each, in a tile of 64.
@@ -73,7 +74,8 @@ impl<const V_STEPS: usize> RowPartial<V_STEPS, 1> {
             // after them, and `acc` is not touched until they are.
             unsafe {
                 let scores = group.scores::<G, C, K_STEPS, BYTE_KEYS>(gpu, query, next_tile, next);
-                let values = gpu.group_values::<C::Math, V_STEPS>(self.acc[0], probs, tile.values);
+                let values =
+                    group_values::<G, C::Math, V_STEPS>(gpu, self.acc[0], probs, tile.values);
                 let scores = gpu.group_wait::<4, 1>(scores);
                 let (weights, rise) =
                     self.softmax::<G, C>(gpu, scores, query, next_tile.token, mods, &view);
@@ -92,7 +94,7 @@ impl<const V_STEPS: usize> RowPartial<V_STEPS, 1> {
         }
         // SAFETY: the four come here.
         self.acc[0] = unsafe {
-            let values = gpu.group_values::<C::Math, V_STEPS>(self.acc[0], probs, tile.values);
+            let values = group_values::<G, C::Math, V_STEPS>(gpu, self.acc[0], probs, tile.values);
             gpu.group_wait::<V_STEPS, 0>(values)
         };
     }
@@ -153,7 +155,7 @@ impl Group {
             if BYTE_KEYS {
                 gpu.group_scores_e4m3::<K_STEPS>(query.panels, tile.keys)
             } else {
-                gpu.group_scores::<C::Math, K_STEPS>(query.panels, tile.keys)
+                group_scores::<G, C::Math, K_STEPS>(gpu, query.panels, tile.keys)
             }
         }
     }

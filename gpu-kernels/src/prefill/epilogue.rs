@@ -4,13 +4,15 @@ use crate::attention::careful::{all_finite, look};
 use crate::attention::lse::{Lse, finite, is_far};
 use crate::attention::out::{recip_of_sum, sink_log2};
 use crate::attention::query::QueryDtype;
-use crate::dtype::{Bf16, CacheFormat, F16, Half};
+use crate::dtype::CacheFormat;
 use crate::gpu::Gpu;
 use crate::gpu::unroll::unroll;
 use crate::params::PrefillParams;
 use crate::prefill::RowPartial;
 use crate::prefill::mend::mend_rows;
-use crate::prefill::work::{TileWork, out_scale, store_lse};
+use crate::prefill::out::out_scale;
+use crate::prefill::row::{Row, pack, store_pair};
+use crate::prefill::tile_work::TileWork;
 
 /// Stores what a warp has of its rows: of one of several parts, or finished.
 ///
@@ -132,14 +134,6 @@ impl Finished {
     };
 }
 
-/// A row of the output, or one of its parts.
-#[derive(Clone, Copy)]
-pub(crate) struct Row {
-    pub(crate) token: u32,
-    pub(crate) head: u32,
-    pub(crate) part: Option<u32>,
-}
-
 impl Row {
     /// Normalises what a warp has of the row, which is `(tile, half)` of a lane.
     ///
@@ -184,44 +178,6 @@ impl Row {
             lse,
         }
     }
-
-    /// Stores its lse.
-    ///
-    /// # Safety
-    /// The row exists; one lane stores it.
-    #[inline(always)]
-    pub(crate) unsafe fn store_lse<G: Gpu>(self, gpu: G, params: &PrefillParams, lse: Lse) {
-        // SAFETY: as the caller promises.
-        unsafe {
-            match self.part {
-                None => store_lse(gpu, params, self.token, self.head, lse),
-                Some(part) => {
-                    let at = params.partial_lse + Lse::BYTES * self.index(params, part);
-                    gpu.st_global_b64(at, lse.to_bits());
-                }
-            }
-        }
-    }
-
-    /// Where its first value is, in the output or among the parts.
-    #[inline(always)]
-    pub(crate) fn element<const V_STEPS: usize>(self, params: &PrefillParams) -> u64 {
-        match self.part {
-            None => {
-                self.token as u64 * params.stride_out_token as u64
-                    + self.head as u64 * params.stride_out_head as u64
-            }
-            Some(part) => self.index(params, part) * (V_STEPS as u64 * 16),
-        }
-    }
-
-    /// Index of a part of the row.
-    #[inline(always)]
-    fn index(self, params: &PrefillParams, part: u32) -> u64 {
-        let num_heads = params.num_kv_heads * params.num_queries_per_kv;
-        let row = self.token as u64 * num_heads as u64 + self.head as u64;
-        row * params.num_kv_splits as u64 + part as u64
-    }
 }
 
 /// Stores a lane's four dims of a step of 16 that begins at `element` of the output, or of the parts.
@@ -241,41 +197,6 @@ unsafe fn store_dims<G: Gpu, C: CacheFormat>(
     unsafe {
         store_pair::<G, C>(gpu, params, first, [a, b], is_part);
         store_pair::<G, C>(gpu, params, first + 8, [c, d], is_part);
-    }
-}
-
-/// Stores two values at `element` of the output, or of the parts.
-///
-/// # Safety
-/// As [`store_dims`], aligned to two values.
-#[inline(always)]
-pub(crate) unsafe fn store_pair<G: Gpu, C: CacheFormat>(
-    gpu: G,
-    params: &PrefillParams,
-    element: u64,
-    [a, b]: [f32; 2],
-    is_part: bool,
-) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        if is_part {
-            let pair = a.to_bits() as u64 | (b.to_bits() as u64) << 32;
-            gpu.st_global_b64(params.partial_out + 4 * element, pair);
-        } else if params.out_dtype == QueryDtype::E4m3 as u32 {
-            gpu.st_global_b16(params.out + element, gpu.pack_e4m3(a, b));
-        } else {
-            gpu.st_global_b32(params.out + 2 * element, pack::<G, C>(gpu, params, a, b));
-        }
-    }
-}
-
-/// Two values of an output of 16-bit values.
-#[inline(always)]
-fn pack<G: Gpu, C: CacheFormat>(gpu: G, params: &PrefillParams, low: f32, high: f32) -> u32 {
-    match (C::BYTES, params.out_dtype == QueryDtype::F16 as u32) {
-        (2, _) => C::Math::pack(gpu, low, high),
-        (_, true) => F16::pack(gpu, low, high),
-        (_, false) => Bf16::pack(gpu, low, high),
     }
 }
 

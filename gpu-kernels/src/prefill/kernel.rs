@@ -24,7 +24,7 @@ use crate::kernel::{Dims, Kernel};
 use crate::params::PrefillParams;
 use crate::prefill::epilogue::store_rows;
 use crate::prefill::score_mods::PrefillMods;
-use crate::prefill::work::TileWork;
+use crate::prefill::tile_work::TileWork;
 use crate::prefill::{PrefillTile, Products, RowPartial, RowQueries, SharedStream};
 
 /// The kernel. `K_STEPS = head_size / 16`, `V_STEPS = head_size_v / 16`; `ROW_TILES` and `16 * PAIRS` are

@@ -31,7 +31,7 @@ use crate::kernel::{Dims, Kernel};
 use crate::params::PrefillParams;
 use crate::prefill::epilogue::store_rows;
 use crate::prefill::score_mods::PrefillMods;
-use crate::prefill::work::TileWork;
+use crate::prefill::tile_work::TileWork;
 use crate::prefill::{
     GROUPS, Group, GroupQueries, PrefillTile, Producer, Products, RowPartial, WARPS,
 };

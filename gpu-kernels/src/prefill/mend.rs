@@ -9,8 +9,9 @@ use crate::gpu::Gpu;
 use crate::gpu::unroll::unroll;
 use crate::params::PrefillParams;
 use crate::prefill::KvAddresses;
-use crate::prefill::epilogue::{Row, store_pair};
-use crate::prefill::work::{TileWork, out_scale};
+use crate::prefill::out::out_scale;
+use crate::prefill::row::{Row, store_pair};
+use crate::prefill::tile_work::TileWork;
 
 /// Of the rows that a warp has in `row_tiles` tiles, those that `broken` has a bit for in the lanes that hold them.
 ///

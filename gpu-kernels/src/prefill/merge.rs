@@ -20,7 +20,8 @@ use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
 use crate::kernel::Kernel;
 use crate::params::PrefillParams;
-use crate::prefill::work::{RowWork, out_scale, store_lse};
+use crate::prefill::out::{out_scale, store_lse};
+use crate::prefill::work::RowWork;
 
 const WARPS: u32 = 4;
 /// Threads per thread block.

@@ -6,58 +6,20 @@
 //! Before a tile is handed on, a fence waits for everything that a thread has under way. With long rows, two teams of
 //! warps bring every second tile, so that one has a tile to hand on while the other's copies are under way; with short
 //! ones, all warps bring each tile sooner.
-//!
-//! A stage has two kinds of barriers: [`full`], one for each group that multiplies, so that none waits for another, and
-//! [`empty`], which all of them come to when they are done with it.
 
 use core::marker::PhantomData;
 
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
-use crate::gpu::{Gpu, Line, PANEL_ROW_BYTES, WARP, in_panels};
+use crate::gpu::{Gpu, Line, PANEL_ROW_BYTES, in_panels};
 use crate::params::PrefillParams;
-use crate::prefill::{GROUPS, PrefillTile, Products, WARPS};
+use crate::prefill::stages::{empty, empty_threads, full, full_threads, next_stage, team_warps};
+use crate::prefill::{PrefillTile, Products, WARPS};
 
 /// Tokens of a tile that a warp brings at a time.
 const PIECE: u32 = 16;
 /// Tiles that a thread block has on their way to shared memory.
 const TILES_AHEAD: u32 = 2;
-/// Threads of a warp group.
-const GROUP_THREADS: u32 = WARPS * WARP;
-
-/// Warps that bring a tile of heads of `K_STEPS * 16` values.
-const fn team_warps<const K_STEPS: usize>() -> u32 {
-    if K_STEPS == 8 { WARPS / 2 } else { WARPS }
-}
-
-/// Threads that come to a [`full`] barrier: those that bring the tile, and a group that multiplies.
-pub(crate) const fn full_threads<const K_STEPS: usize>() -> u32 {
-    team_warps::<K_STEPS>() * WARP + GROUP_THREADS
-}
-
-/// The barrier behind which stage `stage` is filled for group `group`.
-#[inline(always)]
-pub(crate) fn full(stage: u32, group: u32) -> u32 {
-    stage * GROUPS + group
-}
-
-/// The barrier behind which stage `stage` of `stages` may be filled again.
-#[inline(always)]
-pub(crate) fn empty(stage: u32, stages: u32) -> u32 {
-    stages * GROUPS + stage
-}
-
-/// The stage after `stage`.
-#[inline(always)]
-pub(crate) fn next_stage(stage: u32, stages: u32) -> u32 {
-    if stage + 1 == stages { 0 } else { stage + 1 }
-}
-
-/// Threads that come to an [`empty`] barrier, if `groups` multiply.
-#[inline(always)]
-pub(crate) fn empty_threads<const K_STEPS: usize>(groups: u32) -> u32 {
-    team_warps::<K_STEPS>() * WARP + groups * GROUP_THREADS
-}
 
 /// A team's tiles on their way to the ring. A warp brings pieces of 16 tokens side by side.
 ///

@@ -15,8 +15,8 @@ use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, Line, WARP};
 use crate::params::PrefillParams;
 use crate::prefill::kv_addresses::{Eight, KvAddresses};
-use crate::prefill::widen::first_place;
-use crate::prefill::{PrefillTile, Products, SharedTile, WARPS, wide_bytes};
+use crate::prefill::places::{first_place, wide_bytes};
+use crate::prefill::{PrefillTile, Products, SharedTile, WARPS};
 
 /// The tiles of a thread block, in order, from one that begins at a multiple of `tile_kv`.
 #[derive(Clone, Copy, Debug)]

@@ -1,12 +1,12 @@
 //! Values of bytes as the f16 that tensor cores multiply: each is widened once, by the lane that copied it, in the room
 //! that it was copied into.
 
-use crate::attention::tile::{row_bytes, swizzle};
+use crate::attention::tile::row_bytes;
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
+use crate::prefill::places::{first_place, place, wide_bytes};
 use crate::prefill::stream::SharedStream;
-use crate::prefill::{place, wide_bytes};
 
 /// What a lane copied of a tile's values of bytes: 16 bytes of up to four parts of each eight.
 #[derive(Clone, Copy, Debug)]
@@ -103,11 +103,4 @@ const fn widened_at<C: CacheFormat, const STEPS: usize>(
     let (row, chunk) = (item / chunks, item % chunks);
     let row_at = rows + (group as u32 * 8 + row) * wide_bytes::<STEPS>();
     Some(row_at + first_place::<C, STEPS>(row, chunk) * 16)
-}
-
-/// Where in its row a chunk of the cache is copied to, which is where the first chunk that it becomes belongs.
-#[inline(always)]
-pub(crate) const fn first_place<C: CacheFormat, const STEPS: usize>(row: u32, chunk: u32) -> u32 {
-    let place = place::<C, STEPS>(if C::BYTES == 1 { 2 * chunk } else { chunk });
-    swizzle(row, place, wide_bytes::<STEPS>() / 16)
 }

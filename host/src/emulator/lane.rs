@@ -3,7 +3,7 @@
 
 use std::panic::Location;
 
-use gpu_kernels::gpu::{Gpu, Line, fp8};
+use gpu_kernels::gpu::{Gpu, Line, Matrices, Memory, Numbers, Threads, WarpGroup, fp8};
 use half::{bf16, f16};
 
 use super::memory::Access;
@@ -23,7 +23,7 @@ macro_rules! here {
 }
 
 // SAFETY: each method keeps the contract or stops the lane with a fault.
-unsafe impl Gpu for Lane<'_> {
+unsafe impl Threads for Lane<'_> {
     #[inline]
     fn thread_idx(self) -> u32 {
         self.0.thread()
@@ -86,7 +86,10 @@ unsafe impl Gpu for Lane<'_> {
         here!(self);
         self.0.meet(WarpOp::Any(says))[0] != 0
     }
+}
 
+// SAFETY: each method keeps the contract or stops the lane with a fault.
+unsafe impl Memory for Lane<'_> {
     #[track_caller]
     unsafe fn ld_global_b8(self, address: u64) -> u8 {
         here!(self);
@@ -202,7 +205,10 @@ unsafe impl Gpu for Lane<'_> {
         here!(self);
         self.0.wait_for_copies(PENDING);
     }
+}
 
+// SAFETY: each method keeps the contract or stops the lane with a fault.
+unsafe impl Matrices for Lane<'_> {
     #[track_caller]
     unsafe fn ldmatrix_x4(self, row_address: u32) -> [u32; 4] {
         here!(self);
@@ -228,7 +234,13 @@ unsafe impl Gpu for Lane<'_> {
         here!(self);
         self.0.multiply(Factors::F16, acc, a, b)
     }
+}
 
+// SAFETY: products of a group are those of its warps.
+unsafe impl WarpGroup for Lane<'_> {}
+
+// SAFETY: each method keeps the contract or stops the lane with a fault.
+unsafe impl Numbers for Lane<'_> {
     #[inline]
     fn fma(self, a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
@@ -309,7 +321,10 @@ unsafe impl Gpu for Lane<'_> {
     fn pack_e5m2(self, low: f32, high: f32) -> u16 {
         u16::from_le_bytes([low, high].map(fp8::to_e5m2))
     }
+}
 
+// SAFETY: each method keeps the contract or stops the lane with a fault.
+unsafe impl Gpu for Lane<'_> {
     /// Launches run one after the other, so there is nothing to wait for.
     fn wait_for_previous_kernels(self) {}
     /// Launches run one after the other, so there is nobody to let start.

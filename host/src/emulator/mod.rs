@@ -355,7 +355,7 @@ fn host_result(call: &str, result: std::result::Result<(), Box<Finding>>) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gpu_kernels::gpu::Gpu;
+    use gpu_kernels::gpu::{Memory, Threads};
 
     #[test]
     fn numbers_of_thread_blocks_may_start_over() {

@@ -13,7 +13,7 @@
 //! dtype, with no copy at all.
 
 use gpu_kernels::entry::Variant;
-use gpu_kernels::gather::kernel as gather;
+use gpu_kernels::gather::grid as gather;
 use gpu_kernels::gpu::fast_divmod::FastDivmod;
 use gpu_kernels::params::{CompactParams, GatherParams};
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use gpu_kernels::entry::Variant;
-use gpu_kernels::gather::kernel as gather;
+use gpu_kernels::gather::grid as gather;
 use gpu_kernels::gpu::fast_divmod::FastDivmod;
 use gpu_kernels::mla::cache_format::{fp8_ds, v4};
 use gpu_kernels::params::GatherParams;

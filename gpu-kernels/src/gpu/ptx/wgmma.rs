@@ -1,13 +1,14 @@
 //! `wgmma`: products of four warps, whose right factors the tensor cores read from shared memory by themselves.
 //!
 //! Products are begun here and waited for by [`wait`]; in between nobody may touch their registers, which is why they
-//! travel as [`super::Pending`]. Factors are panels of 64 rows of 128 bytes in the 128-byte swizzle. The descriptor of
+//! travel as [`Pending`]. Factors are panels of 64 rows of 128 bytes in the 128-byte swizzle. The descriptor of
 //! one says where it begins, how far apart groups of eight rows lie (1,024 bytes) and, for values, whose rows are
 //! tokens, panels (8,192 bytes), all in units of 16 bytes (PTX ISA, "Matrix Descriptor Format").
 
 use core::arch::asm;
 
-use crate::dtype::{Half, HalfDtype};
+#[cfg(doc)]
+use crate::gpu::{Pending, WarpGroup};
 
 /// The lower word of the descriptor of panels at `at`.
 #[inline(always)]
@@ -70,12 +71,12 @@ macro_rules! with_acc {
 
 macro_rules! scores {
     ($name:ident, $instruction:literal, $orders:literal) => {
-        /// See [`super::Gpu::group_scores`].
+        /// See [`WarpGroup::group_scores_bf16`].
         ///
         /// # Safety
         /// As there, with 2, 4 or 8 steps of 32 bytes.
         #[inline(always)]
-        unsafe fn $name<const STEPS: usize>(queries: u32, keys: u32) -> [[[f32; 4]; 2]; 4] {
+        pub(super) unsafe fn $name<const STEPS: usize>(queries: u32, keys: u32) -> [[[f32; 4]; 2]; 4] {
             macro_rules! step {
                 ($offset:literal) => {
                     step!($offset, "1")
@@ -109,12 +110,12 @@ scores!(scores_e4m3, "m64n64k32.f32.e4m3.e4m3", "");
 
 macro_rules! values {
     ($name:ident, $dtype:literal) => {
-        /// See [`super::Gpu::group_values`].
+        /// See [`WarpGroup::group_values_bf16`].
         ///
         /// # Safety
         /// As there, with 4 or 8 steps.
         #[inline(always)]
-        unsafe fn $name<const STEPS: usize>(
+        pub(super) unsafe fn $name<const STEPS: usize>(
             mut acc: [[[f32; 4]; 2]; STEPS],
             probs: [[u32; 4]; 4],
             values: u32,
@@ -153,25 +154,7 @@ macro_rules! values {
 values!(values_bf16, "bf16");
 values!(values_f16, "f16");
 
-/// See [`super::Gpu::group_scores`].
-///
-/// # Safety
-/// As there, with 4 or 8 steps.
-#[inline(always)]
-pub(super) unsafe fn scores<H: Half, const STEPS: usize>(
-    queries: u32,
-    keys: u32,
-) -> [[[f32; 4]; 2]; 4] {
-    // SAFETY: as the caller promises.
-    unsafe {
-        match H::DTYPE {
-            HalfDtype::Bf16 => scores_bf16::<STEPS>(queries, keys),
-            HalfDtype::F16 => scores_f16::<STEPS>(queries, keys),
-        }
-    }
-}
-
-/// See [`super::Gpu::group_scores_e4m3`].
+/// See [`WarpGroup::group_scores_e4m3`].
 ///
 /// # Safety
 /// As there, with 4 or 8 steps of 16 values.
@@ -190,26 +173,7 @@ pub(super) unsafe fn scores_of_bytes<const STEPS: usize>(
     }
 }
 
-/// See [`super::Gpu::group_values`].
-///
-/// # Safety
-/// As there, with 4 or 8 steps.
-#[inline(always)]
-pub(super) unsafe fn values<H: Half, const STEPS: usize>(
-    acc: [[[f32; 4]; 2]; STEPS],
-    probs: [[u32; 4]; 4],
-    values: u32,
-) -> [[[f32; 4]; 2]; STEPS] {
-    // SAFETY: as the caller promises.
-    unsafe {
-        match H::DTYPE {
-            HalfDtype::Bf16 => values_bf16(acc, probs, values),
-            HalfDtype::F16 => values_f16(acc, probs, values),
-        }
-    }
-}
-
-/// See [`super::Gpu::group_wait`].
+/// See [`WarpGroup::group_wait`].
 ///
 /// # Safety
 /// As there, with 4 or 8 steps.
