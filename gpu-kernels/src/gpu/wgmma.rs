@@ -164,7 +164,7 @@ pub(super) unsafe fn scores<H: Half, const STEPS: usize>(
 ) -> [[[f32; 4]; 2]; 4] {
     // SAFETY: as the caller promises.
     unsafe {
-        match H::DTYPE {
+        match H::HALF {
             HalfDtype::Bf16 => scores_bf16::<STEPS>(queries, keys),
             HalfDtype::F16 => scores_f16::<STEPS>(queries, keys),
         }
@@ -202,7 +202,7 @@ pub(super) unsafe fn values<H: Half, const STEPS: usize>(
 ) -> [[[f32; 4]; 2]; STEPS] {
     // SAFETY: as the caller promises.
     unsafe {
-        match H::DTYPE {
+        match H::HALF {
             HalfDtype::Bf16 => values_bf16(acc, probs, values),
             HalfDtype::F16 => values_f16(acc, probs, values),
         }

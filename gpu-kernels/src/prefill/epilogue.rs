@@ -3,8 +3,7 @@
 use crate::attention::careful::{all_finite, look};
 use crate::attention::lse::{Lse, finite, is_far};
 use crate::attention::out::{recip_of_sum, sink_log2};
-use crate::attention::query::QueryDtype;
-use crate::dtype::{Bf16, CacheFormat, F16, Half};
+use crate::dtype::{Bf16, CacheFormat, F16, Half, QueryDtype};
 use crate::gpu::Gpu;
 use crate::gpu::unroll::unroll;
 use crate::params::PrefillParams;
@@ -35,7 +34,7 @@ pub(crate) unsafe fn store_rows<
     let part = (parked.num_splits > 1).then(|| gpu.cta_idx_y());
     let whole_chunks = tile_work.shape.products.is_group()
         && part.is_none()
-        && params.out_dtype != QueryDtype::E4m3 as u32;
+        && params.out_dtype != QueryDtype::F8E4m3 as u32;
     let is_high = is_high(gpu);
     // A bit for each of a lane's rows that has to be mended.
     let mut broken = 0;
@@ -230,7 +229,7 @@ pub(crate) unsafe fn store_pair<G: Gpu, C: CacheFormat>(
         if is_part {
             let pair = a.to_bits() as u64 | (b.to_bits() as u64) << 32;
             gpu.st_global_b64(params.partial_out + 4 * element, pair);
-        } else if params.out_dtype == QueryDtype::E4m3 as u32 {
+        } else if params.out_dtype == QueryDtype::F8E4m3 as u32 {
             gpu.st_global_b16(params.out + element, gpu.pack_e4m3(a, b));
         } else {
             gpu.st_global_b32(params.out + 2 * element, pack::<G, C>(gpu, params, a, b));

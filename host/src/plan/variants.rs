@@ -211,12 +211,10 @@ pub fn prefill_entry(
     find_prefill(cache, head_size, head_size_v, Products::Warp).ok_or_else(|| Error::Unsupported {
         operation: "unified_attention",
         what: "cache dtype and head sizes (of keys, of values)",
-        got: format!("{cache:?} ({head_size}, {head_size_v})"),
+        got: format!("{cache} ({head_size}, {head_size_v})"),
         supported: prefill_support()
             .iter()
-            .map(|(cache, head_size, head_size_v)| {
-                format!("{cache:?} ({head_size}, {head_size_v})")
-            })
+            .map(|(cache, head_size, head_size_v)| format!("{cache} ({head_size}, {head_size_v})"))
             .collect::<Vec<_>>()
             .join(", "),
     })
