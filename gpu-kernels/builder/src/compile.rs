@@ -10,14 +10,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-#[cfg(doc)]
-use gpu_kernels::entry::Entry;
-use gpu_kernels::entry::HOPPER;
-
-/// Architectures that PTX is compiled for. PTX of one runs on every later GPU, so these are the ones at
-/// which the instruction set gains something that the kernels use. The last is the exception: what it adds to sm_90
-/// no other GPU has, so its file runs on none, and holds the kernels that use it alone ([`Entry::hopper`]).
-pub const ARCHS: [&str; 4] = ["sm_80", "sm_89", "sm_90", HOPPER];
 
 /// How the kernels are compiled, besides `-Ctarget-cpu`.
 ///

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use gpu_kernels::decode::{DecodeTile, merge as merge_splits};
-use gpu_kernels::entry::{ENTRIES, Entry, HOPPER, Variant};
+use gpu_kernels::entry::{Arch, ENTRIES, Entry, Variant};
 use gpu_kernels::mla::{RAW_STAGES, STAGES};
 use gpu_kernels::prefill::PrefillTile;
 use serde::Deserialize;
@@ -19,7 +19,7 @@ use crate::ptxas::{Ptxas, Usage};
 use crate::sass::{Nvdisasm, Sass};
 
 /// What the comparison is assembled for: each kernel is for one of these.
-const ARCHS: [&str; 2] = ["sm_90", HOPPER];
+const ARCHS: [&str; 2] = [Arch::Sm90.name(), Arch::Sm90a.name()];
 
 /// One route's side of the report.
 struct Side {
