@@ -14,7 +14,7 @@ const VERSION_MARK: &str = ".version ";
 
 /// PTX ISA version that all files say. Compilers write the newest they know, which asks for a driver as new;
 /// the kernels use nothing that came later, or the assembler would refuse the files.
-pub const VERSION: &str = "8.1";
+pub const VERSION: &str = gpu_kernels::entry::arch::PTX_VERSION;
 
 /// A kernel for one architecture.
 #[derive(Clone, Debug, PartialEq, Eq)]

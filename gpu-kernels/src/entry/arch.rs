@@ -4,6 +4,10 @@
 //! kernels use. An exact one is the exception: what it adds no other GPU has, so its PTX runs on none, and holds the rows
 //! that use it alone.
 
+/// Version of PTX that all modules are of, and with it the oldest driver: 8.1, which CUDA 12.1 brought, is the oldest that
+/// widens FP8 on sm_89. An architecture that came later asks for a later one.
+pub const PTX_VERSION: &str = "8.1";
+
 macro_rules! archs {
     ($($(#[$doc:meta])* $arch:ident = $name:literal, $capability:expr, $reach:ident, $gpus:expr;)*) => {
         /// An architecture that PTX is compiled for, in ascending order.
