@@ -1,8 +1,9 @@
 //! The element types by name: one set, which kernels, requests, files and messages share, and the subsets that kernels
 //! tell apart.
 //!
-//! A new member is a line of the set; each subset then has to say whether it takes it, or nothing compiles. What kernels
-//! were compiled for is not said here: the table of kernels says it ([`crate::entry`]), and the host's checks ask that.
+//! A new member is a line of the set; each subset then has to say whether it takes it, or nothing compiles. What
+//! kernels were compiled for is not said here: the table of kernels says it ([`crate::entry`]), and the host's checks
+//! ask that.
 
 use core::fmt;
 use core::str::FromStr;

@@ -1,11 +1,11 @@
 //! The architectures that PTX is compiled for: which GPUs take it, and which rows of the table it holds.
 //!
 //! PTX runs on every later GPU, so these are the architectures at which the instruction set gains something that the
-//! kernels use. An exact one is the exception: what it adds no other GPU has, so its PTX runs on none, and holds the rows
-//! that use it alone.
+//! kernels use. An exact one is the exception: what it adds no other GPU has, so its PTX runs on no other, and holds
+//! only the rows that use it.
 
-/// Version of PTX that all modules are of, and with it the oldest driver: 8.1, which CUDA 12.1 brought, is the oldest that
-/// widens FP8 on sm_89. An architecture that came later asks for a later one.
+/// The version of PTX that all modules say, which decides how old a driver may be. 8.1 (CUDA 12.1) is the oldest that
+/// widens FP8 on sm_89; an architecture that came later needs a later one.
 pub const PTX_VERSION: &str = "8.1";
 
 macro_rules! archs {

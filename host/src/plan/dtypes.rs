@@ -1,6 +1,6 @@
-//! Which dtypes kernels were compiled for: what checks of requests allow, what is written into caches, and what cases try.
+//! Which dtypes kernels were compiled for: what checks of requests allow, and what cases try.
 //!
-//! Each list is in the order of the table of kernels, which is all that a new dtype has to be added to.
+//! Each list comes from the table of kernels, in its order. A dtype that the table gains is taken from then on.
 
 use std::sync::LazyLock;
 

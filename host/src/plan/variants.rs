@@ -214,13 +214,21 @@ pub fn prefill_entry(
     head_size: u32,
     head_size_v: u32,
 ) -> Result<&'static Entry> {
+    let shape = |&(cache, head_size, head_size_v): &(CacheDtype, u32, u32)| {
+        let scales = if cache.token_scales {
+            " with scales per token"
+        } else {
+            ""
+        };
+        format!("{}{scales} ({head_size}, {head_size_v})", cache.dtype)
+    };
     find_prefill(cache, head_size, head_size_v, Products::Warp).ok_or_else(|| Error::Unsupported {
         operation: "unified_attention",
         what: "cache dtype and head sizes (of keys, of values)",
-        got: format!("{cache} ({head_size}, {head_size_v})"),
+        got: shape(&(cache, head_size, head_size_v)),
         supported: prefill_support()
             .iter()
-            .map(|(cache, head_size, head_size_v)| format!("{cache} ({head_size}, {head_size_v})"))
+            .map(shape)
             .collect::<Vec<_>>()
             .join(", "),
     })
