@@ -5,7 +5,7 @@ use ferroattn::Error;
 use ferroattn::plan::{
     DeviceInfo, SplitPolicy, SplitShape, Splits, variants, warp_tile_nanoseconds,
 };
-use gpu_kernels::dtype::CacheDtype;
+use gpu_kernels::dtype::{CacheDtype, Dtype};
 use proptest::prelude::*;
 
 /// 128-value heads in bf16.
@@ -160,7 +160,7 @@ proptest! {
 #[test]
 fn every_supported_head_size_has_a_kernel_for_every_group() {
     for (head_size, head_size_v) in variants::decode_support() {
-        for dtype in [CacheDtype::F16, CacheDtype::Bf16] {
+        for dtype in [Dtype::F16, Dtype::Bf16].map(CacheDtype::of) {
             for group in 1..=64 {
                 for ruled in [false, true] {
                     variants::decode_entry(dtype, (head_size, head_size_v), group, ruled)
@@ -169,6 +169,6 @@ fn every_supported_head_size_has_a_kernel_for_every_group() {
             }
         }
     }
-    let refused = variants::decode_entry(CacheDtype::Bf16, (80, 80), 4, false);
+    let refused = variants::decode_entry(CacheDtype::of(Dtype::Bf16), (80, 80), 4, false);
     assert!(matches!(refused, Err(Error::Unsupported { .. })));
 }

@@ -4,8 +4,7 @@
 use std::collections::BTreeSet;
 
 use ferroattn::runtime::Route;
-use ferroattn::runtime::embedded::{Arch, PtxSet, SETS};
-use ferroattn_ptx_builder::compile::ARCHS;
+use ferroattn::runtime::embedded::{Arch, ArchSet, PtxSet, SETS};
 use ferroattn_ptx_builder::manifest::{Manifest, ManifestKernel};
 use ferroattn_ptx_builder::{ROUTES, kernels_dir};
 use gpu_kernels::entry::{ENTRIES, Entry};
@@ -13,8 +12,8 @@ use gpu_kernels::entry::{ENTRIES, Entry};
 /// Calls `check` with every kernel for every architecture of every set.
 fn every_module(mut check: impl FnMut(&PtxSet, Arch, &Entry, &str)) {
     for set in SETS {
-        for arch in set.archs() {
-            for entry in ENTRIES.iter().filter(|entry| entry.is_in(arch.name)) {
+        for arch in set.archs().iter() {
+            for entry in ENTRIES.iter().filter(|entry| entry.archs.contains(arch)) {
                 let module = set
                     .module(entry.name, arch)
                     .unwrap_or_else(|| panic!("{} {arch} lacks {}", set.route, entry.name));
@@ -40,8 +39,7 @@ fn both_sets_are_here_and_rust_cudas_comes_first() {
 fn every_set_has_every_architecture_and_kernel() {
     let expected: BTreeSet<&str> = ENTRIES.iter().map(|entry| entry.name).collect();
     for set in SETS {
-        let archs: Vec<&str> = set.archs().map(|arch| arch.name).collect();
-        assert_eq!(archs, ARCHS, "{}", set.route);
+        assert_eq!(set.archs(), ArchSet::ALL, "{}", set.route);
         let kernels: Vec<&str> = set.kernels().collect();
         assert!(kernels.is_sorted(), "{}: they are searched", set.route);
         assert_eq!(kernels.into_iter().collect::<BTreeSet<_>>(), expected);
@@ -59,16 +57,16 @@ fn a_kernel_is_there_for_its_architectures_alone_and_whole() {
             "{name}"
         );
         assert!(ptx.starts_with(&format!(".version {}\n", set.ptx_version)));
-        assert_eq!(after(ptx, ".target "), Some(arch.name), "{name}");
+        assert_eq!(after(ptx, ".target "), Some(arch.name()), "{name}");
         assert_eq!(ptx.matches('{').count(), ptx.matches('}').count(), "{name}");
     });
     for set in SETS {
-        for arch in set.archs() {
-            for entry in ENTRIES.iter().filter(|entry| !entry.is_in(arch.name)) {
+        for arch in set.archs().iter() {
+            for entry in ENTRIES.iter().filter(|entry| !entry.archs.contains(arch)) {
                 assert_eq!(set.module(entry.name, arch), None, "{arch} {}", entry.name);
             }
         }
-        assert_eq!(set.module("no_kernel", set.archs().next().unwrap()), None);
+        assert_eq!(set.module("no_kernel", Arch::Sm80), None);
     }
 }
 
@@ -120,6 +118,7 @@ fn manifests_speak_of_these_kernels() {
         for kernel in &manifest.kernels {
             let modules: String = set
                 .archs()
+                .iter()
                 .filter_map(|arch| set.module(&kernel.name, arch))
                 .collect();
             let row = ManifestKernel::of(&kernel.name, kernel.archs.clone(), &modules);

@@ -267,7 +267,7 @@ fn a_head_size_that_was_not_compiled_is_unsupported() {
     let error = unified.request().check().expect_err("48 is not compiled");
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
     assert!(
-        error.to_string().contains("Bf16 (48, 48); supported: "),
+        error.to_string().contains("bf16 (48, 48); supported: "),
         "{error}"
     );
 }

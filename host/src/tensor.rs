@@ -9,77 +9,10 @@ use std::marker::PhantomData;
 use crate::error::RequestError;
 use crate::runtime::MachineId;
 
+pub use gpu_kernels::dtype::Dtype;
+
 /// Most dimensions a view has.
 pub const MAX_RANK: usize = 5;
-
-/// Element types of tensors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Dtype {
-    /// 32-bit float.
-    F32,
-    /// IEEE binary16.
-    F16,
-    /// bfloat16.
-    Bf16,
-    /// FP8 e4m3 as OCP defines it ("fn"): no infinity, ends at 448.
-    F8E4m3,
-    /// FP8 e5m2 as OCP defines it.
-    F8E5m2,
-    /// AMD's e4m3 of gfx942, whose bytes mean other values. Every operation refuses it; it has a name so
-    /// that the refusal can say why.
-    F8E4m3Fnuz,
-    /// AMD's e5m2 of gfx942; refused as [`Dtype::F8E4m3Fnuz`] is.
-    F8E5m2Fnuz,
-    /// Signed byte.
-    I8,
-    /// Unsigned byte.
-    U8,
-    /// 32-bit signed integer.
-    I32,
-    /// 64-bit signed integer.
-    I64,
-}
-
-impl Dtype {
-    /// Bytes per element.
-    pub const fn size(self) -> usize {
-        match self {
-            Self::F8E4m3
-            | Self::F8E5m2
-            | Self::F8E4m3Fnuz
-            | Self::F8E5m2Fnuz
-            | Self::I8
-            | Self::U8 => 1,
-            Self::F16 | Self::Bf16 => 2,
-            Self::F32 | Self::I32 => 4,
-            Self::I64 => 8,
-        }
-    }
-
-    /// Whether it is one of AMD's FP8 formats, which NVIDIA GPUs do not convert.
-    pub const fn is_fnuz(self) -> bool {
-        matches!(self, Self::F8E4m3Fnuz | Self::F8E5m2Fnuz)
-    }
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-            Self::F8E4m3 => "fp8_e4m3",
-            Self::F8E5m2 => "fp8_e5m2",
-            Self::F8E4m3Fnuz => "fp8_e4m3fnuz",
-            Self::F8E5m2Fnuz => "fp8_e5m2fnuz",
-            Self::I8 => "i8",
-            Self::U8 => "u8",
-            Self::I32 => "i32",
-            Self::I64 => "i64",
-        })
-    }
-}
 
 /// A tensor that kernels read.
 #[derive(Clone, Copy)]

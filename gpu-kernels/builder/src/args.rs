@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use ferroattn_ptx_builder::ROUTES;
-use ferroattn_ptx_builder::compile::ARCHS;
+use gpu_kernels::entry::Arch;
 
 /// What `--help` prints.
 pub(crate) const HELP: &str = "\
@@ -19,8 +19,8 @@ Usage: ferroattn-ptx-builder [OPTIONS]
       --out DIR        where the set of one route lies [default: gpu-kernels/ptx/<route>]
       --rustc PATH     the compiler of route nvptx [env: FERROATTN_RUSTC]
                        [default: /usr/bin/rustc, then rustup's nightly]
-      --from DIR       with --route nvvm: PTX that rust-cuda compiled elsewhere from this source:
-                       sm_80.ptx, sm_89.ptx, sm_90.ptx, sm_90a.ptx
+      --from DIR       with --route nvvm: PTX that rust-cuda compiled elsewhere from this source, a file
+                       <arch>.ptx for each architecture
       --ptxas[=PATH]   assemble what is there for every GPU, and report registers and spills
                        [env: FERROATTN_PTXAS]
       --json           report as JSON
@@ -43,7 +43,7 @@ pub(crate) struct Args {
     pub(crate) help: bool,
     pub(crate) check: bool,
     pub(crate) json: bool,
-    pub(crate) archs: Vec<String>,
+    pub(crate) archs: Vec<Arch>,
     pub(crate) out: Option<PathBuf>,
     pub(crate) rustc: Option<PathBuf>,
     /// Of `ROUTES`.
@@ -83,7 +83,7 @@ impl Args {
                 "-h" | "--help" => args.help = true,
                 "--check" => args.check = true,
                 "--json" => args.json = true,
-                "--arch" => args.archs.push(known_arch(value()?)?),
+                "--arch" => args.archs.push(known_arch(&value()?)?),
                 "--out" => args.out = Some(value()?.into()),
                 "--rustc" => args.rustc = Some(value()?.into()),
                 "--from" => args.from = Some(value()?.into()),
@@ -113,7 +113,7 @@ impl Args {
             "--from is for --route nvvm"
         );
         if args.archs.is_empty() {
-            args.archs = ARCHS.map(str::to_owned).to_vec();
+            args.archs = Arch::ALL.to_vec();
         }
         args.archs.sort();
         args.archs.dedup();
@@ -131,14 +131,12 @@ fn known_routes(name: &str) -> Result<Vec<&'static str>> {
     Ok(vec![known])
 }
 
-fn known_arch(arch: String) -> Result<String> {
-    if !ARCHS.contains(&arch.as_str()) {
-        bail!(
-            "there is no PTX for `{arch}`; architectures: {}",
-            ARCHS.join(", ")
-        );
-    }
-    Ok(arch)
+fn known_arch(name: &str) -> Result<Arch> {
+    Arch::named(name).with_context(|| {
+        let names: Vec<&str> = Arch::ALL.iter().map(|arch| arch.name()).collect();
+        let names = names.join(", ");
+        format!("there is no PTX for `{name}`; architectures: {names}")
+    })
 }
 
 #[cfg(test)]
@@ -155,7 +153,7 @@ mod tests {
         assert_eq!(parse("--route=both").unwrap().routes, ROUTES);
         let args = parse("--route nvvm --from x --arch sm_90").unwrap();
         assert_eq!(args.from, Some("x".into()));
-        assert_eq!(args.archs, ["sm_90"]);
+        assert_eq!(args.archs, [Arch::Sm90]);
         for wrong in [
             "--route llvm",
             "--from x",

@@ -10,23 +10,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-#[cfg(doc)]
-use gpu_kernels::entry::Entry;
-use gpu_kernels::entry::HOPPER;
-
-/// Architectures that PTX is compiled for. PTX of one runs on every later GPU, so these are the ones at
-/// which the instruction set gains something that the kernels use. The last is the exception: what it adds to sm_90
-/// no other GPU has, so its file runs on none, and holds the kernels that use it alone ([`Entry::hopper`]).
-pub const ARCHS: [&str; 4] = ["sm_80", "sm_89", "sm_90", HOPPER];
+use gpu_kernels::entry::arch::PTX_VERSION;
 
 /// How the kernels are compiled, besides `-Ctarget-cpu`.
+pub fn flags() -> Vec<String> {
+    let version = PTX_VERSION.replace('.', "");
+    let mut flags = vec![format!("-Ctarget-feature=+ptx{version}")];
+    flags.extend(FLAGS.iter().map(|&flag| flag.to_owned()));
+    flags
+}
+
+/// Flags that do not depend on the version of PTX.
 ///
-/// - `+ptx81` is the oldest PTX that widens FP8 on sm_89, so that drivers since CUDA 12.1 load the files.
 /// - Nothing can be printed on panic: `immediate-abort` leaves a trap where messages and formatting were.
 /// - The kernels keep tiles in register arrays, whose indices become constants only if their loops are
 ///   unrolled completely; LLVM's thresholds, made for CPUs, are too low for that.
-pub const FLAGS: &[&str] = &[
-    "-Ctarget-feature=+ptx81",
+const FLAGS: &[&str] = &[
     "-Clinker=true",
     "--cfg=gpu_route=\"nvptx\"",
     "-Zunstable-options",
@@ -179,15 +178,15 @@ pub(crate) fn clear_environment(command: &mut Command) {
 
 /// Flags in Cargo's encoding, with the paths of this machine mapped away.
 fn rustflags(kernels_dir: &Path, arch: &str) -> OsString {
-    let mut flags = OsString::from(format!("-Ctarget-cpu={arch}"));
-    for flag in FLAGS {
-        flags.push("\x1f");
-        flags.push(flag);
+    let mut all = OsString::from(format!("-Ctarget-cpu={arch}"));
+    for flag in flags() {
+        all.push("\x1f");
+        all.push(flag);
     }
-    flags.push("\x1f--remap-path-prefix=");
-    flags.push(kernels_dir);
-    flags.push("=gpu-kernels");
-    flags
+    all.push("\x1f--remap-path-prefix=");
+    all.push(kernels_dir);
+    all.push("=gpu-kernels");
+    all
 }
 
 fn rustup_nightly() -> Option<PathBuf> {

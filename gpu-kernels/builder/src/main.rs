@@ -16,6 +16,7 @@ use ferroattn_ptx_builder::ptx_set::PtxSet;
 use ferroattn_ptx_builder::ptxas::{Ptxas, Usage};
 use ferroattn_ptx_builder::routes;
 use ferroattn_ptx_builder::sass::Nvdisasm;
+use gpu_kernels::entry::Arch;
 
 use args::Args;
 
@@ -63,22 +64,18 @@ fn workspace(kernels: &Path) -> Result<PathBuf> {
 /// Compiles the kernels by one route, and writes the files or compares them with those in `out`.
 fn build(args: &Args, route: &str, kernels: &Path, out: &Path) -> Result<()> {
     let target_dir = workspace(kernels)?.join("target");
+    let archs: Vec<String> = args.archs.iter().map(Arch::to_string).collect();
     let set = match (route, &args.from) {
-        ("nvvm", Some(from)) => PtxSet::from_rust_cuda(kernels, from, &args.archs)?,
+        ("nvvm", Some(from)) => PtxSet::from_rust_cuda(kernels, from, &archs)?,
         ("nvvm", None) => {
             let rust_cuda = RustCuda::find()?;
             eprintln!("compiling with {}", rust_cuda.version);
-            PtxSet::compile_nvvm(
-                &rust_cuda,
-                kernels,
-                &target_dir.join("ptx-nvvm"),
-                &args.archs,
-            )?
+            PtxSet::compile_nvvm(&rust_cuda, kernels, &target_dir.join("ptx-nvvm"), &archs)?
         }
         _ => {
             let compiler = Compiler::find(args.rustc.clone())?;
             eprintln!("compiling with {}", compiler.version);
-            PtxSet::compile(&compiler, kernels, &target_dir.join("ptx"), &args.archs)?
+            PtxSet::compile(&compiler, kernels, &target_dir.join("ptx"), &archs)?
         }
     };
     if args.check {

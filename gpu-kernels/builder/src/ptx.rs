@@ -5,7 +5,7 @@
 //! column. A module begins with `.version`; where several follow one another, that is where they are told apart.
 
 use anyhow::{Context, Result, bail, ensure};
-use gpu_kernels::entry::{ENTRIES, Entry};
+use gpu_kernels::entry::{Arch, ENTRIES, Entry};
 
 /// How an entry begins.
 pub const ENTRY_MARK: &str = ".visible .entry ";
@@ -14,7 +14,7 @@ const VERSION_MARK: &str = ".version ";
 
 /// PTX ISA version that all files say. Compilers write the newest they know, which asks for a driver as new;
 /// the kernels use nothing that came later, or the assembler would refuse the files.
-pub const VERSION: &str = "8.1";
+pub const VERSION: &str = gpu_kernels::entry::arch::PTX_VERSION;
 
 /// A kernel for one architecture.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub fn normalise(raw: &str, arch: &str) -> Result<Vec<Module>> {
         let name = rest.trim_end_matches(['(', ')', ' ']);
         let entry = ENTRIES
             .iter()
-            .find(|entry| entry.name == name && entry.is_in(arch))
+            .find(|entry| entry.name == name && is_in(entry, arch))
             .with_context(|| {
                 format!("the PTX has an entry `{name}` that ENTRIES does not have for {arch}")
             })?;
@@ -69,7 +69,7 @@ pub fn normalise(raw: &str, arch: &str) -> Result<Vec<Module>> {
         check_params(entry, &text)?;
         entries.push((entry, text));
     }
-    for entry in ENTRIES.iter().filter(|entry| entry.is_in(arch)) {
+    for entry in ENTRIES.iter().filter(|entry| is_in(entry, arch)) {
         ensure!(
             entries.iter().any(|(found, _)| found.name == entry.name),
             "the PTX lacks the entry `{}`",
@@ -84,6 +84,11 @@ pub fn normalise(raw: &str, arch: &str) -> Result<Vec<Module>> {
             text: format!("{preamble}{text}"),
         })
         .collect())
+}
+
+/// Whether PTX of an architecture holds a kernel.
+fn is_in(entry: &Entry, arch: &str) -> bool {
+    Arch::named(arch).is_some_and(|arch| entry.archs.contains(arch))
 }
 
 /// The module for `arch` among those of a kernel, which follow one another.
@@ -203,14 +208,15 @@ fn check_params(entry: &Entry, text: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use gpu_kernels::entry::HOPPER;
+    use gpu_kernels::entry::Arch;
 
     use super::*;
 
-    const ARCH: &str = "sm_90";
+    const ARCH: &str = Arch::Sm90.name();
+    const HOPPER: &str = Arch::Sm90a.name();
 
     fn of(arch: &str) -> impl DoubleEndedIterator<Item = &'static Entry> {
-        ENTRIES.iter().filter(move |entry| entry.is_in(arch))
+        ENTRIES.iter().filter(move |entry| is_in(entry, arch))
     }
 
     fn raw(names: impl Iterator<Item = &'static Entry>) -> String {

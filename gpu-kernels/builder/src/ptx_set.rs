@@ -7,7 +7,7 @@ use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::compile::{Compiler, FLAGS};
+use crate::compile::{self, Compiler};
 use crate::fingerprint::fingerprint;
 use crate::manifest::{FILE_NAME, Manifest, ManifestKernel, SCHEMA};
 use crate::nvvm::{self, RustCuda};
@@ -48,7 +48,7 @@ impl PtxSet {
             source == fingerprint(kernels_dir)?,
             "the source changed while it was being compiled; run the command again"
         );
-        let flags = FLAGS.iter().map(|&flag| flag.to_owned()).collect();
+        let flags = compile::flags();
         Self::new("nvptx", source, &compiler.version, flags, archs, &raw)
     }
 

@@ -5,20 +5,13 @@ use std::process::Command;
 use std::{fs, thread};
 
 use anyhow::{Context, Result, bail};
-use gpu_kernels::entry::{ENTRIES, Entry};
+use gpu_kernels::entry::arch::GpuModel;
+use gpu_kernels::entry::{Arch, ENTRIES, Entry};
 use serde::Serialize;
 
-use crate::compile::{ARCHS, output};
+use crate::compile::output;
 use crate::ptx_set::PtxSet;
 use crate::routes::dynamic_shared_bytes;
-
-/// GPUs that PTX of an architecture is loaded on.
-pub const TARGETS: &[(&str, &[&str])] = &[
-    ("sm_80", &["sm_80", "sm_86"]),
-    ("sm_89", &["sm_89"]),
-    ("sm_90", &["sm_90", "sm_100", "sm_120"]),
-    ("sm_90a", &["sm_90a"]),
-];
 
 /// What one entry needs on one GPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -51,7 +44,7 @@ impl Usage {
     /// shared memory without which it is never launched, and it is a GPU that PTX is compiled for. Others take an
     /// older one's, and a few words in memory are no reason to change that.
     pub fn is_hot(&self) -> bool {
-        let is_compiled_for = ARCHS.contains(&self.target.as_str());
+        let is_compiled_for = Arch::named(&self.target).is_some();
         self.row().is_none_or(|row| {
             row.hot && is_compiled_for && dynamic_shared_bytes(row) <= shared_limit(&self.target)
         })
@@ -63,14 +56,11 @@ impl Usage {
     }
 }
 
-/// Most shared memory of a thread block (CUDA C++ Programming Guide, "Technical Specifications per Compute
-/// Capability").
+/// Most shared memory of a thread block; of a GPU that nothing is said of, none.
 fn shared_limit(target: &str) -> u32 {
-    match target {
-        "sm_80" => 163 << 10,
-        "sm_86" | "sm_89" | "sm_120" => 99 << 10,
-        _ => 227 << 10,
-    }
+    let mut gpus = Arch::ALL.iter().flat_map(|arch| arch.gpus());
+    gpus.find(|gpu| gpu.name == target)
+        .map_or(0, |gpu: &GpuModel| gpu.shared_bytes_per_cta)
 }
 
 /// The assembler of CUDA's toolkit.
@@ -111,10 +101,10 @@ impl Ptxas {
     /// The assembler's messages.
     pub fn assemble_all(&self, set: &PtxSet) -> Result<Vec<Usage>> {
         let archs = &set.manifest.archs;
-        let jobs: Vec<(&str, &str)> = TARGETS
+        let jobs: Vec<(&str, &str)> = Arch::ALL
             .iter()
-            .filter(|(ptx, _)| archs.iter().any(|arch| arch == ptx))
-            .flat_map(|&(ptx, targets)| targets.iter().map(move |&target| (ptx, target)))
+            .filter(|arch| archs.iter().any(|name| name == arch.name()))
+            .flat_map(|arch| arch.gpus().iter().map(|gpu| (arch.name(), gpu.name)))
             .collect();
         let results = thread::scope(|scope| {
             let running: Vec<_> = jobs

@@ -7,8 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use gpu_kernels::decode::{DecodeTile, merge as merge_splits};
-use gpu_kernels::dtype::CacheDtype;
-use gpu_kernels::entry::{ENTRIES, Entry, EntryId, HOPPER, Variant};
+use gpu_kernels::entry::{Arch, ENTRIES, Entry, EntryId, Variant};
 use gpu_kernels::mla::{RAW_STAGES, STAGES};
 use gpu_kernels::prefill::PrefillTile;
 use serde::Deserialize;
@@ -20,7 +19,7 @@ use crate::ptxas::{Ptxas, Usage};
 use crate::sass::{Nvdisasm, Sass};
 
 /// What the comparison is assembled for: each kernel is for one of these.
-const ARCHS: [&str; 2] = ["sm_90", HOPPER];
+const ARCHS: [&str; 2] = [Arch::Sm90.name(), Arch::Sm90a.name()];
 
 /// One route's side of the report.
 struct Side {
@@ -219,8 +218,12 @@ pub(crate) fn dynamic_shared_bytes(entry: &Entry) -> u32 {
             ruled,
             ..
         } => {
-            let (value_bytes, token_scales) = cache_values(cache);
-            let shape = DecodeTile::of(head_size, head_size_v, value_bytes, token_scales);
+            let shape = DecodeTile::of(
+                head_size,
+                head_size_v,
+                cache.value_bytes(),
+                cache.token_scales,
+            );
             if ruled {
                 shape.shared_bytes_of(1, head_size_v)
             } else {
@@ -233,23 +236,13 @@ pub(crate) fn dynamic_shared_bytes(entry: &Entry) -> u32 {
             head_size_v,
             products,
         } => {
-            let (value_bytes, token_scales) = cache_values(cache);
+            let (value_bytes, token_scales) = (cache.value_bytes(), cache.token_scales);
             PrefillTile::of(head_size, head_size_v, value_bytes, token_scales, products)
                 .shared_bytes()
         }
         Variant::MergeSplits { .. } => merge_splits::SHARED_BYTES,
         _ => 0,
     }
-}
-
-/// Bytes per value of a cache, and whether every token has a scale of its own.
-fn cache_values(cache: CacheDtype) -> (u32, bool) {
-    let value_bytes = match cache {
-        CacheDtype::F16 | CacheDtype::Bf16 => 2,
-        _ => 1,
-    };
-    let token_scales = matches!(cache, CacheDtype::E4m3PerToken | CacheDtype::I8PerToken);
-    (value_bytes, token_scales)
 }
 
 /// Reads the times of both routes from what `ferroattn bench --ptx both --json FILE` wrote.

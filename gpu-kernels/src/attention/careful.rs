@@ -13,8 +13,7 @@
 //! ```
 
 use crate::attention::lse::{Lse, finite};
-use crate::attention::query::QueryDtype;
-use crate::dtype::{Bf16, CacheFormat, F16, Half};
+use crate::dtype::{Bf16, CacheFormat, F16, Half, QueryDtype};
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
 
@@ -133,7 +132,7 @@ pub(crate) unsafe fn load_query_pair<G: Gpu, C: CacheFormat>(
         if C::BYTES == 2 {
             return load_pair::<G, C>(gpu, address);
         }
-        if dtype == QueryDtype::E4m3 as u32 {
+        if dtype == QueryDtype::F8E4m3 as u32 {
             let bytes = gpu.ld_global_b16(address) as u32;
             return widen_pair::<G, F16>(gpu, gpu.widen_e4m3x4(bytes)[0]);
         }

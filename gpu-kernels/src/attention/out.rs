@@ -1,7 +1,6 @@
 //! What is written at the end of a row: sinks, the sum that outputs are divided by, packed values, the lse.
 
-use crate::attention::query::QueryDtype;
-use crate::dtype::{Bf16, CacheFormat, F16, Half};
+use crate::dtype::{Bf16, CacheFormat, F16, Half, QueryDtype};
 use crate::gpu::Gpu;
 use crate::params::ScoreParams;
 

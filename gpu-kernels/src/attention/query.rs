@@ -1,30 +1,8 @@
 //! Queries over a cache of bytes: as they are stored, and as the tensor cores take them.
 
-use crate::dtype::{Bf16, CacheFormat, F16, Half, HalfDtype};
+use crate::dtype::{Bf16, CacheFormat, F16, Half, QueryDtype};
 use crate::gpu::Gpu;
 use crate::gpu::unroll::unroll;
-
-/// How a query is stored, when the cache is of bytes: the numbers of `DecodeParams::query_dtype`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum QueryDtype {
-    /// bfloat16.
-    Bf16 = 0,
-    /// IEEE binary16.
-    F16 = 1,
-    /// FP8 e4m3.
-    E4m3 = 2,
-}
-
-impl QueryDtype {
-    /// The number for a 16-bit type.
-    pub const fn of(dtype: HalfDtype) -> Self {
-        match dtype {
-            HalfDtype::Bf16 => Self::Bf16,
-            HalfDtype::F16 => Self::F16,
-        }
-    }
-}
 
 /// What products with bytes are multiplied by, but never zero: a masked score is minus infinity, and that times zero
 /// would be NaN. Such products are so small that with the smallest factor, too, they come to nothing.
@@ -52,7 +30,7 @@ pub(crate) unsafe fn to_f16<G: Gpu, const K_STEPS: usize>(
     if dtype == QueryDtype::F16 as u32 {
         return 1.0;
     }
-    if dtype == QueryDtype::E4m3 as u32 {
+    if dtype == QueryDtype::F8E4m3 as u32 {
         unroll!([36] step in 0..K_STEPS {
             unroll!([2] i in 0..2 {
                 words[step][i] = gpu.widen_e4m3x4(words[step][i])[0];
@@ -98,7 +76,7 @@ pub(crate) unsafe fn to_f16<G: Gpu, const K_STEPS: usize>(
 /// Bytes per value of a query of type `dtype` over such a cache.
 #[inline(always)]
 pub(crate) fn query_bytes<C: CacheFormat>(dtype: u32) -> u64 {
-    if C::BYTES == 1 && dtype == QueryDtype::E4m3 as u32 {
+    if C::BYTES == 1 && dtype == QueryDtype::F8E4m3 as u32 {
         1
     } else {
         2

@@ -19,7 +19,7 @@ use core::marker::PhantomData;
 use crate::attention::check::found_fault;
 use crate::cache::slots::Slot;
 use crate::dtype::quant::{amax_over_lanes, amax8, over_qmax};
-use crate::dtype::{Byte, Element, ElementDtype};
+use crate::dtype::{Byte, Element};
 use crate::entry::Variant;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP, div};
@@ -60,14 +60,6 @@ pub fn grid(rows: u64, lanes_per_row: u32) -> Option<([u32; 3], u32)> {
 
 /// Thread blocks that leave most multiprocessors with one or none: then each group has one row.
 const FEW_CTAS: u32 = 128;
-
-/// The largest magnitude that a type stores.
-const fn qmax(dtype: ElementDtype) -> f32 {
-    match dtype {
-        ElementDtype::I8 => 127.0,
-        _ => 448.0,
-    }
-}
 
 /// A row of the launch.
 #[derive(Clone, Copy)]
@@ -231,7 +223,7 @@ impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
     unsafe fn scale(self, target: Option<Target>, amax: f32) -> f32 {
         let scale = self
             .gpu
-            .max(over_qmax(self.gpu, amax, qmax(Out::DTYPE)), MIN_SCALE);
+            .max(over_qmax(self.gpu, amax, Out::LARGEST), MIN_SCALE);
         if self.lane == 0
             && let Some(target) = target
         {

@@ -402,7 +402,7 @@ where
 {
     type Params = RopeAndCacheParams;
     const VARIANT: Variant = Variant::RopeAndCache {
-        source: <In as Element>::DTYPE,
+        source: In::DTYPE,
         cache: Cache::DTYPE,
         query: Query::DTYPE,
     };

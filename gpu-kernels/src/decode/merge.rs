@@ -391,7 +391,7 @@ pub struct MergeSplits<T>(PhantomData<T>);
 
 impl<T: Half> Kernel for MergeSplits<T> {
     type Params = MergeParams;
-    const VARIANT: Variant = Variant::MergeSplits { dtype: T::DTYPE };
+    const VARIANT: Variant = Variant::MergeSplits { dtype: T::HALF };
     const THREADS: u32 = THREADS;
     // What it does is wait for memory.
     const MIN_CTAS: u32 = 8;

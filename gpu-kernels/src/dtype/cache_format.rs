@@ -9,30 +9,48 @@
 //! Widening FP8 to f16 is exact, and scales multiply sums, not values: nothing is rounded on the way to the
 //! product. Dequantising to bf16 with the scale, as is often done, rounds every value once more.
 
-use crate::dtype::{Bf16, F16, Half};
+use core::fmt;
+
+use crate::dtype::{Bf16, Dtype, F16, Half};
 use crate::gpu::Gpu;
 
-/// Names a cache's element type at run time.
+/// How a cache stores keys and values, at run time: what kernels of attention are chosen by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CacheDtype {
-    /// IEEE binary16.
-    F16,
-    /// bfloat16.
-    Bf16,
-    /// FP8 with 4 exponent and 3 mantissa bits (OCP e4m3fn).
-    E4m3,
-    /// FP8 with 5 exponent and 2 mantissa bits.
-    E5m2,
-    /// As `E4m3`, with a scale for every token and head.
-    E4m3PerToken,
-    /// Signed bytes, with a scale for every token and head.
-    I8PerToken,
+pub struct CacheDtype {
+    /// Of its values.
+    pub dtype: Dtype,
+    /// Whether every token and head has a scale of its own, for keys and for values.
+    pub token_scales: bool,
 }
 
 impl CacheDtype {
-    /// Whether values have 8 bits.
-    pub const fn is_bytes(self) -> bool {
-        !matches!(self, Self::F16 | Self::Bf16)
+    /// Values as they are, or with scales that all tokens share.
+    pub const fn of(dtype: Dtype) -> Self {
+        Self {
+            dtype,
+            token_scales: false,
+        }
+    }
+
+    /// Values with a scale for every token and head.
+    pub const fn per_token(dtype: Dtype) -> Self {
+        Self {
+            dtype,
+            token_scales: true,
+        }
+    }
+
+    /// Bytes per value.
+    pub const fn value_bytes(self) -> u32 {
+        self.dtype.size() as u32
+    }
+}
+
+/// As in PTX symbols.
+impl fmt::Display for CacheDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.dtype.symbol())?;
+        f.write_str(if self.token_scales { "_token" } else { "" })
     }
 }
 
@@ -41,13 +59,13 @@ pub trait CacheFormat: Copy {
     /// This type's name at run time.
     const CACHE: CacheDtype;
     /// Bytes per value.
-    const BYTES: u32;
+    const BYTES: u32 = Self::CACHE.value_bytes();
     /// What the tensor cores multiply.
     type Math: Half;
     /// `mma` steps (16 columns each) in one `ldmatrix_x4`: 16 bytes of 16 rows, twice.
     const STEPS: usize;
     /// Whether every token and head has a scale of its own, for keys and for values.
-    const TOKEN_SCALES: bool = false;
+    const TOKEN_SCALES: bool = Self::CACHE.token_scales;
 
     /// Key operands (tokens by dims) from what `ldmatrix_x4` gave; the second one if there are two steps.
     fn keys<G: Gpu>(gpu: G, words: [u32; 4]) -> [[u32; 4]; 2];
@@ -64,8 +82,7 @@ pub trait CacheFormat: Copy {
 macro_rules! sixteen_bits {
     ($($format:ident)*) => {$(
         impl CacheFormat for $format {
-            const CACHE: CacheDtype = CacheDtype::$format;
-            const BYTES: u32 = 2;
+            const CACHE: CacheDtype = CacheDtype::of(Dtype::$format);
             type Math = $format;
             const STEPS: usize = 1;
 
@@ -168,11 +185,9 @@ impl Widen for E5m2 {
 }
 
 macro_rules! eight_bits {
-    ($($format:ident $token_scales:literal)*) => {$(
+    ($($format:ident = $cache:expr;)*) => {$(
         impl CacheFormat for $format {
-            const CACHE: CacheDtype = CacheDtype::$format;
-            const TOKEN_SCALES: bool = $token_scales;
-            const BYTES: u32 = 1;
+            const CACHE: CacheDtype = $cache;
             type Math = F16;
             const STEPS: usize = 2;
 
@@ -208,4 +223,9 @@ macro_rules! eight_bits {
         }
     )*};
 }
-eight_bits!(E4m3 false E5m2 false E4m3PerToken true I8PerToken true);
+eight_bits! {
+    E4m3 = CacheDtype::of(Dtype::F8E4m3);
+    E5m2 = CacheDtype::of(Dtype::F8E5m2);
+    E4m3PerToken = CacheDtype::per_token(Dtype::F8E4m3);
+    I8PerToken = CacheDtype::per_token(Dtype::I8);
+}

@@ -5,39 +5,15 @@
 
 mod cache_format;
 pub mod quant;
+mod set;
 pub mod stored;
 
 pub use cache_format::{CacheDtype, CacheFormat, E4m3, E4m3PerToken, E5m2, I8PerToken};
+pub use set::{Dtype, HalfDtype, NotInSubset, QueryDtype, UnknownDtype};
 
 use crate::gpu::Gpu;
 #[cfg(doc)]
 use crate::gpu::{Matrices, Memory};
-
-/// Names an element type at run time: which of the compiled variants a request needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum HalfDtype {
-    /// IEEE binary16.
-    F16,
-    /// bfloat16: the upper half of an f32.
-    Bf16,
-}
-
-/// Names the element type of a tensor at run time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ElementDtype {
-    /// IEEE binary32.
-    F32,
-    /// IEEE binary16.
-    F16,
-    /// bfloat16.
-    Bf16,
-    /// FP8 with 4 bits of exponent (OCP: ends at 448, no infinity).
-    E4m3,
-    /// FP8 with 5 bits of exponent (OCP).
-    E5m2,
-    /// Signed byte.
-    I8,
-}
 
 mod sealed {
     pub trait Sealed {}
@@ -46,7 +22,7 @@ mod sealed {
 /// A 16-bit float that the tensor cores multiply.
 pub trait Half: sealed::Sealed + Copy {
     /// This type's name at run time.
-    const DTYPE: HalfDtype;
+    const HALF: HalfDtype;
     /// Probabilities are multiplied by two to this power before they are rounded to this type, so that
     /// small ones do not drop below its smallest number.
     const PROB_SHIFT: f32;
@@ -86,7 +62,7 @@ impl sealed::Sealed for E5m2 {}
 impl sealed::Sealed for I8 {}
 
 impl Half for Bf16 {
-    const DTYPE: HalfDtype = HalfDtype::Bf16;
+    const HALF: HalfDtype = HalfDtype::Bf16;
     const PROB_SHIFT: f32 = 0.0;
     const PROB_UNIT: f32 = 1.0;
     #[inline(always)]
@@ -106,7 +82,7 @@ impl Half for Bf16 {
 }
 
 impl Half for F16 {
-    const DTYPE: HalfDtype = HalfDtype::F16;
+    const HALF: HalfDtype = HalfDtype::F16;
     const PROB_SHIFT: f32 = 15.0;
     const PROB_UNIT: f32 = 1.0 / 32_768.0;
     #[inline(always)]
@@ -131,9 +107,9 @@ impl Half for F16 {
 /// the first value.
 pub trait Element: sealed::Sealed + Copy {
     /// This type's name at run time.
-    const DTYPE: ElementDtype;
+    const DTYPE: Dtype;
     /// Bytes per value.
-    const BYTES: u32;
+    const BYTES: u32 = Self::DTYPE.size() as u32;
     /// Eight values as they lie in memory.
     type Eight: Copy;
     /// Eight zeros.
@@ -172,8 +148,7 @@ pub trait Element: sealed::Sealed + Copy {
 macro_rules! element_of_two_bytes {
     ($type:ident) => {
         impl Element for $type {
-            const DTYPE: ElementDtype = ElementDtype::$type;
-            const BYTES: u32 = 2;
+            const DTYPE: Dtype = Dtype::$type;
             type Eight = [u32; 4];
             const ZEROS: [u32; 4] = [0; 4];
 
@@ -228,8 +203,7 @@ element_of_two_bytes!(Bf16);
 element_of_two_bytes!(F16);
 
 impl Element for F32 {
-    const DTYPE: ElementDtype = ElementDtype::F32;
-    const BYTES: u32 = 4;
+    const DTYPE: Dtype = Dtype::F32;
     type Eight = [[u32; 4]; 2];
     const ZEROS: [[u32; 4]; 2] = [[0; 4]; 2];
 
@@ -278,6 +252,8 @@ impl Element for F32 {
 
 /// An element of one byte, eight of which are two words.
 pub trait Byte: Element<Eight = [u32; 2]> {
+    /// The largest finite value.
+    const LARGEST: f32;
     /// Two values as bytes, rounded as [`Element::narrow8`] says, `low` in bits 0..8.
     fn pack<G: Gpu>(gpu: G, low: f32, high: f32) -> u16;
     /// The four values of a word; exact.
@@ -285,10 +261,9 @@ pub trait Byte: Element<Eight = [u32; 2]> {
 }
 
 macro_rules! element_of_one_byte {
-    ($type:ident) => {
+    ($type:ident = $dtype:ident) => {
         impl Element for $type {
-            const DTYPE: ElementDtype = ElementDtype::$type;
-            const BYTES: u32 = 1;
+            const DTYPE: Dtype = Dtype::$dtype;
             type Eight = [u32; 2];
             const ZEROS: [u32; 2] = [0; 2];
 
@@ -333,9 +308,9 @@ macro_rules! element_of_one_byte {
         }
     };
 }
-element_of_one_byte!(E4m3);
-element_of_one_byte!(E5m2);
-element_of_one_byte!(I8);
+element_of_one_byte!(E4m3 = F8E4m3);
+element_of_one_byte!(E5m2 = F8E5m2);
+element_of_one_byte!(I8 = I8);
 
 /// The values of two pairs of f16.
 #[inline(always)]
@@ -345,6 +320,7 @@ fn widen_halves<G: Gpu>(gpu: G, [low, high]: [u32; 2]) -> [f32; 4] {
 }
 
 impl Byte for E4m3 {
+    const LARGEST: f32 = 448.0;
     #[inline(always)]
     fn pack<G: Gpu>(gpu: G, low: f32, high: f32) -> u16 {
         gpu.pack_e4m3(low, high)
@@ -356,6 +332,7 @@ impl Byte for E4m3 {
 }
 
 impl Byte for E5m2 {
+    const LARGEST: f32 = 57_344.0;
     #[inline(always)]
     fn pack<G: Gpu>(gpu: G, low: f32, high: f32) -> u16 {
         gpu.pack_e5m2(low, high)
@@ -376,6 +353,7 @@ fn with_sign_of(magnitude: f32, sign: f32) -> f32 {
 }
 
 impl Byte for I8 {
+    const LARGEST: f32 = 127.0;
     #[inline(always)]
     fn pack<G: Gpu>(gpu: G, low: f32, high: f32) -> u16 {
         let byte = |x: f32| {

@@ -3,19 +3,18 @@
 //! `entries!` turns the table's rows into the PTX symbols (on a PTX target), and on the host into [`EntryId`], the rows of
 //! [`ENTRIES`] that the planner chooses from, and [`run`], by which the emulator calls a kernel.
 //!
-//! The table has two sections. What is `everywhere` is in the PTX of every architecture but [`HOPPER`], which runs on
-//! every later GPU; what compute capability 9.0 alone has instructions for is in the PTX of [`HOPPER`], and nothing
-//! else is.
+//! The table has sections: sets of architectures, whose PTX holds their rows ([`arch`]).
 
+pub mod arch;
 mod variant;
+
+use arch::section;
+pub use arch::{Arch, ArchSet};
 
 #[cfg(not(target_arch = "nvptx64"))]
 pub use table::run;
 pub use table::{ENTRIES, EntryId};
 pub use variant::Variant;
-
-/// The architecture of kernels that run on compute capability 9.0 and on no other.
-pub const HOPPER: &str = "sm_90a";
 
 /// A row of the table.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +33,8 @@ pub struct Entry {
     pub params_bytes: usize,
     /// Whether registers must not spill to memory.
     pub hot: bool,
-    /// Only in the file of [`HOPPER`]: it uses what compute capability 9.0 alone has.
-    pub hopper: bool,
+    /// Whose PTX holds it.
+    pub archs: ArchSet,
 }
 
 impl EntryId {
@@ -50,29 +49,6 @@ impl Entry {
     pub fn find(variant: Variant) -> Option<&'static Entry> {
         ENTRIES.iter().find(|entry| entry.variant == variant)
     }
-
-    /// Whether the PTX of an architecture, such as "sm_90", holds it.
-    pub fn is_in(&self, arch: &str) -> bool {
-        self.hopper == (arch == HOPPER)
-    }
-}
-
-/// What sets the sections of the table apart: [`Entry::hopper`], and which architectures an item is compiled for.
-macro_rules! section {
-    (everywhere) => {
-        false
-    };
-    (sm_90a) => {
-        true
-    };
-    (everywhere: $item:item) => {
-        #[cfg(not(any(target_feature = "sm_90a", target_feature = "compute_90a")))]
-        $item
-    };
-    (sm_90a: $item:item) => {
-        #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
-        $item
-    };
 }
 
 /// [`Entry::hot`]: a row may say otherwise.
@@ -103,7 +79,7 @@ macro_rules! entries {
             min_ctas: <$kernel as Kernel>::MIN_CTAS,
             params_bytes: size_of::<<$kernel as Kernel>::Params>(),
             hot: is_hot!($($spill)?),
-            hopper: section!($section),
+            archs: section!($section),
         },)*)*];
 
         /// Runs one lane of kernel `id` on `gpu`: what the emulator calls.

@@ -5,7 +5,7 @@
 //! reads of shared memory. Of the `decode_mla` kernels it is those of 64 heads, and that of e4m3 rows and 16 heads on
 //! sm_80, by a few words on GPUs that they were not tuned on.
 
-use super::Entry;
+use super::{Arch, ArchSet, Entry, section};
 use crate::attention::check::{CheckPaged, CheckSlots};
 use crate::bench::read_ceiling::ReadCeiling;
 use crate::cache::compact::{CompactMark, CompactNumber, CompactRename};

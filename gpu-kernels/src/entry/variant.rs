@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::dtype::{CacheDtype, ElementDtype, HalfDtype};
+use crate::dtype::{CacheDtype, Dtype, HalfDtype};
 use crate::entry::EntryId;
 use crate::mla::Cut;
 use crate::mla::cache_format::EntryForm;
@@ -63,29 +63,29 @@ pub enum Variant {
     /// Writes new tokens into a paged FP8 cache, divided by given scales.
     CacheScaled {
         /// Of the tokens.
-        source: ElementDtype,
+        source: Dtype,
         /// Of the cache.
-        cache: ElementDtype,
+        cache: Dtype,
         /// Whether eight values lie side by side everywhere.
         eights: bool,
     },
     /// Writes new tokens into a paged 8-bit cache, each head of each token with a scale of its own.
     CachePerTokenHead {
         /// Of the tokens.
-        source: ElementDtype,
+        source: Dtype,
         /// Of the cache.
-        cache: ElementDtype,
+        cache: Dtype,
         /// Whether eight values lie side by side everywhere.
         eights: bool,
     },
     /// Rotates queries and keys and writes a paged cache.
     RopeAndCache {
         /// Of queries, keys and values.
-        source: ElementDtype,
+        source: Dtype,
         /// Of the cache.
-        cache: ElementDtype,
+        cache: Dtype,
         /// Of the rotated queries.
-        query: ElementDtype,
+        query: Dtype,
     },
     /// Writes MLA tokens as 656-byte entries.
     ConcatAndCacheMlaFp8Ds,
@@ -96,9 +96,9 @@ pub enum Variant {
     /// Gathers rows of FP8 values with one scale.
     GatherScaled {
         /// Of the cache.
-        cache: ElementDtype,
+        cache: Dtype,
         /// Of the output.
-        out: ElementDtype,
+        out: Dtype,
         /// Whether eight values lie side by side everywhere.
         eights: bool,
     },
@@ -133,7 +133,7 @@ impl fmt::Display for Variant {
                 write!(
                     f,
                     "decode_gqa_{}_{}_h{heads_per_cta}{rule}",
-                    cache_name(cache),
+                    cache,
                     Sizes(head_size, head_size_v)
                 )
             }
@@ -144,21 +144,16 @@ impl fmt::Display for Variant {
             } => write!(
                 f,
                 "decode_mla_{}_{}_h{}",
-                cache_name(cache),
+                cache,
                 Sizes(head_size, cut.head_size_v),
                 cut.heads
             ),
             Self::DecodeMlaEntry { form, cut } => {
                 write!(f, "decode_mla_entry_{}_h{}", form_name(form), cut.heads)
             }
-            Self::MergeSplits { dtype } => write!(
-                f,
-                "merge_splits_{}",
-                match dtype {
-                    HalfDtype::F16 => "f16",
-                    HalfDtype::Bf16 => "bf16",
-                }
-            ),
+            Self::MergeSplits { dtype } => {
+                write!(f, "merge_splits_{}", dtype.dtype().symbol())
+            }
             Self::PrefillGqa {
                 cache,
                 head_size,
@@ -171,7 +166,7 @@ impl fmt::Display for Variant {
                     Products::WarpGroupOfBytes => ("_qe4m3", "_sm90a"),
                 };
                 let sizes = Sizes(head_size, head_size_v);
-                write!(f, "prefill_gqa_{}{query}_{sizes}{arch}", cache_name(cache))
+                write!(f, "prefill_gqa_{}{query}_{sizes}{arch}", cache)
             }
             Self::MergeRows => f.write_str("merge_rows"),
             Self::CacheCopy => f.write_str("reshape_and_cache_copy"),
@@ -182,8 +177,8 @@ impl fmt::Display for Variant {
             } => write!(
                 f,
                 "reshape_and_cache_scaled_{}_{}{}",
-                element_name(source),
-                element_name(cache),
+                source.symbol(),
+                cache.symbol(),
                 odd(eights)
             ),
             Self::CachePerTokenHead {
@@ -193,8 +188,8 @@ impl fmt::Display for Variant {
             } => write!(
                 f,
                 "reshape_and_cache_per_token_head_{}_{}{}",
-                element_name(source),
-                element_name(cache),
+                source.symbol(),
+                cache.symbol(),
                 odd(eights)
             ),
             Self::RopeAndCache {
@@ -204,9 +199,9 @@ impl fmt::Display for Variant {
             } => write!(
                 f,
                 "rope_and_cache_{}_{}_{}",
-                element_name(source),
-                element_name(cache),
-                element_name(query)
+                source.symbol(),
+                cache.symbol(),
+                query.symbol()
             ),
             Self::ConcatAndCacheMlaFp8Ds => f.write_str("concat_and_cache_mla_fp8_ds"),
             Self::ConcatAndCacheMlaV4 => f.write_str("concat_and_cache_mla_v4"),
@@ -214,8 +209,8 @@ impl fmt::Display for Variant {
             Self::GatherScaled { cache, out, eights } => write!(
                 f,
                 "gather_scaled_{}_{}{}",
-                element_name(cache),
-                element_name(out),
+                cache.symbol(),
+                out.symbol(),
                 odd(eights)
             ),
             Self::GatherMlaFp8Ds => f.write_str("gather_mla_fp8_ds"),
@@ -253,28 +248,6 @@ const fn form_name(form: EntryForm) -> &'static str {
     }
 }
 
-const fn cache_name(cache: CacheDtype) -> &'static str {
-    match cache {
-        CacheDtype::F16 => "f16",
-        CacheDtype::Bf16 => "bf16",
-        CacheDtype::E4m3 => "e4m3",
-        CacheDtype::E5m2 => "e5m2",
-        CacheDtype::E4m3PerToken => "e4m3_token",
-        CacheDtype::I8PerToken => "i8_token",
-    }
-}
-
-const fn element_name(dtype: ElementDtype) -> &'static str {
-    match dtype {
-        ElementDtype::F32 => "f32",
-        ElementDtype::F16 => "f16",
-        ElementDtype::Bf16 => "bf16",
-        ElementDtype::E4m3 => "e4m3",
-        ElementDtype::E5m2 => "e5m2",
-        ElementDtype::I8 => "i8",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     extern crate std;
@@ -282,7 +255,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::string::ToString;
 
-    use crate::entry::{ENTRIES, Entry, HOPPER};
+    use crate::entry::{Arch, ENTRIES, Entry};
 
     #[test]
     fn a_symbol_is_what_its_variant_spells() {
@@ -290,7 +263,7 @@ mod tests {
             assert_eq!(entry.variant.to_string(), entry.name);
             assert_eq!(
                 entry.name.ends_with("_sm90a"),
-                entry.hopper,
+                entry.archs.contains(Arch::Sm90a),
                 "{}",
                 entry.name
             );
@@ -305,7 +278,7 @@ mod tests {
             assert_eq!(entry.id as usize, at);
             let found = Entry::find(entry.variant).expect("its own row");
             assert_eq!(found.name, entry.name);
-            assert!(entry.is_in(if entry.hopper { HOPPER } else { "sm_80" }));
+            assert!(entry.archs.iter().next().is_some());
         }
     }
 }

@@ -93,9 +93,9 @@ pub struct DecodeParams {
     pub split_len: u32,
     /// Splits of the longest sequence: the row length of `partial_lse`.
     pub num_kv_splits: u32,
-    /// If the cache is FP8: a [`crate::attention::query::QueryDtype`].
+    /// If the cache is FP8: a [`crate::dtype::QueryDtype`].
     pub query_dtype: u32,
-    /// If the cache is FP8: a [`crate::attention::query::QueryDtype`], of 16 bits.
+    /// If the cache is FP8: a [`crate::dtype::QueryDtype`], of 16 bits.
     pub out_dtype: u32,
     /// Rows of `query`: what `query_start_loc` is cut to.
     pub num_tokens: u32,

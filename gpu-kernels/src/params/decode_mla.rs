@@ -71,9 +71,9 @@ pub struct DecodeMlaParams {
     pub stages: u32,
     /// `softmax_scale * log2 e`.
     pub qk_scale_log2: f32,
-    /// If the cache is FP8: a [`crate::attention::query::QueryDtype`].
+    /// If the cache is FP8: a [`crate::dtype::QueryDtype`].
     pub query_dtype: u32,
-    /// If the cache is FP8: a [`crate::attention::query::QueryDtype`], of 16 bits.
+    /// If the cache is FP8: a [`crate::dtype::QueryDtype`], of 16 bits.
     pub out_dtype: u32,
 }
 

@@ -113,9 +113,9 @@ pub struct PrefillParams {
     pub tile_kv: u32,
     /// Zero; keeps the size a multiple of 8.
     pub reserved: u32,
-    /// If the cache is of bytes: a [`crate::attention::query::QueryDtype`].
+    /// If the cache is of bytes: a [`crate::dtype::QueryDtype`].
     pub query_dtype: u32,
-    /// A [`crate::attention::query::QueryDtype`].
+    /// A [`crate::dtype::QueryDtype`].
     pub out_dtype: u32,
 }
 

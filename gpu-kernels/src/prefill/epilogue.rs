@@ -3,8 +3,7 @@
 use crate::attention::careful::{all_finite, look};
 use crate::attention::lse::{Lse, finite, is_far};
 use crate::attention::out::{recip_of_sum, sink_log2};
-use crate::attention::query::QueryDtype;
-use crate::dtype::CacheFormat;
+use crate::dtype::{CacheFormat, QueryDtype};
 use crate::gpu::Gpu;
 use crate::gpu::unroll::unroll;
 use crate::params::PrefillParams;
@@ -37,7 +36,7 @@ pub(crate) unsafe fn store_rows<
     let part = (parked.num_splits > 1).then(|| gpu.cta_idx_y());
     let whole_chunks = tile_work.shape.products.is_group()
         && part.is_none()
-        && params.out_dtype != QueryDtype::E4m3 as u32;
+        && params.out_dtype != QueryDtype::F8E4m3 as u32;
     let is_high = is_high(gpu);
     // A bit for each of a lane's rows that has to be mended.
     let mut broken = 0;

@@ -16,7 +16,7 @@ pub(crate) unsafe fn group_scores<G: Gpu, H: Half, const STEPS: usize>(
 ) -> Pending<4> {
     // SAFETY: as the caller promises.
     unsafe {
-        match H::DTYPE {
+        match H::HALF {
             HalfDtype::Bf16 => gpu.group_scores_bf16::<STEPS>(queries, keys),
             HalfDtype::F16 => gpu.group_scores_f16::<STEPS>(queries, keys),
         }
@@ -37,7 +37,7 @@ pub(crate) unsafe fn group_values<G: Gpu, H: Half, const STEPS: usize>(
 ) -> Pending<STEPS> {
     // SAFETY: as the caller promises.
     unsafe {
-        match H::DTYPE {
+        match H::HALF {
             HalfDtype::Bf16 => gpu.group_values_bf16(acc, probs, values),
             HalfDtype::F16 => gpu.group_values_f16(acc, probs, values),
         }

@@ -13,8 +13,7 @@
 
 use crate::attention::lse::Lse;
 use crate::attention::out::{recip_of_sum, sink_log2};
-use crate::attention::query::QueryDtype;
-use crate::dtype::{Bf16, F16, Half};
+use crate::dtype::{Bf16, F16, Half, QueryDtype};
 use crate::entry::Variant;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
@@ -123,7 +122,7 @@ unsafe fn store_columns<G: Gpu>(
     element: u64,
     [a, b, c, d]: [f32; 4],
 ) {
-    if params.out_dtype == QueryDtype::E4m3 as u32 {
+    if params.out_dtype == QueryDtype::F8E4m3 as u32 {
         let packed = gpu.pack_e4m3(a, b) as u32 | (gpu.pack_e4m3(c, d) as u32) << 16;
         // SAFETY: the row's element of an output whose strides and columns are multiples of 4 (the host's check).
         unsafe { gpu.st_global_b32(params.out + element, packed) };

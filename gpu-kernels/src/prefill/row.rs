@@ -1,7 +1,7 @@
 //! Where a row of the output is, or a part of it, and how two of its values are stored.
 
 use crate::attention::lse::Lse;
-use crate::attention::query::QueryDtype;
+use crate::dtype::QueryDtype;
 use crate::dtype::{Bf16, CacheFormat, F16, Half};
 use crate::gpu::Gpu;
 use crate::params::PrefillParams;
@@ -72,7 +72,7 @@ pub(crate) unsafe fn store_pair<G: Gpu, C: CacheFormat>(
         if is_part {
             let pair = a.to_bits() as u64 | (b.to_bits() as u64) << 32;
             gpu.st_global_b64(params.partial_out + 4 * element, pair);
-        } else if params.out_dtype == QueryDtype::E4m3 as u32 {
+        } else if params.out_dtype == QueryDtype::F8E4m3 as u32 {
             gpu.st_global_b16(params.out + element, gpu.pack_e4m3(a, b));
         } else {
             gpu.st_global_b32(params.out + 2 * element, pack::<G, C>(gpu, params, a, b));

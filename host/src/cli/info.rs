@@ -10,7 +10,7 @@ use super::support_table;
 use crate::plan::support::{self, Cache, Operation, Output, Scales, Sizes, Support};
 use crate::runtime::Cuda;
 use crate::runtime::driver::{device_count, require_driver};
-use crate::runtime::embedded::{SETS, choose};
+use crate::runtime::embedded::{Arch, SETS, choose};
 
 #[derive(Debug, Args)]
 pub(super) struct InfoArgs {
@@ -149,7 +149,7 @@ impl Info {
                     route: set.route.name(),
                     compiler: set.compiler,
                     ptx_version: set.ptx_version,
-                    archs: set.archs().map(|arch| arch.name).collect(),
+                    archs: set.archs().iter().map(Arch::name).collect(),
                     source_sha256: set.source_sha256,
                 })
                 .collect(),

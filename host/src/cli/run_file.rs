@@ -2,27 +2,29 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView as FileView;
 
 use crate::reference::HostTensor;
 use crate::tensor::Dtype;
 
-/// Our element types and the files'.
-const DTYPES: [(Dtype, safetensors::Dtype); 11] = [
-    (Dtype::F32, safetensors::Dtype::F32),
-    (Dtype::F16, safetensors::Dtype::F16),
-    (Dtype::Bf16, safetensors::Dtype::BF16),
-    (Dtype::F8E4m3, safetensors::Dtype::F8_E4M3),
-    (Dtype::F8E5m2, safetensors::Dtype::F8_E5M2),
-    (Dtype::F8E4m3Fnuz, safetensors::Dtype::F8_E4M3FNUZ),
-    (Dtype::F8E5m2Fnuz, safetensors::Dtype::F8_E5M2FNUZ),
-    (Dtype::I8, safetensors::Dtype::I8),
-    (Dtype::U8, safetensors::Dtype::U8),
-    (Dtype::I32, safetensors::Dtype::I32),
-    (Dtype::I64, safetensors::Dtype::I64),
-];
+/// As files name a dtype.
+fn in_files(dtype: Dtype) -> safetensors::Dtype {
+    match dtype {
+        Dtype::F32 => safetensors::Dtype::F32,
+        Dtype::F16 => safetensors::Dtype::F16,
+        Dtype::Bf16 => safetensors::Dtype::BF16,
+        Dtype::F8E4m3 => safetensors::Dtype::F8_E4M3,
+        Dtype::F8E5m2 => safetensors::Dtype::F8_E5M2,
+        Dtype::F8E4m3Fnuz => safetensors::Dtype::F8_E4M3FNUZ,
+        Dtype::F8E5m2Fnuz => safetensors::Dtype::F8_E5M2FNUZ,
+        Dtype::I8 => safetensors::Dtype::I8,
+        Dtype::U8 => safetensors::Dtype::U8,
+        Dtype::I32 => safetensors::Dtype::I32,
+        Dtype::I64 => safetensors::Dtype::I64,
+    }
+}
 
 /// A file of tensors.
 pub(super) struct File<'a> {
@@ -62,8 +64,8 @@ impl<'a> File<'a> {
         let Ok(view) = self.tensors.tensor(name) else {
             bail!("there is no tensor `{name}`, only {:?}", self.names());
         };
-        let known = DTYPES.iter().find(|(_, in_file)| *in_file == view.dtype());
-        let Some(&(dtype, _)) = known else {
+        let mut all = Dtype::ALL.iter().copied();
+        let Some(dtype) = all.find(|&dtype| in_files(dtype) == view.dtype()) else {
             let dtype = view.dtype();
             bail!("`{name}` has dtype {dtype}, which no operation takes");
         };
@@ -98,8 +100,7 @@ pub(super) fn bytes(tensors: &[HostTensor]) -> anyhow::Result<Vec<u8>> {
     let views = tensors
         .iter()
         .map(|tensor| {
-            let known = DTYPES.iter().find(|(dtype, _)| *dtype == tensor.dtype);
-            let &(_, dtype) = known.context("a dtype that files have")?;
+            let dtype = in_files(tensor.dtype);
             let view = FileView::new(dtype, tensor.shape.clone(), &tensor.storage.bytes)?;
             Ok((tensor.storage.name, view))
         })

@@ -21,26 +21,35 @@ impl Named<'_, '_> {
         self.name
     }
 
-    /// The dtype is one of `allowed`.
-    pub(super) fn dtype(self, allowed: &[Dtype]) -> Result<Dtype, RequestError> {
+    /// The dtype is one of `allowed`: any, or of a subset that kernels tell apart.
+    pub(super) fn dtype<D: Copy + Into<Dtype>>(self, allowed: &[D]) -> Result<D, RequestError> {
         let got = self.view.dtype();
-        if allowed.contains(&got) {
+        let mut all = allowed.iter().copied();
+        all.find(|&dtype| dtype.into() == got)
+            .ok_or_else(|| self.wrong_dtype(allowed.iter().map(|&dtype| dtype.into())))
+    }
+
+    /// The dtype is one that `allows` takes.
+    pub(super) fn dtype_that(self, allows: impl Fn(Dtype) -> bool) -> Result<Dtype, RequestError> {
+        let got = self.view.dtype();
+        if allows(got) {
             return Ok(got);
         }
+        let all = Dtype::ALL.iter().copied();
+        Err(self.wrong_dtype(all.filter(|&dtype| allows(dtype))))
+    }
+
+    fn wrong_dtype(self, allowed: impl Iterator<Item = Dtype>) -> RequestError {
+        let (tensor, got) = (self.name, self.view.dtype());
         if got.is_fnuz() {
-            let tensor = self.name;
-            return Err(RequestError::Fnuz { tensor, got });
+            return RequestError::Fnuz { tensor, got };
         }
-        let expected = allowed
-            .iter()
-            .map(Dtype::to_string)
-            .collect::<Vec<_>>()
-            .join(" or ");
-        Err(RequestError::Dtype {
-            tensor: self.name,
-            expected,
+        let names: Vec<&str> = allowed.map(Dtype::name).collect();
+        RequestError::Dtype {
+            tensor,
+            expected: names.join(" or "),
             got,
-        })
+        }
     }
 
     /// The shape, if there are `N` dimensions; `form` says what they mean.

@@ -1,6 +1,6 @@
 //! What the planner knows of a machine.
 
-use gpu_kernels::entry::Entry;
+use gpu_kernels::entry::{Arch, ArchSet, Entry};
 
 /// A CUDA grid has at most this many thread blocks along x.
 pub(crate) const MOST_CTAS_X: u64 = (1 << 31) - 1;
@@ -14,8 +14,8 @@ pub struct DeviceInfo {
     pub num_sms: u32,
     /// Compute capability, e.g. `(9, 0)`.
     pub compute_capability: (u32, u32),
-    /// Whether the kernels that are for this compute capability alone are at hand, if there are such.
-    pub has_exact_kernels: bool,
+    /// The architectures whose kernels are at hand, also those that run on other devices alone.
+    pub archs: ArchSet,
     /// Shared memory a thread block may have (opt-in limit).
     pub shared_bytes_per_cta: u32,
     /// Shared memory of a multiprocessor.
@@ -27,7 +27,7 @@ impl DeviceInfo {
     pub const H200: Self = Self {
         num_sms: 132,
         compute_capability: (9, 0),
-        has_exact_kernels: true,
+        archs: ArchSet::ALL,
         shared_bytes_per_cta: 232_448,
         shared_bytes_per_sm: 233_472,
     };
@@ -36,14 +36,20 @@ impl DeviceInfo {
     pub const EMULATED: Self = Self {
         num_sms: 4,
         compute_capability: (8, 6),
-        has_exact_kernels: true,
+        archs: ArchSet::ALL,
         shared_bytes_per_cta: 101_376,
         shared_bytes_per_sm: 102_400,
     };
 
     /// Whether the device has the instructions that a kernel uses, and the kernel is at hand.
     pub fn runs(&self, entry: &Entry) -> bool {
-        !entry.hopper || self.compute_capability == (9, 0) && self.has_exact_kernels
+        let newest = entry.archs.newest(self.archs, self.compute_capability);
+        newest.is_some()
+    }
+
+    /// Whether a grid may begin before the one ahead of it in the stream has ended.
+    pub fn overlaps_launches(&self) -> bool {
+        Arch::Sm90.runs_on(self.compute_capability)
     }
 }
 
@@ -55,10 +61,14 @@ mod tests {
 
     #[test]
     fn kernels_for_one_gpu_have_to_be_at_hand() {
-        let hopper = ENTRIES.iter().find(|entry| entry.hopper).expect("one");
-        let any = ENTRIES.iter().find(|entry| !entry.hopper).expect("one");
+        let find = |is_exact| {
+            let mut all = ENTRIES.iter();
+            all.find(|entry| entry.archs.iter().all(Arch::is_exact) == is_exact)
+                .expect("one")
+        };
+        let (hopper, any) = (find(true), find(false));
         let without = DeviceInfo {
-            has_exact_kernels: false,
+            archs: ArchSet::EVERYWHERE,
             ..DeviceInfo::H200
         };
         assert!(DeviceInfo::H200.runs(hopper) && !without.runs(hopper));

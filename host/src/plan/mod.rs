@@ -1,6 +1,7 @@
 //! Decisions: pure functions of shapes and machine numbers, no GPU in sight.
 
 mod device;
+pub mod dtypes;
 mod row_splits;
 mod splits;
 pub mod support;

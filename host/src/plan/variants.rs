@@ -95,7 +95,7 @@ pub fn decode_entry(
             operation: "decode",
             what: "head sizes (of keys, of values)",
             got: format!("{head_sizes:?}"),
-            supported: decode_support()
+            supported: decode_sizes(|compiled| compiled == cache)
                 .iter()
                 .map(|shape| format!("{shape:?}"))
                 .collect::<Vec<_>>()
@@ -106,14 +106,20 @@ pub fn decode_entry(
 /// The `(head_size, head_size_v)` pairs that decode was compiled for, each for bf16 and f16 and any number
 /// of query heads per KV head.
 pub fn decode_support() -> Vec<(u32, u32)> {
+    decode_sizes(|_| true)
+}
+
+/// Those of the caches that `wanted` takes.
+fn decode_sizes(wanted: impl Fn(CacheDtype) -> bool) -> Vec<(u32, u32)> {
     let mut shapes: Vec<_> = ENTRIES
         .iter()
         .filter_map(|entry| match entry.variant {
             Variant::DecodeGqa {
+                cache,
                 head_size,
                 head_size_v,
                 ..
-            } => Some((head_size, head_size_v)),
+            } if wanted(cache) => Some((head_size, head_size_v)),
             _ => None,
         })
         .collect();
@@ -208,15 +214,21 @@ pub fn prefill_entry(
     head_size: u32,
     head_size_v: u32,
 ) -> Result<&'static Entry> {
+    let shape = |&(cache, head_size, head_size_v): &(CacheDtype, u32, u32)| {
+        let scales = if cache.token_scales {
+            " with scales per token"
+        } else {
+            ""
+        };
+        format!("{}{scales} ({head_size}, {head_size_v})", cache.dtype)
+    };
     find_prefill(cache, head_size, head_size_v, Products::Warp).ok_or_else(|| Error::Unsupported {
         operation: "unified_attention",
         what: "cache dtype and head sizes (of keys, of values)",
-        got: format!("{cache:?} ({head_size}, {head_size_v})"),
+        got: shape(&(cache, head_size, head_size_v)),
         supported: prefill_support()
             .iter()
-            .map(|(cache, head_size, head_size_v)| {
-                format!("{cache:?} ({head_size}, {head_size_v})")
-            })
+            .map(shape)
             .collect::<Vec<_>>()
             .join(", "),
     })

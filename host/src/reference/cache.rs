@@ -1,6 +1,6 @@
 //! Writing a paged cache by its formula. Each function is called once for keys and once for values.
 
-use super::{HostTensor, fp8_nearest};
+use super::{Fp8Format, HostTensor, fp8_nearest, fp8_value};
 use crate::tensor::Dtype;
 
 /// Writes `new[token]` to slot `slot_mapping[token]` of `cache`, whose storage's bytes are `cache_bytes`;
@@ -59,10 +59,9 @@ pub fn reshape_and_cache_per_token_head(
     cache_bytes: &mut [u8],
     scale_cache: &HostTensor,
 ) -> Vec<(usize, f32)> {
-    let largest = if cache.dtype == Dtype::I8 {
-        127.0f32
-    } else {
-        448.0
+    let largest = match Fp8Format::of(cache.dtype) {
+        Some(format) => narrow(fp8_value(cache.dtype, format.largest)),
+        None => f32::from(i8::MAX),
     };
     let mut scales = Vec::new();
     for_each_row(new, slot_mapping, cache, |[token, head, _], to, slot| {

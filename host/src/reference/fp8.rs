@@ -4,13 +4,44 @@ use std::sync::OnceLock;
 
 use crate::tensor::Dtype;
 
-/// Mantissa bits, exponent bias and largest finite code of an FP8 dtype.
-fn format(dtype: Dtype) -> (u32, i32, u8) {
-    match dtype {
-        Dtype::F8E4m3 => (3, 7, 0x7e),
-        Dtype::F8E5m2 => (2, 15, 0x7b),
-        other => panic!("{other} is no FP8 type"),
+/// What the bits of an FP8 dtype mean.
+#[derive(Clone, Copy, Debug)]
+pub struct Fp8Format {
+    /// Below the exponent.
+    pub mantissa_bits: u32,
+    /// What is added to a number's exponent.
+    pub bias: i32,
+    /// The code of the largest finite number.
+    pub largest: u8,
+    /// The code of infinity, if there is one.
+    pub infinity: Option<u8>,
+}
+
+impl Fp8Format {
+    /// Of a dtype, if it is one of OCP's FP8 types.
+    pub fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F8E4m3 => Some(Self {
+                mantissa_bits: 3,
+                bias: 7,
+                largest: 0x7e,
+                infinity: None,
+            }),
+            Dtype::F8E5m2 => Some(Self {
+                mantissa_bits: 2,
+                bias: 15,
+                largest: 0x7b,
+                infinity: Some(0x7c),
+            }),
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 => None,
+            Dtype::F8E4m3Fnuz | Dtype::F8E5m2Fnuz => None,
+            Dtype::I8 | Dtype::U8 | Dtype::I32 | Dtype::I64 => None,
+        }
     }
+}
+
+fn format(dtype: Dtype) -> Fp8Format {
+    Fp8Format::of(dtype).unwrap_or_else(|| panic!("{dtype} is no FP8 type"))
 }
 
 /// The value of a byte.
@@ -23,28 +54,27 @@ pub fn fp8_value(dtype: Dtype, byte: u8) -> f64 {
 
 /// The values of all bytes.
 fn values_of_bytes(dtype: Dtype) -> &'static [f64] {
-    static E4M3: OnceLock<Vec<f64>> = OnceLock::new();
-    static E5M2: OnceLock<Vec<f64>> = OnceLock::new();
-    let table = match dtype {
-        Dtype::F8E4m3 => &E4M3,
-        Dtype::F8E5m2 => &E5M2,
-        other => panic!("{other} is no FP8 type"),
-    };
-    table.get_or_init(|| {
+    static TABLES: [OnceLock<Vec<f64>>; Dtype::ALL.len()] =
+        [const { OnceLock::new() }; Dtype::ALL.len()];
+    let format = format(dtype);
+    TABLES[dtype as usize].get_or_init(|| {
         (0..=255)
-            .map(|byte| value_by_definition(dtype, byte))
+            .map(|byte| value_by_definition(format, byte))
             .collect()
     })
 }
 
-fn value_by_definition(dtype: Dtype, byte: u8) -> f64 {
-    let (mantissa_bits, bias, largest) = format(dtype);
+fn value_by_definition(format: Fp8Format, byte: u8) -> f64 {
+    let Fp8Format {
+        mantissa_bits,
+        bias,
+        largest,
+        infinity,
+    } = format;
     let sign = if byte < 0x80 { 1.0 } else { -1.0 };
     let code = byte & 0x7f;
     if code > largest {
-        // Only e5m2 has an infinity: all mantissa bits zero.
-        let infinite = dtype == Dtype::F8E5m2 && code == 0x7c;
-        return if infinite {
+        return if infinity == Some(code) {
             sign * f64::INFINITY
         } else {
             f64::NAN
@@ -68,7 +98,7 @@ pub fn fp8_nearest(dtype: Dtype, x: f64) -> u8 {
     if x.is_nan() {
         return 0x7f;
     }
-    let (.., largest) = format(dtype);
+    let largest = format(dtype).largest;
     let sign = if x.is_sign_negative() { 0x80 } else { 0 };
     let magnitude = x.abs().min(fp8_value(dtype, largest));
     // Codes are in the order of their values.
@@ -88,7 +118,8 @@ mod tests {
 
     #[test]
     fn finite_values_are_their_own_nearest() {
-        for dtype in [Dtype::F8E4m3, Dtype::F8E5m2] {
+        let all = Dtype::ALL.iter().copied();
+        for dtype in all.filter(|&dtype| Fp8Format::of(dtype).is_some()) {
             for byte in 0..=255u8 {
                 let value = fp8_value(dtype, byte);
                 if value.is_finite() {

@@ -20,7 +20,7 @@ pub use cache::{
     reshape_and_cache_flash, reshape_and_cache_per_token_head, reshape_and_cache_scaled,
 };
 pub use entries::{EntryCache, decode_entries};
-pub use fp8::{fp8_nearest, fp8_value};
+pub use fp8::{Fp8Format, fp8_nearest, fp8_value};
 pub use gather::Pages;
 pub use mla::{mla_fp8_ds_entry, mla_fp8_ds_values, mla_v4_entry, mla_v4_values};
 pub use rope::rotate;

@@ -137,15 +137,15 @@ impl HostTensor {
             Dtype::F32 => f64::from(f32::from_le_bytes(self.storage.get(position * 4))),
             Dtype::F16 => f64::from(f16::from_le_bytes(self.storage.get(position * 2))),
             Dtype::Bf16 => f64::from(bf16::from_le_bytes(self.storage.get(position * 2))),
-            Dtype::F8E4m3 | Dtype::F8E5m2 => {
-                let [byte] = self.storage.get(position);
-                fp8_value(self.dtype, byte)
-            }
             Dtype::I8 => {
                 let [byte]: [u8; 1] = self.storage.get(position);
                 f64::from(byte.cast_signed())
             }
-            other => panic!("{other} is no number"),
+            // That panics if the dtype is none of them.
+            fp8 => {
+                let [byte] = self.storage.get(position);
+                fp8_value(fp8, byte)
+            }
         }
     }
 

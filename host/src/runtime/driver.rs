@@ -106,7 +106,7 @@ pub enum DriverError {
         /// The kernel.
         entry: &'static str,
         /// Architecture of the PTX.
-        arch: &'static str,
+        arch: String,
         /// Version of the PTX.
         ptx_version: String,
         /// What the driver supports.

@@ -8,6 +8,7 @@ use std::io::Read;
 use std::str::FromStr;
 
 use gpu_kernels::entry::Entry;
+pub use gpu_kernels::entry::{Arch, ArchSet};
 use lzma_rust2::XzReader;
 
 use super::driver::DriverError;
@@ -41,21 +42,10 @@ pub struct PtxSet {
     pub ptx_version: &'static str,
     /// SHA-256 of the kernels' source.
     pub source_sha256: &'static str,
-    /// The architectures that were compiled for, in ascending order.
+    /// The names of the architectures that were compiled for.
     archs: &'static [&'static str],
     /// By name, in alphabetical order: modules of all architectures one after the other, compressed.
     kernels: &'static [(&'static str, &'static [u8])],
-}
-
-/// An architecture that PTX was compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arch {
-    /// As compilers call it, such as "sm_90".
-    pub name: &'static str,
-    /// The lowest compute capability it runs on.
-    pub compute_capability: (u32, u32),
-    /// Whether it runs on no other: it is one such as "sm_90a".
-    pub exact: bool,
 }
 
 /// The set in a crate.
@@ -156,14 +146,13 @@ fn routes(sets: &[PtxSet]) -> String {
 }
 
 impl PtxSet {
-    /// The architectures that were compiled for, in ascending order.
+    /// The architectures that were compiled for.
     ///
     /// # Panics
     /// If one is none, which the tests of this crate would have found.
-    pub fn archs(&self) -> impl DoubleEndedIterator<Item = Arch> + use<> {
-        self.archs
-            .iter()
-            .map(|name| Arch::named(name).expect("an architecture's name"))
+    pub fn archs(&self) -> ArchSet {
+        let named = |name: &&str| Arch::named(name).expect("an architecture's name");
+        self.archs.iter().map(named).collect()
     }
 
     /// The names of the kernels, in alphabetical order.
@@ -173,24 +162,22 @@ impl PtxSet {
 
     /// The newest architecture that a GPU of this compute capability runs, among those that later ones run too.
     pub fn arch_for(&self, compute_capability: (u32, u32)) -> Option<Arch> {
-        self.archs()
-            .rev()
-            .find(|arch| !arch.exact && arch.compute_capability <= compute_capability)
+        self.archs().newest(ArchSet::EVERYWHERE, compute_capability)
     }
 
-    /// The architecture of what GPUs of this compute capability alone run, if there is one.
-    pub fn exact_arch_for(&self, compute_capability: (u32, u32)) -> Option<Arch> {
-        self.archs()
-            .find(|arch| arch.exact && arch.compute_capability == compute_capability)
+    /// All that a GPU of this compute capability takes kernels from: that one, and what is for such GPUs alone.
+    pub fn archs_for(&self, compute_capability: (u32, u32)) -> ArchSet {
+        let exact = |arch: &Arch| arch.is_exact() && arch.runs_on(compute_capability);
+        let newest = self.arch_for(compute_capability);
+        newest
+            .into_iter()
+            .chain(self.archs().iter().filter(exact))
+            .collect()
     }
 
     /// The architecture for which a GPU of this compute capability takes a kernel.
     pub fn arch_of(&self, entry: &Entry, compute_capability: (u32, u32)) -> Option<Arch> {
-        if entry.hopper {
-            self.exact_arch_for(compute_capability)
-        } else {
-            self.arch_for(compute_capability)
-        }
+        self.archs().newest(entry.archs, compute_capability)
     }
 
     /// The PTX module of the kernel `name` for `arch`, unpacked; `None` if the set has no such.
@@ -204,27 +191,7 @@ impl PtxSet {
         XzReader::new(packed, false)
             .read_to_string(&mut modules)
             .expect("a file that was checked when it was built");
-        module(&modules, arch.name).map(str::to_owned)
-    }
-}
-
-impl Arch {
-    /// The architecture of this name, if it is one.
-    fn named(name: &'static str) -> Option<Self> {
-        let number = name.strip_prefix("sm_")?;
-        let digits = number.strip_suffix('a').unwrap_or(number);
-        let capability: u32 = digits.parse().ok()?;
-        Some(Self {
-            name,
-            compute_capability: (capability / 10, capability % 10),
-            exact: digits != number,
-        })
-    }
-}
-
-impl fmt::Display for Arch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)
+        module(&modules, arch.name()).map(str::to_owned)
     }
 }
 
@@ -283,32 +250,15 @@ mod tests {
     }
 
     #[test]
-    fn architectures_are_read_off_their_names() {
-        let arch = Arch::named("sm_90a").unwrap();
-        assert_eq!((arch.compute_capability, arch.exact), ((9, 0), true));
-        let arch = Arch::named("sm_120").unwrap();
-        assert_eq!((arch.compute_capability, arch.exact), ((12, 0), false));
-        for name in ["compute_90", "sm_", "sm_x", ""] {
-            assert_eq!(Arch::named(name), None, "{name}");
-        }
-    }
-
-    #[test]
-    fn a_gpu_gets_the_newest_architecture_it_can_run() {
-        let arch = |capability| BOTH[0].arch_for(capability).map(|arch| arch.name);
-        assert_eq!(arch((7, 5)), None);
-        assert_eq!(arch((8, 6)), Some("sm_80"));
-        assert_eq!(arch((9, 0)), Some("sm_90"));
-        assert_eq!(arch((12, 0)), Some("sm_90"));
-    }
-
-    #[test]
-    fn an_architecture_of_one_gpu_is_for_no_other() {
-        let arch = |capability| BOTH[0].exact_arch_for(capability).map(|arch| arch.name);
-        assert_eq!(arch((9, 0)), Some("sm_90a"));
-        for other in [(8, 0), (8, 6), (8, 9), (9, 1), (10, 0), (12, 0)] {
-            assert_eq!(arch(other), None);
-        }
+    fn a_gpu_takes_kernels_from_what_it_can_run() {
+        let archs = |capability| {
+            let archs = BOTH[0].archs_for(capability);
+            archs.iter().map(Arch::name).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(archs((7, 5)), "");
+        assert_eq!(archs((8, 6)), "sm_80");
+        assert_eq!(archs((9, 0)), "sm_90 sm_90a");
+        assert_eq!(archs((12, 0)), "sm_90");
     }
 
     #[test]

@@ -7,11 +7,11 @@
 use std::ffi::{CString, c_int, c_void};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use gpu_kernels::entry::{ENTRIES, EntryId, HOPPER};
+use gpu_kernels::entry::{ENTRIES, EntryId};
 
 use super::cuda_symbols::{self as sys, Failure, Handle};
 use super::driver::{DriverError, DriverVersion, OUT_OF_MEMORY, attribute, require_driver};
-use super::embedded::{self, Arch, PtxSet, Route};
+use super::embedded::{self, Arch, ArchSet, PtxSet, Route};
 use crate::plan::DeviceInfo;
 
 /// `CU_DEVICE_ATTRIBUTE_*` that the planner asks for.
@@ -114,12 +114,7 @@ impl Kernels {
 
     /// The architectures of the PTX that suits the GPU, separated by commas.
     pub fn archs(&self) -> String {
-        let capability = self.device.compute_capability;
-        let (all, exact) = (
-            self.set.arch_for(capability),
-            self.set.exact_arch_for(capability),
-        );
-        names(all.into_iter().chain(exact))
+        names(self.set.archs_for(self.device.compute_capability))
     }
 
     /// The driver's version.
@@ -197,7 +192,8 @@ impl Kernels {
         let arch = self.set.arch_of(entry, self.device.compute_capability);
         let jit_error = |reason: String, log: String| DriverError::Jit {
             entry: name,
-            arch: arch.map_or(HOPPER, |arch| arch.name),
+            // None suits: those that it was compiled for.
+            arch: arch.map_or_else(|| names(entry.archs), |arch| arch.name().to_owned()),
             ptx_version: self.set.ptx_version.to_owned(),
             driver: self.driver,
             reason,
@@ -253,8 +249,8 @@ pub struct KernelUsage {
 }
 
 /// The names of architectures, separated by commas.
-fn names(archs: impl Iterator<Item = Arch>) -> String {
-    archs.map(|arch| arch.name).collect::<Vec<_>>().join(", ")
+fn names(archs: ArchSet) -> String {
+    archs.iter().map(Arch::name).collect::<Vec<_>>().join(", ")
 }
 
 /// Numbers of device `ordinal` for the planner, and what of `set` it runs.
@@ -267,7 +263,7 @@ fn device_info(ordinal: c_int, set: &PtxSet) -> Result<DeviceInfo, DriverError> 
     Ok(DeviceInfo {
         num_sms: attribute(ordinal, a::NUM_SMS)?,
         compute_capability,
-        has_exact_kernels: set.exact_arch_for(compute_capability).is_some(),
+        archs: set.archs(),
         shared_bytes_per_cta: attribute(ordinal, a::SHARED_BYTES_PER_CTA)?,
         shared_bytes_per_sm: attribute(ordinal, a::SHARED_BYTES_PER_SM)?,
     })

@@ -42,8 +42,7 @@ impl<'k> StreamLauncher<'k> {
         Ok(Self {
             kernels,
             stream,
-            overlap: kernels.device().compute_capability >= (9, 0)
-                && kernels.driver() >= OVERLAP_IN_GRAPHS,
+            overlap: kernels.device().overlaps_launches() && kernels.driver() >= OVERLAP_IN_GRAPHS,
         })
     }
 

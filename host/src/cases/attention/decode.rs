@@ -122,7 +122,7 @@ impl DecodeCase {
         cache.dtype = read_cache_dtype(fields, dtype)?;
         let query_dtype = match fields.text("q") {
             None => dtype,
-            Some("fp8_e4m3") => Dtype::F8E4m3,
+            Some(name) if name == Dtype::F8E4m3.name() => Dtype::F8E4m3,
             Some(other) => {
                 return Err(CaseError(format!("`q={other}`: given, it is fp8_e4m3")));
             }

@@ -13,7 +13,8 @@ use super::score_mods::ScoreTensors;
 use crate::cases::base::layout::{CacheShape, place};
 use crate::cases::base::options::ScaleForm;
 use crate::cases::base::tensors::{
-    Amount, NO_BLOCK, POISON, SPREAD, fill_row, lse, padded, pattern_blocks, shuffled,
+    Amount, NO_BLOCK, POISON, SPREAD, fill_row, fitting_scale, lse, padded, pattern_blocks,
+    shuffled,
 };
 use crate::reference::{HostTensor, Scales, Storage, UnifiedInputs};
 use crate::tensor::Dtype;
@@ -229,10 +230,7 @@ fn fill_block(
 /// that 16-bit values have.
 fn scales(case: &DecodeCase, valid: &[usize], seed: u64) -> HostScales {
     let cache = &case.cache;
-    let fit = match cache.dtype {
-        Dtype::F8E5m2 => 1.0 / 120.0,
-        _ => 1.0 / 70.0,
-    };
+    let fit = fitting_scale(cache.dtype);
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(0);
     let mut scale = |middle: f32| middle * (0.6 + 0.8 * random.random::<f32>());

@@ -12,7 +12,7 @@ use super::unified::{Causal, QueryLens, UnifiedCase};
 use crate::cases::base::fill::Fill;
 use crate::cases::base::layout::Layout;
 use crate::cases::base::lens::Lens;
-use crate::cases::base::options::{LseForm, SCALED_FORMATS, ScaleForm};
+use crate::cases::base::options::{LseForm, ScaleForm, scaled_formats};
 use crate::cases::base::pick::{check, fill, one_in, pick};
 use crate::ops::{CheckMode, EntryForm};
 use crate::plan::{SplitPolicy, variants};
@@ -55,7 +55,7 @@ fn lengths(random: &mut ChaCha8Rng) -> Vec<i32> {
 /// Dtypes and scales, heads, layout, strides, options: all of a case but its head sizes and lengths.
 fn vary(case: &mut DecodeCase, random: &mut ChaCha8Rng) {
     if one_in(random, 2) {
-        (case.cache.dtype, case.scales) = pick(random, &SCALED_FORMATS);
+        (case.cache.dtype, case.scales) = pick(random, &scaled_formats().collect::<Vec<_>>());
         if one_in(random, 3) {
             case.query_dtype = Dtype::F8E4m3;
         }

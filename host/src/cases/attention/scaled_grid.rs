@@ -4,7 +4,7 @@ use super::decode::DecodeCase;
 use super::decode_grid::{decode, head_sizes};
 use crate::cases::base::layout::Layout;
 use crate::cases::base::lens::Lens;
-use crate::cases::base::options::{LseForm, SCALED_FORMATS, ScaleForm};
+use crate::cases::base::options::{LseForm, ScaleForm, scaled_formats};
 use crate::ops::CheckMode;
 use crate::plan::SplitPolicy;
 use crate::tensor::Dtype;
@@ -20,13 +20,13 @@ pub(crate) fn smoke() -> Vec<DecodeCase> {
     let lens = || Lens::List(vec![70, 0, 1, 33]);
     let mut cases = Vec::new();
     for (d, dv) in head_sizes() {
-        for format in SCALED_FORMATS {
+        for format in scaled_formats() {
             let mut case = scaled(decode(Dtype::Bf16, (4, 2), d, 16, lens()), format);
             case.cache.head_size_v = dv;
             cases.push(case);
         }
     }
-    for format in SCALED_FORMATS {
+    for format in scaled_formats() {
         let mut case = scaled(decode(Dtype::F16, (12, 1), 64, 8, lens()), format);
         case.split_policy = SplitPolicy::Fixed(64);
         cases.push(case.clone());
@@ -49,14 +49,14 @@ pub(crate) fn sweep() -> Vec<DecodeCase> {
     let mut cases = Vec::new();
     for heads in [(32, 32), (32, 8)] {
         for dtype in [Dtype::Bf16, Dtype::F16] {
-            for format in SCALED_FORMATS {
+            for format in scaled_formats() {
                 let lens = Lens::Uniform(3, 1025);
                 cases.push(scaled(decode(dtype, heads, 128, 16, lens), format));
             }
         }
     }
     for (d, dv) in head_sizes() {
-        for format in SCALED_FORMATS {
+        for format in scaled_formats() {
             for (group, page, query) in [
                 (1, 16, Dtype::Bf16),
                 (4, 8, Dtype::Bf16),
@@ -75,7 +75,7 @@ pub(crate) fn sweep() -> Vec<DecodeCase> {
             }
         }
     }
-    for format in SCALED_FORMATS {
+    for format in scaled_formats() {
         for layout in Layout::ALL {
             let lens = Lens::Ragged(17, 4096);
             let mut case = scaled(decode(Dtype::Bf16, (32, 8), 128, 16, lens), format);
@@ -99,13 +99,16 @@ pub(crate) fn sweep() -> Vec<DecodeCase> {
 pub(crate) fn bench(sixteen_bits: &[DecodeCase]) -> Vec<DecodeCase> {
     let mut cases = Vec::new();
     for case in sixteen_bits {
-        cases.push(scaled(case.clone(), SCALED_FORMATS[0]));
+        cases.push(scaled(case.clone(), (Dtype::F8E4m3, ScaleForm::Tensor)));
         let is_plain = case.num_query_heads == 32 && case.cache.num_kv_heads == 8;
         if is_plain && case.max_seq_len == Some(8192) && matches!(case.lens, Lens::Uniform(..)) {
-            for format in [SCALED_FORMATS[2], SCALED_FORMATS[5]] {
+            for format in [
+                (Dtype::F8E4m3, ScaleForm::Token),
+                (Dtype::I8, ScaleForm::Token),
+            ] {
                 cases.push(scaled(case.clone(), format));
             }
-            let mut case = scaled(case.clone(), SCALED_FORMATS[0]);
+            let mut case = scaled(case.clone(), (Dtype::F8E4m3, ScaleForm::Tensor));
             case.query_dtype = Dtype::F8E4m3;
             cases.push(case);
         }

@@ -1,7 +1,5 @@
 //! The cases of unified attention, in every named list.
 
-use gpu_kernels::dtype::CacheDtype;
-
 use super::decode_grid::decode;
 use super::unified::{Causal, QueryLens, UnifiedCase};
 use crate::cases::base::layout::Layout;
@@ -25,13 +23,12 @@ fn kernels() -> impl Iterator<Item = (Dtype, impl Fn(&mut UnifiedCase))> {
     variants::prefill_support()
         .into_iter()
         .map(|(cache, d, dv)| {
-            let (dtype, kv, scales) = match cache {
-                CacheDtype::F16 => (F16, F16, ScaleForm::Tensor),
-                CacheDtype::Bf16 => (Bf16, Bf16, ScaleForm::Tensor),
-                CacheDtype::E4m3 => (Bf16, F8E4m3, ScaleForm::Head),
-                CacheDtype::E5m2 => (Bf16, Dtype::F8E5m2, ScaleForm::Tensor),
-                CacheDtype::E4m3PerToken => (Bf16, F8E4m3, ScaleForm::Token),
-                CacheDtype::I8PerToken => (Bf16, Dtype::I8, ScaleForm::Token),
+            let kv = cache.dtype;
+            let dtype = if kv.size() == 1 { Bf16 } else { kv };
+            let scales = match cache {
+                cache if cache.token_scales => ScaleForm::Token,
+                cache if cache.dtype == F8E4m3 => ScaleForm::Head,
+                _ => ScaleForm::Tensor,
             };
             let adapt = move |case: &mut UnifiedCase| {
                 case.base.cache.dtype = kv;

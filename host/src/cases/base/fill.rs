@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::text::CaseError;
-use crate::reference::{HostTensor, fp8_nearest};
+use crate::reference::{Fp8Format, HostTensor, fp8_nearest};
 use crate::tensor::Dtype;
 
 /// What the numbers of a case are like.
@@ -141,12 +141,11 @@ impl Painter {
             Fill::Equal => self.equal(role, dtype, row, kin),
             Fill::Tiny => {
                 // The least normal number, and the subnormals next to zero.
-                let normal = match dtype {
-                    Dtype::F16 => 0x400,
-                    Dtype::Bf16 => 0x80,
-                    Dtype::F8E5m2 => 4,
-                    Dtype::F8E4m3 => 8,
-                    _ => 1,
+                let normal = match (dtype, Fp8Format::of(dtype)) {
+                    (Dtype::F16, _) => 0x400,
+                    (Dtype::Bf16, _) => 0x80,
+                    (_, Some(format)) => 1 << format.mantissa_bits,
+                    (_, None) => 1,
                 };
                 for element in row.chunks_exact_mut(dtype.size()) {
                     let code = [0, 1, 2, normal - 1, normal][self.random.random_range(0..5)];
@@ -220,13 +219,14 @@ impl Painter {
 
 /// NaN or an infinity in every element, by turns; only NaN where `nan_only`, or where there is no infinity.
 pub(crate) fn poison(dtype: Dtype, row: &mut [u8], turn: usize, nan_only: bool) {
-    let code: u16 = match (dtype, turn % 3) {
-        (Dtype::F16, 1) if !nan_only => 0x7c00,
-        (Dtype::F16, 2) if !nan_only => 0xfc00,
-        (Dtype::Bf16, 1) if !nan_only => 0x7f80,
-        (Dtype::Bf16, 2) if !nan_only => 0xff80,
-        (Dtype::F8E5m2, 1) if !nan_only => 0x7c,
-        (Dtype::F8E5m2, 2) if !nan_only => 0xfc,
+    let infinity = match dtype {
+        Dtype::F16 => Some(0x7c00),
+        Dtype::Bf16 => Some(0x7f80),
+        other => Fp8Format::of(other).and_then(|format| format.infinity.map(u16::from)),
+    };
+    let code = match (infinity, turn % 3) {
+        (Some(infinity), 1) if !nan_only => infinity,
+        (Some(infinity), 2) if !nan_only => infinity | sign(dtype),
         _ => 0xffff,
     };
     for element in row.chunks_exact_mut(dtype.size()) {
@@ -256,10 +256,10 @@ fn put(dtype: Dtype, element: &mut [u8], x: f32) {
     match dtype {
         Dtype::F16 => element.copy_from_slice(&f16::from_f32(x).to_le_bytes()),
         Dtype::Bf16 => element.copy_from_slice(&bf16::from_f32(x).to_le_bytes()),
-        Dtype::F8E4m3 | Dtype::F8E5m2 => element[0] = fp8_nearest(dtype, f64::from(x)),
         #[allow(clippy::cast_possible_truncation, reason = "saturates")]
         Dtype::I8 => element[0] = (x as i8).cast_unsigned(),
-        other => panic!("{other} is no dtype of caches and queries"),
+        // That panics if the dtype is none of them.
+        fp8 => element[0] = fp8_nearest(fp8, f64::from(x)),
     }
 }
 

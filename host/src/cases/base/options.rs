@@ -2,9 +2,11 @@
 
 use std::fmt;
 
+use gpu_kernels::dtype::CacheDtype;
+
 use super::text::{CaseError, Fields, parse};
 use crate::ops::CheckMode;
-use crate::plan::SplitPolicy;
+use crate::plan::{SplitPolicy, dtypes};
 use crate::tensor::Dtype;
 
 /// Whether the lse is written, and how it lies in memory.
@@ -50,15 +52,23 @@ pub enum ScaleForm {
     Token,
 }
 
-/// Each element type of a cache of bytes with each kind of scale that it takes.
-pub(crate) const SCALED_FORMATS: [(Dtype, ScaleForm); 6] = [
-    (Dtype::F8E4m3, ScaleForm::Tensor),
-    (Dtype::F8E4m3, ScaleForm::Head),
-    (Dtype::F8E4m3, ScaleForm::Token),
-    (Dtype::F8E5m2, ScaleForm::Tensor),
-    (Dtype::F8E5m2, ScaleForm::Head),
-    (Dtype::I8, ScaleForm::Token),
-];
+/// Each element type of a cache of bytes with each kind of scale that attention takes over it.
+pub(crate) fn scaled_formats() -> impl Iterator<Item = (Dtype, ScaleForm)> + Clone {
+    use ScaleForm::{Head, Tensor, Token};
+    let bytes = Dtype::ALL.iter().copied().filter(|dtype| dtype.size() == 1);
+    bytes.flat_map(|dtype| {
+        [Tensor, Head, Token]
+            .map(|scales| (dtype, scales))
+            .into_iter()
+            .filter(move |&(_, scales)| {
+                let token_scales = scales == Token;
+                dtypes::attention_caches().contains(&CacheDtype {
+                    dtype,
+                    token_scales,
+                })
+            })
+    })
+}
 
 impl ScaleForm {
     pub(crate) fn read(fields: &mut Fields<'_>) -> Result<Self, CaseError> {
@@ -83,15 +93,16 @@ impl ScaleForm {
 
 /// `kv=`: what a cache stores if not values of `dtype`.
 pub(crate) fn read_cache_dtype(fields: &mut Fields<'_>, dtype: Dtype) -> Result<Dtype, CaseError> {
-    match fields.text("kv") {
-        None => Ok(dtype),
-        Some("fp8_e4m3") => Ok(Dtype::F8E4m3),
-        Some("fp8_e5m2") => Ok(Dtype::F8E5m2),
-        Some("i8") => Ok(Dtype::I8),
-        Some(other) => Err(CaseError(format!(
-            "`kv={other}`: given, it is fp8_e4m3, fp8_e5m2 or i8"
-        ))),
-    }
+    let Some(text) = fields.text("kv") else {
+        return Ok(dtype);
+    };
+    let mut bytes: Vec<Dtype> = scaled_formats().map(|(dtype, _)| dtype).collect();
+    bytes.dedup();
+    let mut named = bytes.iter().filter(|dtype| dtype.name() == text);
+    named.next().copied().ok_or_else(|| {
+        let names: Vec<&str> = bytes.iter().map(|dtype| dtype.name()).collect();
+        CaseError(format!("`kv={text}`: given, it is {}", names.join(" or ")))
+    })
 }
 
 pub(crate) fn read_split(fields: &mut Fields<'_>) -> Result<SplitPolicy, CaseError> {

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::options::LseForm;
-use crate::reference::{HostTensor, Storage};
+use crate::reference::{Fp8Format, HostTensor, Storage, fp8_nearest};
 use crate::tensor::Dtype;
 
 /// NaN in every float type, whatever the number of bytes.
@@ -84,12 +84,9 @@ pub(crate) fn padded(
 pub(crate) fn fill_row(dtype: Dtype, row: &mut [u8], spread: f32, random: &mut ChaCha8Rng) {
     if dtype.size() == 1 {
         random.fill_bytes(row);
-        let largest = match dtype {
-            Dtype::F8E4m3 => 0x7e,
-            // Where e5m2 goes further than e4m3, a softmax would be a single spike.
-            Dtype::F8E5m2 => 0x5f,
-            _ => 0x7f,
-        };
+        // Where a format goes further than e4m3, a softmax would be a single spike.
+        let largest = Fp8Format::of(dtype)
+            .map_or(0x7f, |format| format.largest.min(fp8_nearest(dtype, 448.0)));
         for byte in row {
             *byte = *byte & 0x80 | (*byte & 0x7f).min(largest);
         }
@@ -103,6 +100,15 @@ pub(crate) fn fill_row(dtype: Dtype, row: &mut [u8], spread: f32, random: &mut C
             bf16::from_f32(value).to_le_bytes()
         };
         element.copy_from_slice(&bytes);
+    }
+}
+
+/// What brings the bytes of [`fill_row`] to about the spread that 16-bit values have.
+pub(crate) fn fitting_scale(dtype: Dtype) -> f32 {
+    // The fewer bits a mantissa has, the more of the codes are small numbers.
+    match Fp8Format::of(dtype) {
+        Some(format) if format.mantissa_bits < 3 => 1.0 / 120.0,
+        Some(_) | None => 1.0 / 70.0,
     }
 }
 

@@ -32,15 +32,12 @@ impl<'a> Fields<'a> {
         let operation = words
             .next()
             .ok_or_else(|| CaseError("the line is empty".into()))?;
-        let dtype = match words.next() {
-            Some("bf16") => Dtype::Bf16,
-            Some("f16") => Dtype::F16,
-            other => {
-                let other = other.unwrap_or("nothing");
-                return Err(CaseError(format!(
-                    "after the operation comes bf16 or f16, not `{other}`"
-                )));
-            }
+        let name = words.next().unwrap_or("nothing");
+        let mut halves = [Dtype::Bf16, Dtype::F16].into_iter();
+        let Some(dtype) = halves.find(|dtype| dtype.name() == name) else {
+            return Err(CaseError(format!(
+                "after the operation comes bf16 or f16, not `{name}`"
+            )));
         };
         let mut fields: Vec<(&str, &str)> = Vec::new();
         for word in words {

@@ -13,7 +13,7 @@ use super::write::CacheWriteCase;
 use super::write_grid::{rotated, write};
 use crate::cases::base::fill::Fill;
 use crate::cases::base::layout::Layout;
-use crate::cases::base::options::{SCALED_FORMATS, ScaleForm};
+use crate::cases::base::options::{ScaleForm, scaled_formats};
 use crate::cases::base::pick::{check, fill, one_in, pick};
 use crate::ops::{CheckMode, RopeStyle};
 use crate::tensor::Dtype;
@@ -35,7 +35,7 @@ pub(crate) fn write_case(random: &mut ChaCha8Rng, is_rotated: bool) -> CacheWrit
     }
     case.cache.layout = pick(random, &Layout::ALL);
     if random.random() {
-        (case.cache.dtype, case.scales) = pick(random, &SCALED_FORMATS);
+        (case.cache.dtype, case.scales) = pick(random, &scaled_formats().collect::<Vec<_>>());
     }
     case.extra_rows = pick(random, &[0, 0, 3]);
     case.skip_every = random.random_range(0..5);

@@ -3,7 +3,7 @@
 use super::write::{CacheWriteCase, RopeCase};
 use crate::cases::base::fill::Fill;
 use crate::cases::base::layout::{CacheShape, Layout};
-use crate::cases::base::options::{SCALED_FORMATS, ScaleForm};
+use crate::cases::base::options::{ScaleForm, scaled_formats};
 use crate::ops::{CheckMode, RopeStyle};
 use crate::tensor::Dtype;
 
@@ -105,7 +105,7 @@ pub(crate) fn smoke() -> Vec<CacheWriteCase> {
 /// Every format and rotation, small, with padding among the tokens.
 pub(crate) fn smoke_scaled() -> Vec<CacheWriteCase> {
     let mut cases = Vec::new();
-    for (at, format) in SCALED_FORMATS.into_iter().enumerate() {
+    for (at, format) in scaled_formats().enumerate() {
         let dtype = [Bf16, F16][at % 2];
         for (layout, d, fused) in [
             (Layout::Nhd, 64, true),
@@ -120,7 +120,10 @@ pub(crate) fn smoke_scaled() -> Vec<CacheWriteCase> {
         }
     }
     // So many that a thread block does keys and values.
-    for format in [SCALED_FORMATS[0], SCALED_FORMATS[1]] {
+    for format in [
+        (Dtype::F8E4m3, ScaleForm::Tensor),
+        (Dtype::F8E4m3, ScaleForm::Head),
+    ] {
         cases.push(scaled(write(Bf16, 8, 128, 16, 150), format));
     }
     for style in [RopeStyle::Neox, RopeStyle::GptJ] {
@@ -129,7 +132,7 @@ pub(crate) fn smoke_scaled() -> Vec<CacheWriteCase> {
             plain.skip_every = 5;
             plain.check = CheckMode::Device;
             cases.push(rotated(plain.clone(), style, rotary_dim));
-            let scaled = scaled(plain, SCALED_FORMATS[1]);
+            let scaled = scaled(plain, (Dtype::F8E4m3, ScaleForm::Head));
             cases.push(rotated(scaled, style, rotary_dim));
         }
     }
@@ -180,7 +183,7 @@ pub(crate) fn sweep() -> Vec<CacheWriteCase> {
 /// vLLM's table for its cache writes with scales, and rotations.
 pub(crate) fn sweep_scaled() -> Vec<CacheWriteCase> {
     let mut cases = Vec::new();
-    for format in SCALED_FORMATS {
+    for format in scaled_formats() {
         for dtype in [Bf16, F16] {
             for (heads, d) in [(8, 64), (8, 80), (8, 256), (13, 46), (1, 128)] {
                 for page in [8, 16, 32] {
@@ -209,7 +212,11 @@ pub(crate) fn sweep_scaled() -> Vec<CacheWriteCase> {
             for tokens in [1, 42, 2048] {
                 let plain = write(F16, 8, d, 16, tokens);
                 cases.push(rotated(plain.clone(), style, rotary_dim));
-                for format in [SCALED_FORMATS[0], SCALED_FORMATS[1], SCALED_FORMATS[3]] {
+                for format in [
+                    (Dtype::F8E4m3, ScaleForm::Tensor),
+                    (Dtype::F8E4m3, ScaleForm::Head),
+                    (Dtype::F8E5m2, ScaleForm::Tensor),
+                ] {
                     let scaled = scaled(plain.clone(), format);
                     cases.push(rotated(scaled, style, rotary_dim));
                 }
@@ -233,9 +240,12 @@ pub(crate) fn bench_scaled() -> Vec<CacheWriteCase> {
     let mut cases = Vec::new();
     for tokens in [1, 64, 512, 2048, 16_384, 65_536] {
         let case = write(Bf16, 8, 128, 16, tokens);
-        cases.push(scaled(case, SCALED_FORMATS[0]));
+        cases.push(scaled(case, (Dtype::F8E4m3, ScaleForm::Tensor)));
     }
-    for format in [SCALED_FORMATS[2], SCALED_FORMATS[5]] {
+    for format in [
+        (Dtype::F8E4m3, ScaleForm::Token),
+        (Dtype::I8, ScaleForm::Token),
+    ] {
         for tokens in [1, 1024, 65_536] {
             let case = write(Bf16, 8, 128, 16, tokens);
             cases.push(scaled(case, format));
@@ -245,7 +255,7 @@ pub(crate) fn bench_scaled() -> Vec<CacheWriteCase> {
         let case = write(Bf16, 8, 128, 16, tokens);
         cases.push(rotated(case.clone(), RopeStyle::Neox, 128));
         cases.push(rotated(
-            scaled(case, SCALED_FORMATS[0]),
+            scaled(case, (Dtype::F8E4m3, ScaleForm::Tensor)),
             RopeStyle::Neox,
             128,
         ));

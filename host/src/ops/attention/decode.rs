@@ -11,14 +11,13 @@
 //! the score, `v_scale` the output (the probability, if every token has its own). Nothing is rounded twice, as it would be if keys and values were turned
 //! into bf16 with their scale first.
 
+use gpu_kernels::dtype::QueryDtype;
 use gpu_kernels::entry::{Entry, Variant};
 
 use super::kv_scales::{KvScales, check_scales};
 use super::options::DecodeOptions;
 use super::paged::PagedCache;
-use super::shape::{
-    AttentionShape, QUERIES, Query, Words, check_seq_lens, half_outputs, max_seq_len,
-};
+use super::shape::{AttentionShape, Query, Words, check_seq_lens, half_outputs, max_seq_len};
 use crate::error::Result;
 use crate::ops::checks::{count, grid_count, scale};
 use crate::plan::variants;
@@ -109,7 +108,7 @@ impl<'a> DecodeRequest<'a> {
         self,
         query_start_loc: Option<TensorView<'a>>,
     ) -> Result<CheckedDecode<'a>> {
-        let query = Query::<3>::check(&WORDS, &self.query, &QUERIES)?;
+        let query = Query::<3>::check(&WORDS, &self.query, QueryDtype::ALL)?;
         let [num_rows, ..] = query.shape;
         let num_seqs = query_start_loc
             .as_ref()

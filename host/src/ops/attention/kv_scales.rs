@@ -1,5 +1,6 @@
 //! What the values of a cache, and of an FP8 query, were divided by.
 
+use gpu_kernels::dtype::{CacheDtype, QueryDtype};
 use gpu_kernels::params::{CheckFault, ScaleList, TokenScaleList};
 
 use super::paged::PagedCache;
@@ -7,6 +8,7 @@ use crate::error::RequestError;
 use crate::ops::checks::named;
 use crate::ops::device_check::{scale_list, token_scale_list};
 use crate::ops::tensors::{Given, given};
+use crate::plan::dtypes;
 use crate::tensor::{Dtype, TensorView};
 
 /// What stored values were divided by: real value = stored × scale. The scales are read on the device at
@@ -35,7 +37,7 @@ pub struct MlaScales<'a> {
 /// heads.
 pub(super) fn check_scales(
     scales: Option<&KvScales<'_>>,
-    query: Dtype,
+    query: QueryDtype,
     cache: &PagedCache,
 ) -> Result<bool, RequestError> {
     let Some(scales) = given_for_bytes(scales, cache.dtype)? else {
@@ -44,11 +46,15 @@ pub(super) fn check_scales(
     let shape = [cache.num_blocks, cache.block_size, cache.num_kv_heads];
     let (one, heads, tokens): (&[usize], &[usize], &[usize]) = (&[1], &shape[2..], &shape);
     // Shared ones, and those of tokens: which the dtype has.
-    let (allowed, kinds): (&[&[usize]], _) = match cache.dtype {
-        Dtype::F8E4m3 => (&[one, heads, tokens], [true, true]),
-        Dtype::F8E5m2 => (&[one, heads], [true, false]),
-        Dtype::I8 => (&[tokens], [false, true]),
-        other => unreachable!("a cache of {other} is refused by the checks"),
+    let kinds = [
+        CacheDtype::of(cache.dtype),
+        CacheDtype::per_token(cache.dtype),
+    ]
+    .map(|format| dtypes::attention_caches().contains(&format));
+    let allowed: &[&[usize]] = match kinds {
+        [true, true] => &[one, heads, tokens],
+        [true, false] => &[one, heads],
+        [false, _] => &[tokens],
     };
     let form = || {
         let heads = format!("[num_kv_heads] = {heads:?}");
@@ -74,7 +80,7 @@ pub(super) fn check_scales(
 /// The same of a latent cache, whose rows have one scale.
 pub(super) fn check_latent_scales(
     scales: Option<&MlaScales<'_>>,
-    query: Dtype,
+    query: QueryDtype,
     cache: &PagedCache,
 ) -> Result<(), RequestError> {
     let Some(scales) = given_for_bytes(scales, cache.dtype)? else {
@@ -94,8 +100,8 @@ fn given_for_bytes<S>(scales: Option<S>, cache: Dtype) -> Result<Option<S>, Requ
 }
 
 /// A query's scale is there if and only if it is FP8.
-fn check_q_scale(q_scale: Option<&TensorView<'_>>, query: Dtype) -> Result<(), RequestError> {
-    match (q_scale, query == Dtype::F8E4m3) {
+fn check_q_scale(q_scale: Option<&TensorView<'_>>, query: QueryDtype) -> Result<(), RequestError> {
+    match (q_scale, query == QueryDtype::F8E4m3) {
         (Some(q_scale), true) => named("q_scale", q_scale).floats(&[&[1]], || "[1]".into()),
         (None, false) => Ok(()),
         (None, true) => wrong("q_scale", "given for an fp8_e4m3 query", "missing"),

@@ -8,14 +8,13 @@
 //! `softmax_scale` belongs to the model, not to the row: with the usual heads of 128 + 64 values it is
 //! `1 / sqrt(192)`, not `1 / sqrt(576)`. Over an FP8 cache the one scale of the rows multiplies score and output.
 
+use gpu_kernels::dtype::QueryDtype;
 use gpu_kernels::entry::Entry;
 
 use super::kv_scales::{MlaScales, check_latent_scales};
 use super::options::DecodeOptions;
 use super::paged::PagedCache;
-use super::shape::{
-    AttentionShape, QUERIES, Query, Words, check_seq_lens, half_outputs, max_seq_len,
-};
+use super::shape::{AttentionShape, Query, Words, check_seq_lens, half_outputs, max_seq_len};
 use crate::error::Result;
 use crate::ops::checks::{count, grid_count, scale};
 use crate::plan::variants;
@@ -72,7 +71,7 @@ impl<'a> DecodeMlaRequest<'a> {
     /// [`crate::error::RequestError`] naming the first tensor that does not fit; [`crate::error::Error::Unsupported`]
     /// for a row size that was not compiled.
     pub fn check(self) -> Result<CheckedDecodeMla<'a>> {
-        let query = Query::<4>::check(&WORDS, &self.query, &QUERIES)?;
+        let query = Query::<4>::check(&WORDS, &self.query, QueryDtype::ALL)?;
         let [num_seqs, query_len, num_query_heads, head_size] = query.shape;
         query.has_rows()?;
         let cache = PagedCache::check_latent(&self.cache, query.dtype, head_size)?;

@@ -9,7 +9,7 @@
 //! negative or outside the cache are skipped, and a token that is named twice counts twice. A query token that sees
 //! nothing gives 0 and an lse of −inf.
 
-use gpu_kernels::dtype::CacheDtype;
+use gpu_kernels::dtype::{CacheDtype, QueryDtype};
 use gpu_kernels::entry::Entry;
 use gpu_kernels::gpu::fast_divmod::FastDivmod;
 use gpu_kernels::mla::cache_format::{EntryForm, fp8_ds, v4};
@@ -132,7 +132,7 @@ impl<'a> DecodeMlaEntryRequest<'a> {
     /// # Errors
     /// [`RequestError`] naming the first tensor that does not fit.
     pub fn check(self) -> Result<CheckedDecodeMlaEntry<'a>> {
-        let query = Query::<4>::check(&WORDS, &self.query, &[Dtype::Bf16])?;
+        let query = Query::<4>::check(&WORDS, &self.query, &[QueryDtype::Bf16])?;
         let [num_seqs, query_len, num_query_heads, _] = query.shape;
         query.has_head_size(head_size(self.form) as usize)?;
         query.has_rows()?;
@@ -195,7 +195,7 @@ impl<'a> DecodeMlaEntryRequest<'a> {
         let out = self.out.view();
         let lse = self.lse.as_ref().map(TensorViewMut::view);
         let head_size_v = Some(HEAD_SIZE_V as usize);
-        let (out, _) = query.outputs(out, lse, &[Dtype::Bf16], head_size_v)?;
+        let (out, _) = query.outputs(out, lse, &[QueryDtype::Bf16], head_size_v)?;
         scale("softmax_scale", self.softmax_scale)?;
         self.check_options()?;
         count(
@@ -214,7 +214,7 @@ impl<'a> DecodeMlaEntryRequest<'a> {
                 query: query.dtype,
                 out,
                 // Of the entries' values: what else is in an entry, the kernels know.
-                cache: CacheDtype::E4m3,
+                cache: CacheDtype::of(Dtype::F8E4m3),
                 num_seqs: grid_count("num_seqs", num_seqs)?,
                 num_query_heads: count("num_query_heads", num_query_heads)?,
                 num_kv_heads: 1,

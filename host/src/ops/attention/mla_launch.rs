@@ -164,8 +164,8 @@ impl CheckedDecodeMla<'_> {
             num_kv_splits: plan.splits.num_kv_splits,
             stages: plan.stages,
             qk_scale_log2: request.softmax_scale * std::f32::consts::LOG2_E,
-            query_dtype: self.shape.query_dtype() as u32,
-            out_dtype: self.shape.out_dtype() as u32,
+            query_dtype: self.shape.query as u32,
+            out_dtype: self.shape.out as u32,
         }
     }
 }

@@ -1,10 +1,11 @@
 //! What an attention request over a paged cache has to get right about the cache.
 
 use gpu_kernels::attention::check;
-use gpu_kernels::dtype::CacheDtype;
+use gpu_kernels::dtype::{CacheDtype, QueryDtype};
 
 use crate::error::RequestError;
 use crate::ops::checks::{Named, named, slot_stride_fits};
+use crate::plan::dtypes;
 use crate::tensor::{Dtype, TensorView};
 
 /// A paged cache whose tensors agree with each other.
@@ -23,14 +24,11 @@ impl PagedCache {
     pub(super) fn check(
         key_cache: &TensorView<'_>,
         value_cache: &TensorView<'_>,
-        query: Dtype,
+        query: QueryDtype,
         head_size: usize,
     ) -> Result<Self, RequestError> {
         let keys = named("key_cache", key_cache);
-        let dtype = match query {
-            Dtype::F8E4m3 => keys.dtype(&[Dtype::F8E4m3, Dtype::F8E5m2, Dtype::I8])?,
-            half => keys.dtype(&[half, Dtype::F8E4m3, Dtype::F8E5m2, Dtype::I8])?,
-        };
+        let dtype = stored(keys, query, dtypes::attention_caches())?;
         let form = "[num_blocks, block_size, num_kv_heads, head_size]";
         let [num_blocks, block_size, num_kv_heads, _] = keys.rank(form)?;
         check_block_size(block_size)?;
@@ -54,14 +52,11 @@ impl PagedCache {
     /// The same of latent rows, which are keys and values of all heads.
     pub(super) fn check_latent(
         cache: &TensorView<'_>,
-        query: Dtype,
+        query: QueryDtype,
         head_size: usize,
     ) -> Result<Self, RequestError> {
         let cache = named("cache", cache);
-        let dtype = match query {
-            Dtype::F8E4m3 => cache.dtype(&[Dtype::F8E4m3, Dtype::F8E5m2])?,
-            half => cache.dtype(&[half, Dtype::F8E4m3, Dtype::F8E5m2])?,
-        };
+        let dtype = stored(cache, query, dtypes::latent_caches())?;
         let form = "[num_blocks, block_size, head_size]";
         let [num_blocks, block_size, _] = cache.rank(form)?;
         check_block_size(block_size)?;
@@ -78,16 +73,23 @@ impl PagedCache {
 
     /// How it stores a value.
     pub(super) fn format(&self, token_scales: bool) -> CacheDtype {
-        match self.dtype {
-            Dtype::F8E4m3 if token_scales => CacheDtype::E4m3PerToken,
-            Dtype::F8E4m3 => CacheDtype::E4m3,
-            Dtype::F8E5m2 => CacheDtype::E5m2,
-            Dtype::I8 => CacheDtype::I8PerToken,
-            Dtype::F16 => CacheDtype::F16,
-            Dtype::Bf16 => CacheDtype::Bf16,
-            other => unreachable!("a cache of {other} is refused by the check"),
+        CacheDtype {
+            dtype: self.dtype,
+            token_scales,
         }
     }
+}
+
+/// Any of the caches' dtypes of bytes, or values of 16 bits that are the query's.
+fn stored(
+    cache: Named<'_, '_>,
+    query: QueryDtype,
+    caches: &[CacheDtype],
+) -> Result<Dtype, RequestError> {
+    cache.dtype_that(|dtype| {
+        caches.iter().any(|cache| cache.dtype == dtype)
+            && (dtype.size() == 1 || dtype == query.dtype())
+    })
 }
 
 fn check_block_size(block_size: usize) -> Result<(), RequestError> {

@@ -1,7 +1,6 @@
 //! What decode, unified attention and MLA decode check alike: queries, lengths, outputs; and the numbers that come of it.
 
-use gpu_kernels::attention::query::QueryDtype;
-use gpu_kernels::dtype::{CacheDtype, HalfDtype};
+use gpu_kernels::dtype::{CacheDtype, HalfDtype, QueryDtype};
 
 use super::paged::PagedCache;
 use crate::error::{RequestError, Result};
@@ -11,8 +10,8 @@ use crate::tensor::{Dtype, TensorView};
 /// Dtypes, heads and lengths of a checked request: what kernels and plans are chosen by.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AttentionShape {
-    pub(super) query: Dtype,
-    pub(super) out: Dtype,
+    pub(super) query: QueryDtype,
+    pub(super) out: QueryDtype,
     pub(super) cache: CacheDtype,
     pub(super) num_seqs: u32,
     pub(super) num_query_heads: u32,
@@ -33,7 +32,7 @@ impl AttentionShape {
     pub(super) fn new<const RANK: usize>(
         query: &Query<'_, '_, RANK>,
         cache: &PagedCache,
-        (out, head_size_v): (Dtype, usize),
+        (out, head_size_v): (QueryDtype, usize),
         format: CacheDtype,
         [num_seqs, max_seq_len]: [u32; 2],
     ) -> Result<Self, RequestError> {
@@ -59,46 +58,24 @@ impl AttentionShape {
 
     /// Bytes per value of the cache.
     pub(super) fn value_bytes(&self) -> u32 {
-        if self.cache.is_bytes() { 1 } else { 2 }
+        self.cache.value_bytes()
     }
 
     /// Whether every token and head has scales of its own.
     pub(super) fn token_scales(&self) -> bool {
-        match self.cache {
-            CacheDtype::E4m3PerToken | CacheDtype::I8PerToken => true,
-            CacheDtype::F16 | CacheDtype::Bf16 | CacheDtype::E4m3 | CacheDtype::E5m2 => false,
-        }
+        self.cache.token_scales
     }
 
-    /// The query's dtype, as kernels call it.
-    pub(super) fn query_dtype(&self) -> QueryDtype {
-        kernel_dtype(self.query)
-    }
-
-    /// The output's dtype, as kernels call it.
-    pub(super) fn out_dtype(&self) -> QueryDtype {
-        kernel_dtype(self.out)
-    }
-
-    /// The same for kernels whose output has 16 bits.
+    /// The output's dtype for kernels whose output has 16 bits.
     ///
     /// # Panics
     /// If it does not.
     pub(super) fn half_out(&self) -> HalfDtype {
-        match self.out_dtype() {
+        match self.out {
             QueryDtype::F16 => HalfDtype::F16,
             QueryDtype::Bf16 => HalfDtype::Bf16,
-            QueryDtype::E4m3 => unreachable!("an output of bytes was refused by the check"),
+            QueryDtype::F8E4m3 => unreachable!("an output of bytes was refused by the check"),
         }
-    }
-}
-
-fn kernel_dtype(dtype: Dtype) -> QueryDtype {
-    match dtype {
-        Dtype::F8E4m3 => QueryDtype::E4m3,
-        Dtype::F16 => QueryDtype::F16,
-        Dtype::Bf16 => QueryDtype::Bf16,
-        other => unreachable!("{other} is refused by the checks"),
     }
 }
 
@@ -115,19 +92,12 @@ pub(super) struct Words {
     pub(super) multiple: &'static str,
 }
 
-/// Dtypes of a query over a cache of values.
-pub(super) const QUERIES: [Dtype; 3] = [Dtype::Bf16, Dtype::F16, Dtype::F8E4m3];
-
 /// Dtypes of the output of 16 bits that a query may have.
-///
-/// # Panics
-/// If the query's dtype is none of [`QUERIES`].
-pub(super) fn half_outputs(query: Dtype) -> &'static [Dtype] {
+pub(super) fn half_outputs(query: QueryDtype) -> &'static [QueryDtype] {
     match query {
-        Dtype::Bf16 => &[Dtype::Bf16],
-        Dtype::F16 => &[Dtype::F16],
-        Dtype::F8E4m3 => &[Dtype::Bf16, Dtype::F16],
-        other => unreachable!("a query of {other} is refused by the checks"),
+        QueryDtype::Bf16 => &[QueryDtype::Bf16],
+        QueryDtype::F16 => &[QueryDtype::F16],
+        QueryDtype::F8E4m3 => &[QueryDtype::Bf16, QueryDtype::F16],
     }
 }
 
@@ -136,7 +106,7 @@ pub(super) fn half_outputs(query: Dtype) -> &'static [Dtype] {
 pub(super) struct Query<'r, 'a, const RANK: usize> {
     words: &'static Words,
     tensor: Named<'r, 'a>,
-    pub(super) dtype: Dtype,
+    pub(super) dtype: QueryDtype,
     pub(super) shape: [usize; RANK],
 }
 
@@ -145,13 +115,13 @@ impl<'r, 'a, const RANK: usize> Query<'r, 'a, RANK> {
     pub(super) fn check(
         words: &'static Words,
         view: &'r TensorView<'a>,
-        dtypes: &[Dtype],
+        dtypes: &[QueryDtype],
     ) -> Result<Self, RequestError> {
         let tensor = named("query", view);
         let dtype = tensor.dtype(dtypes)?;
         let shape = tensor.rank(words.query)?;
         tensor.strides(2)?;
-        tensor.aligned(2 * dtype.size())?;
+        tensor.aligned(2 * dtype.dtype().size())?;
         Ok(Self {
             words,
             tensor,
@@ -204,9 +174,9 @@ impl<'r, 'a, const RANK: usize> Query<'r, 'a, RANK> {
         &self,
         out: &TensorView<'_>,
         lse: Option<&TensorView<'_>>,
-        dtypes: &[Dtype],
+        dtypes: &[QueryDtype],
         head_size_v: Option<usize>,
-    ) -> Result<(Dtype, usize), RequestError> {
+    ) -> Result<(QueryDtype, usize), RequestError> {
         let out = named("out", out);
         let dtype = out.dtype(dtypes)?;
         let mut shape = self.shape;
@@ -216,7 +186,7 @@ impl<'r, 'a, const RANK: usize> Query<'r, 'a, RANK> {
         };
         out.shape(self.words.out, &shape)?;
         out.strides(4)?;
-        out.aligned(4 * dtype.size())?;
+        out.aligned(4 * dtype.dtype().size())?;
         if let Some(lse) = lse {
             let rows = &self.shape[..RANK - 1];
             named("lse", lse).floats(&[rows], || (self.words.lse)(rows))?;

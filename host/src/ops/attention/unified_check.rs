@@ -1,11 +1,12 @@
 //! Checking a step of unified attention.
 
+use gpu_kernels::dtype::QueryDtype;
 use gpu_kernels::prefill::{PrefillTile, Products};
 
 use super::decode::Starts;
 use super::kv_scales::check_scales;
 use super::paged::PagedCache;
-use super::shape::{AttentionShape, QUERIES, Query, Words, check_seq_lens, max_seq_len};
+use super::shape::{AttentionShape, Query, Words, check_seq_lens, max_seq_len};
 use super::unified::{CheckedUnified, UnifiedRequest};
 use crate::error::{RequestError, Result};
 use crate::ops::checks::{count, named, scale};
@@ -20,12 +21,11 @@ static WORDS: Words = Words {
 };
 
 /// Dtypes of the output that a query may have: bytes, if there is a scale for them, or else as of decode.
-fn outputs(query: Dtype) -> &'static [Dtype] {
+fn outputs(query: QueryDtype) -> &'static [QueryDtype] {
     match query {
-        Dtype::Bf16 => &[Dtype::Bf16, Dtype::F8E4m3],
-        Dtype::F16 => &[Dtype::F16, Dtype::F8E4m3],
-        Dtype::F8E4m3 => &QUERIES,
-        other => unreachable!("a query of {other} is refused by the checks"),
+        QueryDtype::Bf16 => &[QueryDtype::Bf16, QueryDtype::F8E4m3],
+        QueryDtype::F16 => &[QueryDtype::F16, QueryDtype::F8E4m3],
+        QueryDtype::F8E4m3 => QueryDtype::ALL,
     }
 }
 
@@ -36,7 +36,7 @@ impl<'a> UnifiedRequest<'a> {
     /// [`RequestError`] naming the first tensor that does not fit; [`crate::error::Error::Unsupported`] for a
     /// cache dtype or head size that was not compiled.
     pub fn check(self) -> Result<CheckedUnified<'a>> {
-        let query = Query::<3>::check(&WORDS, &self.query, &QUERIES)?;
+        let query = Query::<3>::check(&WORDS, &self.query, QueryDtype::ALL)?;
         let [num_tokens, num_query_heads, _] = query.shape;
         let (keys, values) = (&self.key_cache, &self.value_cache);
         let cache = PagedCache::check(keys, values, query.dtype, query.head_size())?;
@@ -85,13 +85,13 @@ impl<'a> UnifiedRequest<'a> {
 
     fn check_options(
         &self,
-        out: Dtype,
+        out: QueryDtype,
         num_query_heads: usize,
         num_seqs: usize,
     ) -> Result<(), RequestError> {
         let options = &self.options;
         options.score_mods.check(num_query_heads)?;
-        match (&options.output_scale, out == Dtype::F8E4m3) {
+        match (&options.output_scale, out == QueryDtype::F8E4m3) {
             (Some(scale), true) => {
                 named("output_scale", scale).floats(&[&[1]], || "[1]".into())?;
             }
@@ -101,7 +101,7 @@ impl<'a> UnifiedRequest<'a> {
                     name: "output_scale",
                     expected: match needed {
                         true => "given for an output of fp8_e4m3".into(),
-                        false => format!("absent for an output of {out}"),
+                        false => format!("absent for an output of {}", out.dtype()),
                     },
                     got: if given.is_some() { "given" } else { "missing" }.into(),
                 });

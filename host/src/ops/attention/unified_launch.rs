@@ -201,8 +201,8 @@ impl CheckedUnified<'_> {
             tile_rows: plan.rows.rows(),
             tile_kv: plan.rows.tile_kv,
             reserved: 0,
-            query_dtype: self.shape.query_dtype() as u32,
-            out_dtype: self.shape.out_dtype() as u32,
+            query_dtype: self.shape.query as u32,
+            out_dtype: self.shape.out as u32,
         }
     }
 }

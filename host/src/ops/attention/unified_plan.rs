@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use gpu_kernels::attention::query::QueryDtype;
-use gpu_kernels::dtype::CacheDtype;
+use gpu_kernels::dtype::{CacheDtype, Dtype, QueryDtype};
 use gpu_kernels::entry::{Entry, Variant};
 use gpu_kernels::prefill::{PrefillTile, Products};
 
@@ -155,8 +154,8 @@ impl CheckedUnified<'_> {
                 Fact::Kernel(self.prefill.id),
                 Fact::Number(self.shape.num_query_heads),
                 Fact::Number(self.shape.num_kv_heads),
-                Fact::Dtype(self.shape.query),
-                Fact::Dtype(self.shape.out),
+                Fact::Dtype(self.shape.query.dtype()),
+                Fact::Dtype(self.shape.out.dtype()),
                 Fact::Flag(self.in_chunks),
                 Fact::Flag(options.f32_scores),
                 Fact::Mask(options.score_mods.mask()),
@@ -220,9 +219,11 @@ impl CheckedUnified<'_> {
     /// The kernel that a device runs best, and who multiplies in it. Warp groups read queries, and write the output, 16
     /// bytes at a time.
     fn prefill_on(&self, device: &DeviceInfo) -> (&'static Entry, Products) {
-        let together = match (self.shape.query_dtype(), self.shape.cache) {
+        let together = match (self.shape.query, self.shape.cache) {
             _ if !self.in_chunks => None,
-            (QueryDtype::E4m3, CacheDtype::E4m3) if !self.request.options.f32_scores => {
+            (QueryDtype::F8E4m3, cache)
+                if cache == CacheDtype::of(Dtype::F8E4m3) && !self.request.options.f32_scores =>
+            {
                 Some(Products::WarpGroupOfBytes)
             }
             _ => Some(Products::WarpGroup),

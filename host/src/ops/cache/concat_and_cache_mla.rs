@@ -21,6 +21,7 @@ use crate::ops::device_check::{CheckMode, scale_list};
 use crate::ops::layout::byte_stride;
 use crate::ops::mla_entries::check_entries;
 use crate::ops::tensors::{Given, alike, given, same, same_kind};
+use crate::plan::dtypes;
 use crate::runtime::Launcher;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
@@ -173,12 +174,11 @@ impl<'a> ConcatAndCacheMlaRequest<'a> {
     /// Values without scales of their own: latents are written as one head of keys, RoPE keys as one of
     /// values.
     fn rows(&self, num_tokens: usize) -> Result<(RowWrite, usize)> {
-        let (dtype, [rank, rope]) =
-            self.sources(num_tokens, &[Dtype::Bf16, Dtype::F16, Dtype::F32])?;
+        let (dtype, [rank, rope]) = self.sources(num_tokens, dtypes::scaled_sources())?;
         let view = self.kv_cache.view();
         let cache = named("kv_cache", view);
         let cache_dtype = match self.form {
-            MlaCacheForm::Fp8 { .. } => cache.dtype(&[Dtype::F8E4m3, Dtype::F8E5m2])?,
+            MlaCacheForm::Fp8 { .. } => cache.dtype(dtypes::scaled_caches())?,
             _ => cache.dtype(&[dtype])?,
         };
         let form = "[num_blocks, block_size, kv_lora_rank + qk_rope_head_dim]";

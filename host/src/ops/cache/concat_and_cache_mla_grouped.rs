@@ -12,6 +12,7 @@ use crate::ops::checks::{count, named, slot_count};
 use crate::ops::device_check::{CheckMode, scale_list};
 use crate::ops::layout::byte_stride;
 use crate::ops::tensors::{Given, alike, given, laid_out_alike, same};
+use crate::plan::dtypes;
 use crate::runtime::Launcher;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
@@ -98,7 +99,7 @@ impl<'a> ConcatAndCacheMlaGroupedRequest<'a> {
         addresses.aligned(8)?;
 
         let kv_c = named("kv_c", &self.kv_c);
-        let dtype = kv_c.dtype(&[Dtype::Bf16, Dtype::F16, Dtype::F32])?;
+        let dtype = kv_c.dtype(dtypes::scaled_sources())?;
         let [.., rank] = kv_c.rank::<3>("[num_layers, num_tokens, kv_lora_rank]")?;
         let k_pe = named("k_pe", &self.k_pe);
         k_pe.dtype(&[dtype])?;
@@ -116,7 +117,7 @@ impl<'a> ConcatAndCacheMlaGroupedRequest<'a> {
 
         let cache = named("kv_caches", &self.kv_caches.cache);
         let cache_dtype = if self.scales.is_some() {
-            cache.dtype(&[Dtype::F8E4m3, Dtype::F8E5m2])?
+            cache.dtype(dtypes::scaled_caches())?
         } else {
             cache.dtype(&[dtype])?
         };

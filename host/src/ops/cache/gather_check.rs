@@ -9,13 +9,13 @@ use gpu_kernels::mla::cache_format::{fp8_ds, v4};
 use gpu_kernels::params::GatherParams;
 
 use super::gather::{CheckedGather, GatherForm, GatherRequest, GatherRows};
-use super::row_write::element;
 use crate::error::{RequestError, Result};
 use crate::ops::checks::{Named, count, named};
 use crate::ops::device_check::plan_check;
 use crate::ops::layout::{byte_stride, elements};
 use crate::ops::mla_entries::check_entries;
 use crate::ops::plan::overlapping;
+use crate::plan::dtypes;
 use crate::tensor::{Dtype, TensorView};
 
 impl<'a> GatherRequest<'a> {
@@ -90,8 +90,8 @@ impl<'a> GatherRequest<'a> {
                 cache.aligned(dtype.size())?;
             }
             GatherForm::Fp8 { scale: view } => {
-                cache.dtype(&[Dtype::F8E4m3, Dtype::F8E5m2])?;
-                let dtype = out.dtype(&[Dtype::Bf16, Dtype::F16, Dtype::F32])?;
+                cache.dtype(dtypes::gathered_caches())?;
+                let dtype = out.dtype(dtypes::gathered_outputs())?;
                 out.strides(1)?;
                 out.aligned(dtype.size())?;
                 cache.aligned(1)?;
@@ -229,8 +229,8 @@ impl<'a> GatherRequest<'a> {
                 params.unit = if eights { 8 } else { 1 };
                 params.row_units = values / params.unit;
                 Variant::GatherScaled {
-                    cache: element(self.cache.dtype()),
-                    out: element(out.dtype()),
+                    cache: self.cache.dtype(),
+                    out: out.dtype(),
                     eights,
                 }
             }

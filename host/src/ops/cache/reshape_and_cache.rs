@@ -21,6 +21,7 @@ use crate::error::{RequestError, Result};
 use crate::ops::checks::{count, named, slot_count};
 use crate::ops::device_check::{CheckMode, scale_list};
 use crate::ops::tensors::{Given, alike, given, same, same_kind};
+use crate::plan::dtypes;
 use crate::runtime::Launcher;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
@@ -112,13 +113,7 @@ impl<'a> CacheWriteRequest<'a> {
         let [num_tokens] = slots.indices(Dtype::I64, "[num_tokens]")?;
 
         let key = named("key", &self.key);
-        let dtype = key.dtype(&[
-            Dtype::Bf16,
-            Dtype::F16,
-            Dtype::F32,
-            Dtype::F8E4m3,
-            Dtype::F8E5m2,
-        ])?;
+        let dtype = key.dtype(dtypes::written_sources())?;
         let form = "[num_tokens, num_kv_heads, head_size]";
         let [rows, num_kv_heads, head_size] = key.rank(form)?;
         if rows < num_tokens {
@@ -142,7 +137,8 @@ impl<'a> CacheWriteRequest<'a> {
         value.aligned(dtype.size())?;
 
         let key_cache = named("key_cache", self.key_cache.view());
-        let cache_dtype = key_cache.dtype(self.scales.cache_dtypes(&dtype)?)?;
+        let allowed = self.scales.cache_dtypes(&dtype)?;
+        let cache_dtype = key_cache.dtype(allowed)?;
         let form = "[num_blocks, block_size, num_kv_heads, head_size]";
         let [num_blocks, ..] = key_cache.rank::<4>(form)?;
         let block_size = self.block_size;
@@ -218,11 +214,11 @@ impl<'a> CacheScales<'a> {
 
     /// What the caches may be.
     fn cache_dtypes<'d>(&self, dtype: &'d Dtype) -> Result<&'d [Dtype], RequestError> {
-        let is_fp8 = matches!(dtype, Dtype::F8E4m3 | Dtype::F8E5m2);
+        let is_copied = dtypes::scaled_caches().contains(dtype);
         match self {
-            Self::Given { .. } if !is_fp8 => Ok(&[Dtype::F8E4m3, Dtype::F8E5m2]),
+            Self::Given { .. } if !is_copied => Ok(dtypes::scaled_caches()),
             Self::None | Self::Given { .. } => Ok(std::slice::from_ref(dtype)),
-            Self::PerTokenHead { .. } if !is_fp8 => Ok(&[Dtype::F8E4m3, Dtype::I8]),
+            Self::PerTokenHead { .. } if !is_copied => Ok(dtypes::token_scaled_caches()),
             Self::PerTokenHead { .. } => Err(RequestError::Dtype {
                 tensor: "key",
                 expected: "bf16 or f16 or f32, to have a scale per token and head".into(),

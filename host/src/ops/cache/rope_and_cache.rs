@@ -16,7 +16,7 @@ use gpu_kernels::params::{CheckFault, RopeAndCacheParams, ScaleList};
 use super::places::{Places, SidePlaces};
 use super::reshape_and_cache::{CacheScales, CacheWriteRequest, CheckedRows};
 use super::row_layout::Side;
-use super::row_write::{RowWrite, eights, element};
+use super::row_write::{RowWrite, eights};
 use super::slots::{Positions, Slots};
 use super::write_plan::{CacheWritePlan, SlotWrite};
 use crate::error::{Error, RequestError, Result};
@@ -24,6 +24,7 @@ use crate::ops::checks::{count, named};
 use crate::ops::device_check::scale_list;
 use crate::ops::layout::byte_stride;
 use crate::ops::tensors::{Given, alike, given, same};
+use crate::plan::dtypes;
 use crate::runtime::Launcher;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
@@ -93,11 +94,12 @@ impl<'a> RopeAndCacheRequest<'a> {
             cache_dtype,
             slots,
         } = self.write.check_rows()?;
-        named("key", &self.write.key).dtype(&[Dtype::Bf16, Dtype::F16])?;
+        named("key", &self.write.key).dtype(dtypes::rotated_sources())?;
         let (mut key, mut value) = (rows.key, rows.value);
         match &self.write.scales {
             CacheScales::None => {}
             CacheScales::Given { k_scale, v_scale } => {
+                named("key_cache", self.write.key_cache.view()).dtype(dtypes::rotated_caches())?;
                 key = key.with_scales(k_scale);
                 value = value.with_scales(v_scale);
             }
@@ -172,9 +174,9 @@ impl<'a> RopeAndCacheRequest<'a> {
             ..slots
         };
         let variant = Variant::RopeAndCache {
-            source: element(dtype),
-            cache: element(cache_dtype),
-            query: element(query_dtype),
+            source: dtype,
+            cache: cache_dtype,
+            query: query_dtype,
         };
         Ok(CheckedRopeAndCache {
             write: SlotWrite {

@@ -5,7 +5,6 @@ use gpu_kernels::cache::reshape_and_cache_flash::Spread;
 use gpu_kernels::cache::{
     concat_and_cache_mla, reshape_and_cache_flash, reshape_and_cache_per_token_head,
 };
-use gpu_kernels::dtype::ElementDtype;
 use gpu_kernels::entry::Variant;
 use gpu_kernels::gpu::fast_divmod::FastDivmod;
 use gpu_kernels::params::{
@@ -179,8 +178,8 @@ impl Rows {
         let eights = eights(&[key, value], 8);
         let unit = if eights { 8 } else { 1 };
         let variant = Variant::CacheScaled {
-            source: element(source),
-            cache: element(cache),
+            source,
+            cache,
             eights,
         };
         let sides = [key.in_units_of(unit), value.in_units_of(unit)];
@@ -247,8 +246,8 @@ impl Rows {
         let (grid, rows_per_group) = reshape_and_cache_per_token_head::grid(rows, lanes_per_row)
             .ok_or_else(|| self.too_large())?;
         let variant = Variant::CachePerTokenHead {
-            source: element(source),
-            cache: element(cache),
+            source,
+            cache,
             eights: store_bytes != 0,
         };
         Ok(RowWrite {
@@ -285,17 +284,4 @@ pub(super) fn eights(sides: &[Side], store_bytes: u32) -> bool {
             && side.source_alignment() == 16
             && side.target_alignment() >= store_bytes
     })
-}
-
-/// As the kernels' table names a dtype that was checked to be one of values.
-pub(super) fn element(dtype: Dtype) -> ElementDtype {
-    match dtype {
-        Dtype::F32 => ElementDtype::F32,
-        Dtype::F16 => ElementDtype::F16,
-        Dtype::Bf16 => ElementDtype::Bf16,
-        Dtype::F8E4m3 => ElementDtype::E4m3,
-        Dtype::F8E5m2 => ElementDtype::E5m2,
-        Dtype::I8 => ElementDtype::I8,
-        other => unreachable!("{other} is refused by the checks"),
-    }
 }

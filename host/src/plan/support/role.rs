@@ -2,13 +2,14 @@
 //! before anything compiles.
 
 use gpu_kernels::cache::reshape_and_cache_per_token_head::MAX_HEAD_SIZE;
-use gpu_kernels::dtype::{CacheDtype, ElementDtype};
+use gpu_kernels::dtype::{CacheDtype, QueryDtype};
 use gpu_kernels::entry::Variant;
 use gpu_kernels::mla::cache_format::{EntryForm, fp8_ds, v4};
 use gpu_kernels::prefill::Products;
 
 use super::operation::only;
 use super::{Cache, Operation, Output, Scales, Sizes, Support, Tensors};
+use crate::plan::dtypes;
 use crate::tensor::Dtype;
 
 /// What a kernel is for.
@@ -90,8 +91,8 @@ pub fn role(variant: Variant) -> Role {
             eights: _,
         } => {
             let over = |scales: &[Scales]| Over {
-                tensors: vec![tensors(dtype(source), Output::None)],
-                cache: Cache::Dtype(dtype(cache)),
+                tensors: vec![tensors(source, Output::None)],
+                cache: Cache::Dtype(cache),
                 scales: scales.to_vec(),
             };
             Role::Supports(vec![
@@ -108,8 +109,8 @@ pub fn role(variant: Variant) -> Role {
         } => supports(
             Operation::ReshapeAndCacheFlash,
             Over {
-                tensors: vec![tensors(dtype(source), Output::None)],
-                cache: Cache::Dtype(dtype(cache)),
+                tensors: vec![tensors(source, Output::None)],
+                cache: Cache::Dtype(cache),
                 scales: vec![Scales::PerTokenHead],
             },
             Sizes::UpTo(MAX_HEAD_SIZE),
@@ -123,11 +124,11 @@ pub fn role(variant: Variant) -> Role {
             supports(
                 Operation::RopeAndCache,
                 Over {
-                    tensors: vec![tensors(dtype(source), Output::Dtype(dtype(query)))],
+                    tensors: vec![tensors(source, Output::Dtype(query))],
                     cache: if is_copied {
                         Cache::Input
                     } else {
-                        Cache::Dtype(dtype(cache))
+                        Cache::Dtype(cache)
                     },
                     scales: if is_copied {
                         vec![Scales::None]
@@ -151,8 +152,8 @@ pub fn role(variant: Variant) -> Role {
         } => supports(
             Operation::Gather,
             Over {
-                tensors: vec![gathered(dtype(out))],
-                cache: Cache::Dtype(dtype(cache)),
+                tensors: vec![gathered(out)],
+                cache: Cache::Dtype(cache),
                 scales: vec![Scales::PerTensor],
             },
             Sizes::Any,
@@ -201,31 +202,25 @@ pub(super) fn supports(operation: Operation, over: Over, sizes: Sizes) -> Role {
 
 /// Attention over keys and values; `outputs` of a query's dtype.
 fn attention(cache: CacheDtype, outputs: fn(Dtype) -> Vec<Dtype>) -> Over {
-    let (stored, scales) = match cache {
-        CacheDtype::F16 => return own_dtype(Dtype::F16, outputs),
-        CacheDtype::Bf16 => return own_dtype(Dtype::Bf16, outputs),
-        CacheDtype::E4m3 => (Dtype::F8E4m3, vec![Scales::PerTensor, Scales::PerHead]),
-        CacheDtype::E5m2 => (Dtype::F8E5m2, vec![Scales::PerTensor, Scales::PerHead]),
-        CacheDtype::E4m3PerToken => (Dtype::F8E4m3, vec![Scales::PerTokenHead]),
-        CacheDtype::I8PerToken => (Dtype::I8, vec![Scales::PerTokenHead]),
-    };
+    if cache.dtype.size() > 1 {
+        return Over {
+            tensors: pairs(cache.dtype, outputs),
+            cache: Cache::Input,
+            scales: vec![Scales::None],
+        };
+    }
     Over {
         // Such kernels learn the query's dtype when they run.
-        tensors: [Dtype::Bf16, Dtype::F16, Dtype::F8E4m3]
-            .into_iter()
-            .flat_map(|query| pairs(query, outputs))
+        tensors: QueryDtype::ALL
+            .iter()
+            .flat_map(|query| pairs(query.dtype(), outputs))
             .collect(),
-        cache: Cache::Dtype(stored),
-        scales,
-    }
-}
-
-/// Attention over a cache of the query's dtype.
-fn own_dtype(query: Dtype, outputs: fn(Dtype) -> Vec<Dtype>) -> Over {
-    Over {
-        tensors: pairs(query, outputs),
-        cache: Cache::Input,
-        scales: vec![Scales::None],
+        cache: Cache::Dtype(cache.dtype),
+        scales: if cache.token_scales {
+            vec![Scales::PerTokenHead]
+        } else {
+            vec![Scales::PerTensor, Scales::PerHead]
+        },
     }
 }
 
@@ -260,12 +255,11 @@ fn copies() -> Role {
         cache: Cache::Input,
         scales: scales.to_vec(),
     };
-    let floats = [Dtype::Bf16, Dtype::F16, Dtype::F32];
-    let fp8 = [Dtype::F8E4m3, Dtype::F8E5m2];
+    let (floats, fp8) = (dtypes::scaled_sources(), dtypes::scaled_caches());
     Role::Supports(vec![
-        over(&floats, &[Scales::None]).of(Operation::ReshapeAndCacheFlash, Sizes::Any),
-        over(&fp8, &[Scales::None, Scales::Unused]).of(Operation::ReshapeAndCacheFlash, Sizes::Any),
-        over(&floats, &[Scales::None]).of(Operation::ConcatAndCacheMla, Sizes::Any),
+        over(floats, &[Scales::None]).of(Operation::ReshapeAndCacheFlash, Sizes::Any),
+        over(fp8, &[Scales::None, Scales::Unused]).of(Operation::ReshapeAndCacheFlash, Sizes::Any),
+        over(floats, &[Scales::None]).of(Operation::ConcatAndCacheMla, Sizes::Any),
     ])
 }
 
@@ -343,17 +337,5 @@ fn heads(head_size: u32, head_size_v: u32) -> Sizes {
     Sizes::Heads {
         head_size,
         head_size_v,
-    }
-}
-
-/// As tensors name a dtype of the kernels' table.
-fn dtype(element: ElementDtype) -> Dtype {
-    match element {
-        ElementDtype::F32 => Dtype::F32,
-        ElementDtype::F16 => Dtype::F16,
-        ElementDtype::Bf16 => Dtype::Bf16,
-        ElementDtype::E4m3 => Dtype::F8E4m3,
-        ElementDtype::E5m2 => Dtype::F8E5m2,
-        ElementDtype::I8 => Dtype::I8,
     }
 }
