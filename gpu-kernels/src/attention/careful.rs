@@ -29,31 +29,35 @@ pub(crate) struct CarefulRow<const V_STEPS: usize> {
     pub(crate) lse: Lse,
 }
 
-/// One row: `score` makes a score, base 2, of its product with a key; `sink_log2` is -inf if there is none.
+/// One row: `place` finds a token of `tokens`, `score` makes a score, base 2, of its product with a key; `sink_log2` is -inf
+/// if there is none.
 ///
 /// # Safety
 /// Converged. `query`, `key` and `value` load two dims, the first of which is even and below `16 * K_STEPS` or
-/// `16 * V_STEPS`, of the row or of a token of `tokens`.
+/// `16 * V_STEPS`, of the row or of a token's place.
 #[inline(always)]
-pub(crate) unsafe fn careful_row<G: Gpu, const K_STEPS: usize, const V_STEPS: usize>(
+#[allow(clippy::too_many_arguments, reason = "each is one fact about the row")]
+pub(crate) unsafe fn careful_row<G: Gpu, P: Copy, const K_STEPS: usize, const V_STEPS: usize>(
     gpu: G,
     tokens: (u32, u32),
     query: impl Fn(u32) -> [f32; 2],
-    key: impl Fn(u32, u32) -> [f32; 2],
-    value: impl Fn(u32, u32) -> [f32; 2],
-    score: impl Fn(u32, f32) -> f32,
+    place: impl Fn(u32) -> P,
+    key: impl Fn(P, u32) -> [f32; 2],
+    value: impl Fn(P, u32) -> [f32; 2],
+    score: impl Fn(u32, P, f32) -> f32,
     sink_log2: f32,
 ) -> CarefulRow<V_STEPS> {
     let mut own = Lse::EMPTY;
     let mut acc = [[0.0f32; 2]; V_STEPS];
     let mut token = tokens.0;
     while token < tokens.1 {
+        let place = place(token);
         let mut product = 0.0;
         let mut first = 0;
         while first < K_STEPS as u32 * 16 {
             let dim = first + 2 * gpu.lane();
             if dim < K_STEPS as u32 * 16 {
-                let ([q0, q1], [k0, k1]) = (query(dim), key(token, dim));
+                let ([q0, q1], [k0, k1]) = (query(dim), key(place, dim));
                 product = gpu.fma(q0, k0, gpu.fma(q1, k1, product));
             }
             first += DIMS;
@@ -62,7 +66,7 @@ pub(crate) unsafe fn careful_row<G: Gpu, const K_STEPS: usize, const V_STEPS: us
             // SAFETY: converged.
             product += f32::from_bits(unsafe { gpu.shfl_xor(f32::to_bits(product), mask) });
         }
-        let score_log2 = score(token, product);
+        let score_log2 = score(token, place, product);
         let max = gpu.max(own.max, score_log2);
         let shrinks = gpu.exp2(own.max - finite(max));
         let weight = gpu.exp2(score_log2 - finite(max));
@@ -74,7 +78,7 @@ pub(crate) unsafe fn careful_row<G: Gpu, const K_STEPS: usize, const V_STEPS: us
         unroll!([8] i in 0..(V_STEPS.div_ceil(4)) {
             let dim = i as u32 * DIMS + 2 * gpu.lane();
             if dim < V_STEPS as u32 * 16 {
-                let values = value(token, dim);
+                let values = value(place, dim);
                 unroll!([2] j in 0..2 {
                     // Of a key that does not count, its value does not either.
                     let more = if weight == 0.0 { 0.0 } else { weight * values[j] };

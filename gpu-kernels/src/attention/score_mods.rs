@@ -35,6 +35,12 @@ impl ScoreParams {
         score
     }
 
+    /// Whether [`ScoreParams::transform`] is a few instructions.
+    #[inline(always)]
+    pub(crate) fn is_transform_short(&self) -> bool {
+        self.softcap_log2 < MOST_CANCELLED
+    }
+
     /// Whether there is a bias: something to be known of heads, and to be added to their scores.
     #[inline(always)]
     pub(crate) fn has_bias(&self) -> bool {

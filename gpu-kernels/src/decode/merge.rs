@@ -347,15 +347,21 @@ fn total_of<G: Gpu>(gpu: G, batch: &[Part; UNROLL]) -> Lse {
 /// Converged; `num_splits` elements are readable.
 #[inline(always)]
 unsafe fn total<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> Lse {
-    // A lane keeps the first it takes: there are seldom more splits than lanes.
-    let mut own = Lse::EMPTY;
-    let mut split = gpu.lane();
-    if split < num_splits {
-        // SAFETY: as the caller promises.
-        own = unsafe { Lse::load(gpu, partial_lse, split as u64) };
-    }
-    let mut max = own.max;
-    split += WARP;
+    // A lane keeps what it takes first, under way together: there are seldom more.
+    const KEPT: usize = 4;
+    let mut own = [Lse::EMPTY; KEPT];
+    let mut max = f32::NEG_INFINITY;
+    unroll!([4] i in 0..KEPT {
+        let split = i as u32 * WARP + gpu.lane();
+        if split < num_splits {
+            // SAFETY: stage 1 wrote one for each split.
+            own[i] = unsafe { Lse::load(gpu, partial_lse, split as u64) };
+        }
+    });
+    unroll!([4] i in 0..KEPT {
+        max = gpu.max(max, own[i].max);
+    });
+    let mut split = KEPT as u32 * WARP + gpu.lane();
     while split < num_splits {
         // SAFETY: stage 1 wrote one for each split.
         max = gpu.max(
@@ -371,8 +377,11 @@ unsafe fn total<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> Lse {
             f32::from_bits(unsafe { gpu.shfl_xor(max.to_bits(), mask) }),
         );
     }
-    let mut sum = own.weight(gpu, max);
-    let mut split = gpu.lane() + WARP;
+    let mut sum = 0.0;
+    unroll!([4] i in 0..KEPT {
+        sum += own[i].weight(gpu, max);
+    });
+    let mut split = KEPT as u32 * WARP + gpu.lane();
     while split < num_splits {
         // SAFETY: stage 1 wrote one for each split.
         sum += unsafe { Lse::load(gpu, partial_lse, split as u64) }.weight(gpu, max);

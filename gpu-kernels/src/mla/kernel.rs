@@ -203,26 +203,28 @@ pub unsafe fn decode_mla<
                 );
                 let (q_scale, k_scale) = scales::<G, C>(gpu, params);
                 let query = cta.query_row::<C>(params, row);
-                let at = |token: u32, dim: u32| {
+                let place = |token: u32| {
                     let block_idx = div(token, params.block_size);
                     let table = params.block_table
                         + 4 * (cta.seq as u64 * params.stride_block_table as u64
                             + block_idx as u64);
                     let slot = token - block_idx * params.block_size;
-                    cache.slot(gpu.ld_global_b32(table), slot) + (C::BYTES * dim) as u64
+                    cache.slot(gpu.ld_global_b32(table), slot)
                 };
-                careful_row::<G, K_STEPS, V_STEPS>(
+                careful_row::<G, _, K_STEPS, V_STEPS>(
                     gpu,
                     seen,
                     |dim| {
                         let at = query + query_bytes::<C>(params.query_dtype) * dim as u64;
                         load_query_pair::<G, C>(gpu, at, params.query_dtype)
                     },
-                    |token, dim| load_pair::<G, C>(gpu, at(token, dim)),
-                    |token, dim| {
-                        load_pair::<G, C>(gpu, at(token, dim)).map(|value| value * k_scale)
+                    place,
+                    |row, dim| load_pair::<G, C>(gpu, row + (C::BYTES * dim) as u64),
+                    |row, dim| {
+                        let values = load_pair::<G, C>(gpu, row + (C::BYTES * dim) as u64);
+                        values.map(|value| value * k_scale)
                     },
-                    |_, product| product * (params.qk_scale_log2 * q_scale * k_scale),
+                    |_, _, product| product * (params.qk_scale_log2 * q_scale * k_scale),
                     f32::NEG_INFINITY,
                 )
             },

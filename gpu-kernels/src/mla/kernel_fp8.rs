@@ -195,17 +195,18 @@ pub unsafe fn decode_mla_entry<
             }
             let query = cta.query_row::<Bf16>(rows, row);
             let places = Places::of(gpu, params, cta.seq, first_token);
-            let pair = |position: u32, dim: u32| match places.slot(gpu, params, position) {
+            let pair = |slot: Option<u32>, dim: u32| match slot {
                 Some(slot) => entry_pair::<G, E>(gpu, &params.lists, slot, dim),
                 None => [0.0; 2],
             };
-            let mut mended = careful_row::<G, K_STEPS, V_STEPS>(
+            let mut mended = careful_row::<G, _, K_STEPS, V_STEPS>(
                 gpu,
                 seen,
                 |dim| load_pair::<G, Bf16>(gpu, query + 2 * dim as u64),
+                |position| places.slot(gpu, params, position),
                 pair,
                 pair,
-                |position, product| match places.slot(gpu, params, position) {
+                |_, slot, product| match slot {
                     Some(_) => product * rows.qk_scale_log2,
                     None => f32::NEG_INFINITY,
                 },

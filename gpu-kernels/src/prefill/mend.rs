@@ -67,25 +67,22 @@ pub(crate) unsafe fn mend_rows<
                 sink = sink_log2(gpu, &params.score, row.head);
                 scale *= out_scale(gpu, params);
             }
-            let mended = careful_row::<G, K_STEPS, V_STEPS>(
+            let mended = careful_row::<G, _, K_STEPS, V_STEPS>(
                 gpu,
                 tokens,
                 |dim| {
                     let at = query + query_bytes * dim as u64;
                     load_query_pair::<G, C>(gpu, at, params.query_dtype)
                 },
-                |token, dim| {
-                    let key = sources.token(gpu, params, token).key;
-                    load_pair::<G, C>(gpu, key + (C::BYTES * dim) as u64)
-                },
-                |token, dim| {
-                    let place = sources.token(gpu, params, token);
+                |token| sources.token(gpu, params, token),
+                |place, dim| load_pair::<G, C>(gpu, place.key + (C::BYTES * dim) as u64),
+                |place, dim| {
                     let scale = place.value_scale::<G, C>(gpu);
                     load_pair::<G, C>(gpu, place.value + (C::BYTES * dim) as u64)
                         .map(|value| value * scale)
                 },
-                |token, product| {
-                    let scale = sources.token(gpu, params, token).key_scale::<G, C>(gpu);
+                |token, place, product| {
+                    let scale = place.key_scale::<G, C>(gpu);
                     let score = product * scale * (params.score.qk_scale_log2 * qk_scale);
                     score_of_key(
                         gpu,

@@ -52,6 +52,29 @@ impl<'p> PrefillMods<'p> {
         tile_token: u32,
         view: RowView,
     ) {
+        unroll!([2] tile in 0..ROW_TILES {
+            let transform = |pair: &mut [[f32; 4]; 2]| {
+                unroll!([2] i in 0..2 {
+                    unroll!([4] j in 0..4 {
+                        pair[i][j] = self.params.transform(gpu, pair[i][j] * scale_log2[tile][j / 2]);
+                    });
+                });
+            };
+            if self.params.is_transform_short() {
+                unroll!([4] pair in 0..PAIRS {
+                    transform(&mut scores[tile][pair]);
+                });
+            } else {
+                // Long and seldom wanted, so it is there once: pairs take turns at the place that it is written for.
+                for _ in 0..gpu.black_box(PAIRS as u32) {
+                    let mut first = scores[tile][0];
+                    transform(&mut first);
+                    unroll!([4] pair in 0..PAIRS {
+                        scores[tile][pair] = if pair + 1 < PAIRS { scores[tile][(pair + 1) % PAIRS] } else { first };
+                    });
+                }
+            }
+        });
         let lane = gpu.black_box(gpu.lane());
         let key = tile_token + lane % 4 * 2;
         unroll!([2] tile in 0..ROW_TILES {
@@ -59,12 +82,6 @@ impl<'p> PrefillMods<'p> {
                 let row = view.rows.of_lane(lane, tile, half);
                 let position = view.visible.position(view.rows.token(row));
                 let head = view.first_head + view.rows.head(row);
-                unroll!([4] pair in 0..PAIRS {
-                    unroll!([4] i in 0..4 {
-                        let score = scores[tile][pair][i / 2][2 * half + i % 2] * scale_log2[tile][half];
-                        scores[tile][pair][i / 2][2 * half + i % 2] = self.params.transform(gpu, score);
-                    });
-                });
                 if self.params.has_bias() {
                     // SAFETY: the head of one of the rows, and there is a bias.
                     let head = unsafe { self.params.load_head(gpu, head) };
