@@ -28,17 +28,32 @@ impl ScoreParams {
 
     /// The rules that look at nothing but the score, a product times its scale: what comes out is in powers of two.
     #[inline(always)]
-    pub(crate) fn transform<G: Gpu>(&self, gpu: G, mut score: f32) -> f32 {
-        if self.softcap_log2 != 0.0 {
-            score = cap(gpu, score, self.softcap_log2);
+    pub(crate) fn transform<G: Gpu>(&self, gpu: G, score: f32) -> f32 {
+        if self.is_transform_short() {
+            self.transform_short(gpu, score)
+        } else {
+            self.transform_long(gpu, score)
         }
-        score
     }
 
-    /// Whether [`ScoreParams::transform`] is a few instructions.
+    /// Whether that is [`ScoreParams::transform_short`], of a few instructions, or else [`ScoreParams::transform_long`].
     #[inline(always)]
     pub(crate) fn is_transform_short(&self) -> bool {
         self.softcap_log2 < MOST_CANCELLED
+    }
+
+    #[inline(always)]
+    pub(crate) fn transform_short<G: Gpu>(&self, gpu: G, score: f32) -> f32 {
+        if self.softcap_log2 != 0.0 {
+            self.softcap_log2 * tanh(gpu, score)
+        } else {
+            score
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn transform_long<G: Gpu>(&self, gpu: G, score: f32) -> f32 {
+        self.softcap_log2 * tanh_near_0(gpu, score)
     }
 
     /// Whether there is a bias: something to be known of heads, and to be added to their scores.
@@ -103,23 +118,28 @@ pub unsafe fn score_of_key<G: Gpu>(
     score
 }
 
-/// The softcap of a score that was multiplied by `2 log2 e / softcap`; the result is in powers of two.
+/// tanh(x) of `2 x log2 e`, which is what a score is multiplied by that has a softcap. Off by 2^-23 near 0.
 #[inline(always)]
-fn cap<G: Gpu>(gpu: G, score: f32, cap_log2: f32) -> f32 {
-    // tanh(x) = 1 - 2 / (e^2x + 1), with e^2x = 2^score: no infinity minus infinity.
-    let tanh = gpu.fma(-2.0, gpu.recip(gpu.exp2(score) + 1.0), 1.0);
-    if cap_log2 < MOST_CANCELLED {
-        return cap_log2 * tanh;
-    }
-    // Near 0 that is a small difference of large numbers: off by 2^-23, which a large cap multiplies. There the series
-    // is as good as f32, x - x^3 / 3 + 2 x^5 / 15 - 17 x^7 / 315 + 62 x^9 / 2835.
+fn tanh<G: Gpu>(gpu: G, score: f32) -> f32 {
+    // 1 - 2 / (e^2x + 1), with e^2x = 2^score: no infinity minus infinity.
+    gpu.fma(-2.0, gpu.recip(gpu.exp2(score) + 1.0), 1.0)
+}
+
+/// The same, as good near 0 as f32 is: there [`tanh`] is a small difference of large numbers, and the series
+/// x - x^3 / 3 + 2 x^5 / 15 - 17 x^7 / 315 + 62 x^9 / 2835 is not.
+#[inline(always)]
+fn tanh_near_0<G: Gpu>(gpu: G, score: f32) -> f32 {
     let x = score * (0.5 * core::f32::consts::LN_2);
     let square = x * x;
     let mut series = gpu.fma(square, 62.0 / 2835.0, -17.0 / 315.0);
     series = gpu.fma(square, series, 2.0 / 15.0);
     series = gpu.fma(square, series, -1.0 / 3.0);
     series = gpu.fma(square * series, x, x);
-    cap_log2 * if x.abs() < 0.25 { series } else { tanh }
+    if x.abs() < 0.25 {
+        series
+    } else {
+        tanh(gpu, score)
+    }
 }
 
 /// Caps, times log2 e, of which 2^-23 does not matter.

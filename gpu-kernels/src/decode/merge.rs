@@ -403,7 +403,7 @@ impl<T: Half> Kernel for MergeSplits<T> {
     const VARIANT: Variant = Variant::MergeSplits { dtype: T::HALF };
     const THREADS: u32 = THREADS;
     // What it does is wait for memory.
-    const MIN_CTAS: u32 = 8;
+    const MIN_CTAS: u32 = 7;
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &MergeParams) {

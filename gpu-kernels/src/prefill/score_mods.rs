@@ -53,22 +53,16 @@ impl<'p> PrefillMods<'p> {
         view: RowView,
     ) {
         unroll!([2] tile in 0..ROW_TILES {
-            let transform = |pair: &mut [[f32; 4]; 2]| {
-                unroll!([2] i in 0..2 {
-                    unroll!([4] j in 0..4 {
-                        pair[i][j] = self.params.transform(gpu, pair[i][j] * scale_log2[tile][j / 2]);
-                    });
-                });
-            };
+            let scale_log2 = scale_log2[tile];
             if self.params.is_transform_short() {
                 unroll!([4] pair in 0..PAIRS {
-                    transform(&mut scores[tile][pair]);
+                    each(&mut scores[tile][pair], scale_log2, |score| self.params.transform_short(gpu, score));
                 });
             } else {
                 // Long and seldom wanted, so it is there once: pairs take turns at the place that it is written for.
                 for _ in 0..gpu.black_box(PAIRS as u32) {
                     let mut first = scores[tile][0];
-                    transform(&mut first);
+                    each(&mut first, scale_log2, |score| self.params.transform_long(gpu, score));
                     unroll!([4] pair in 0..PAIRS {
                         scores[tile][pair] = if pair + 1 < PAIRS { scores[tile][(pair + 1) % PAIRS] } else { first };
                     });
@@ -134,4 +128,14 @@ impl<'p> PrefillMods<'p> {
             });
         });
     }
+}
+
+/// Makes scores of the products of 16 rows and 16 tokens, whose rows' scales these are.
+#[inline(always)]
+fn each(pair: &mut [[f32; 4]; 2], scale_log2: [f32; 2], score_of: impl Fn(f32) -> f32) {
+    unroll!([2] i in 0..2 {
+        unroll!([4] j in 0..4 {
+            pair[i][j] = score_of(pair[i][j] * scale_log2[j / 2]);
+        });
+    });
 }
