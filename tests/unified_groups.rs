@@ -10,12 +10,12 @@ use ferroattn::emulator::Emulator;
 use ferroattn::plan::DeviceInfo;
 use ferroattn::runtime::Launcher;
 use gpu_kernels::entry::Variant;
-use gpu_kernels::prefill::Products;
+use gpu_kernels::prefill::MmaKind;
 
 const SEED: u64 = 3;
 
 /// Who multiplies in the kernel that a case of prefills is planned with.
-fn planned(case: &UnifiedCase, machine: &Emulator) -> Option<Products> {
+fn planned(case: &UnifiedCase, machine: &Emulator) -> Option<MmaKind> {
     let tensors = UnifiedTensors::new(case, SEED, Amount::WHOLE).expect("few tokens");
     let mut device = DeviceUnified::new(machine, tensors).expect("memory");
     let request = device.request(case, SEED, 0).expect("a request");
@@ -32,41 +32,41 @@ fn planned(case: &UnifiedCase, machine: &Emulator) -> Option<Products> {
 fn four_warps_multiply_together_where_a_gpu_and_a_kernel_do() {
     let alone = [(8, 6), (9, 1), (10, 0)];
     for (form, hopper) in [
-        ("bf16 heads=6/2 d=64", Products::WarpGroup),
-        ("bf16 heads=6/2 d=128", Products::WarpGroup),
-        ("f16 heads=6/2 d=64", Products::WarpGroup),
-        ("f16 heads=6/2 d=128", Products::WarpGroup),
-        ("bf16 heads=6/2 kv=fp8_e4m3 d=64", Products::WarpGroup),
-        ("bf16 heads=6/2 kv=fp8_e4m3 d=128", Products::WarpGroup),
+        ("bf16 heads=6/2 d=64", MmaKind::WarpGroup),
+        ("bf16 heads=6/2 d=128", MmaKind::WarpGroup),
+        ("f16 heads=6/2 d=64", MmaKind::WarpGroup),
+        ("f16 heads=6/2 d=128", MmaKind::WarpGroup),
+        ("bf16 heads=6/2 kv=fp8_e4m3 d=64", MmaKind::WarpGroup),
+        ("bf16 heads=6/2 kv=fp8_e4m3 d=128", MmaKind::WarpGroup),
         (
             "bf16 heads=6/2 kv=fp8_e4m3 q=fp8_e4m3 d=64",
-            Products::WarpGroupOfBytes,
+            MmaKind::WarpGroupOfBytes,
         ),
         (
             "bf16 heads=6/2 kv=fp8_e4m3 q=fp8_e4m3 d=128",
-            Products::WarpGroupOfBytes,
+            MmaKind::WarpGroupOfBytes,
         ),
         (
             "bf16 heads=6/2 kv=fp8_e4m3 q=fp8_e4m3 f32_scores=on d=64",
-            Products::WarpGroup,
+            MmaKind::WarpGroup,
         ),
         (
             "bf16 heads=6/2 kv=fp8_e4m3 q=fp8_e4m3 f32_scores=on d=128",
-            Products::WarpGroup,
+            MmaKind::WarpGroup,
         ),
         // Rows that do not begin at multiples of 16 bytes.
-        ("bf16 heads=6/2 d=64 pad=4/0/0", Products::Warp),
-        ("bf16 heads=6/2 d=64 pad=0/12/0", Products::Warp),
-        ("bf16 heads=6/2 d=64 pad=8/8/0", Products::WarpGroup),
-        ("bf16 heads=6/2 d=96", Products::Warp),
-        ("bf16 heads=6/2 kv=fp8_e5m2 d=128", Products::Warp),
+        ("bf16 heads=6/2 d=64 pad=4/0/0", MmaKind::Warp),
+        ("bf16 heads=6/2 d=64 pad=0/12/0", MmaKind::Warp),
+        ("bf16 heads=6/2 d=64 pad=8/8/0", MmaKind::WarpGroup),
+        ("bf16 heads=6/2 d=96", MmaKind::Warp),
+        ("bf16 heads=6/2 kv=fp8_e5m2 d=128", MmaKind::Warp),
     ] {
         let line = format!("unified {form} page=16 layout=nhd lens=90,40,33 q_lens=90,3,1");
         let parsed = case(&line);
         let Case::Unified(unified) = &parsed else {
             panic!("{line} is no unified attention")
         };
-        let others = alone.map(|capability| (capability, Products::Warp));
+        let others = alone.map(|capability| (capability, MmaKind::Warp));
         for (capability, expected) in [((9, 0), hopper)].into_iter().chain(others) {
             let machine = emulated(capability);
             assert_eq!(
@@ -87,7 +87,7 @@ fn edges_where_four_warps_multiply_together() {
     let machine = emulated((9, 0));
     let cases = listed(
         "edges",
-        |case| matches!(case, Case::Unified(case) if planned(case, &machine).is_some_and(Products::is_group)),
+        |case| matches!(case, Case::Unified(case) if planned(case, &machine).is_some_and(MmaKind::is_group)),
     );
     assert_pass_on(&machine, &cases, 2);
 }

@@ -405,7 +405,7 @@ impl<In: Element, Out: Byte, const VEC8: bool> Kernel for CacheScaled<In, Out, V
     const VARIANT: Variant = Variant::CacheScaled {
         source: In::DTYPE,
         cache: Out::DTYPE,
-        eights: VEC8,
+        vec8: VEC8,
     };
     const THREADS: u32 = THREADS;
     // As above, with what a conversion needs.

@@ -157,7 +157,7 @@ impl Row {
 /// Launched on [`grid`] with [`THREADS`] threads; `params` names tensors of the shapes it documents, with sources
 /// aligned to 16 bytes and targets to `store_bytes`; slots are distinct and inside the cache.
 #[inline(always)]
-pub unsafe fn eights<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &PerTokenHeadParams) {
+pub unsafe fn vec8<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &PerTokenHeadParams) {
     let (group, rows) = Group::<G, In, Out>::of(gpu, params);
     // SAFETY: a slot for each token; whole warps come here; the rows exist and are this group's.
     unsafe {
@@ -172,7 +172,7 @@ pub unsafe fn eights<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &PerTokenHe
 /// Launched on [`grid`] with [`THREADS`] threads; `params` names tensors of the shapes it documents; slots
 /// are distinct and inside the cache.
 #[inline(always)]
-pub unsafe fn ones<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &PerTokenHeadParams) {
+pub unsafe fn scalar<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &PerTokenHeadParams) {
     let (group, rows) = Group::<G, In, Out>::of(gpu, params);
     // SAFETY: a slot for each token; whole warps come here; the rows exist and are this group's.
     unsafe {
@@ -342,7 +342,7 @@ impl<In: Element, Out: Byte, const VEC8: bool> Kernel for CachePerTokenHead<In, 
     const VARIANT: Variant = Variant::CachePerTokenHead {
         source: In::DTYPE,
         cache: Out::DTYPE,
-        eights: VEC8,
+        vec8: VEC8,
     };
     const THREADS: u32 = THREADS;
 
@@ -351,9 +351,9 @@ impl<In: Element, Out: Byte, const VEC8: bool> Kernel for CachePerTokenHead<In, 
         // SAFETY: as the caller promises.
         unsafe {
             if VEC8 {
-                eights::<G, In, Out>(gpu, params);
+                vec8::<G, In, Out>(gpu, params);
             } else {
-                ones::<G, In, Out>(gpu, params);
+                scalar::<G, In, Out>(gpu, params);
             }
         }
     }

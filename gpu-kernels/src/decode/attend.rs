@@ -1,4 +1,4 @@
-//! Scores, softmax and output of one warp: a running [`Partial`] that takes one KV tile at a time.
+//! Scores, softmax and output of one warp: an [`OnlineSoftmax`] that takes one KV tile at a time.
 //!
 //! Everything is in powers of two: products are multiplied by `softmax_scale * log2 e` (and the scales of
 //! query and keys) once, inside the `fma` that subtracts the running maximum.
@@ -13,10 +13,10 @@ use crate::gpu::unroll::unroll;
 
 /// What a warp has seen so far. A lane holds, of each head tile, heads `2 (lane % 4)` and `+ 1`.
 #[derive(Clone, Copy, Debug)]
-pub struct Partial<const V_STEPS: usize, const HEAD_TILES: usize> {
+pub struct OnlineSoftmax<const V_STEPS: usize, const HEAD_TILES: usize> {
     /// Running maximum of the scores, base 2, the same in all lanes of a head.
     pub max: [[f32; 2]; HEAD_TILES],
-    /// Sum of `2^(score - max + PROB_SHIFT)`: this lane's tokens until [`Partial::reduce`], then all.
+    /// Sum of `2^(score - max + PROB_SHIFT)`: this lane's tokens until [`OnlineSoftmax::reduce`], then all.
     pub sum: [[f32; 2]; HEAD_TILES],
     /// `[value dim, head]`, multiplied as `sum` is, in the accumulator layout of `mma`: of each step the two
     /// dims that `CacheFormat::value_dims` names, for both heads.
@@ -27,7 +27,7 @@ pub struct Partial<const V_STEPS: usize, const HEAD_TILES: usize> {
     pub value_unit: f32,
 }
 
-impl<const V_STEPS: usize, const HEAD_TILES: usize> Partial<V_STEPS, HEAD_TILES> {
+impl<const V_STEPS: usize, const HEAD_TILES: usize> OnlineSoftmax<V_STEPS, HEAD_TILES> {
     /// No token seen.
     pub const EMPTY: Self = Self {
         max: [[LOWEST; 2]; HEAD_TILES],

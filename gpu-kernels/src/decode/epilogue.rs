@@ -4,7 +4,7 @@ use crate::attention::lse::{LOWEST, Lse};
 use crate::attention::out::{pack_out, recip_of_sum, sink_log2};
 use crate::attention::tile::HEADS;
 use crate::decode::kernel::Cta;
-use crate::decode::{Partial, STATS_BYTES, merge_row_bytes};
+use crate::decode::{OnlineSoftmax, STATS_BYTES, merge_row_bytes};
 use crate::dtype::{CacheFormat, Half};
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
@@ -28,7 +28,7 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
         self,
         gpu: G,
         params: &DecodeParams,
-        partial: &Partial<V_STEPS, HEAD_TILES>,
+        partial: &OnlineSoftmax<V_STEPS, HEAD_TILES>,
         warps: u32,
         v_scale: f32,
         is_whole: bool,

@@ -25,7 +25,7 @@ use crate::attention::query::query_bytes;
 use crate::attention::sequence::{clamp_len, first_key, query_row};
 use crate::attention::tile::{HEADS, TILE_GROUP, TILE_KV};
 use crate::decode::score_mods::DecodeMods;
-use crate::decode::{DecodeTile, KvStream, Partial, QueryWords};
+use crate::decode::{DecodeTile, KvStream, OnlineSoftmax, QueryWords};
 use crate::dtype::CacheFormat;
 use crate::entry::Variant;
 use crate::gpu::{Gpu, div};
@@ -153,7 +153,7 @@ pub unsafe fn decode_gqa<
         };
     }
 
-    let mut partial = Partial::<V_STEPS, HEAD_TILES>::EMPTY;
+    let mut partial = OnlineSoftmax::<V_STEPS, HEAD_TILES>::EMPTY;
     // SAFETY: converged; each tile is used up before the next is asked for.
     while let Some(tile) = unsafe { stream.next(gpu) } {
         // SAFETY: converged; the tile was just handed out.

@@ -15,7 +15,7 @@ mod query;
 mod score_mods;
 mod stream;
 
-pub use attend::Partial;
+pub use attend::OnlineSoftmax;
 pub use query::{QueryTile, QueryWords};
 pub use score_mods::DecodeMods;
 pub use stream::{KvStream, KvTile};

@@ -4,9 +4,9 @@ use core::fmt;
 
 use crate::dtype::{CacheDtype, Dtype, HalfDtype};
 use crate::entry::EntryId;
-use crate::mla::Cut;
+use crate::mla::MlaTile;
 use crate::mla::cache_format::EntryForm;
-use crate::prefill::Products;
+use crate::prefill::MmaKind;
 
 /// What a compiled kernel computes, and for which shapes: the planner looks a row up by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,14 +31,14 @@ pub enum Variant {
         /// Values per query head and cache row.
         head_size: u32,
         /// How a thread block is cut, with the values per output row.
-        cut: Cut,
+        cut: MlaTile,
     },
     /// Stage 1 of decode attention over a latent cache of FP8 entries; query and output are bf16.
     DecodeMlaEntry {
         /// Of the cache.
         form: EntryForm,
         /// How a thread block is cut, with the values per output row.
-        cut: Cut,
+        cut: MlaTile,
     },
     /// Stage 2 of decode attention.
     MergeSplits {
@@ -54,7 +54,7 @@ pub enum Variant {
         /// Values per value head.
         head_size_v: u32,
         /// Who multiplies.
-        products: Products,
+        products: MmaKind,
     },
     /// Merges the parts of rows whose keys were split.
     MergeRows,
@@ -67,7 +67,7 @@ pub enum Variant {
         /// Of the cache.
         cache: Dtype,
         /// Whether eight values lie side by side everywhere.
-        eights: bool,
+        vec8: bool,
     },
     /// Writes new tokens into a paged 8-bit cache, each head of each token with a scale of its own.
     CachePerTokenHead {
@@ -76,7 +76,7 @@ pub enum Variant {
         /// Of the cache.
         cache: Dtype,
         /// Whether eight values lie side by side everywhere.
-        eights: bool,
+        vec8: bool,
     },
     /// Rotates queries and keys and writes a paged cache.
     RopeAndCache {
@@ -100,7 +100,7 @@ pub enum Variant {
         /// Of the output.
         out: Dtype,
         /// Whether eight values lie side by side everywhere.
-        eights: bool,
+        vec8: bool,
     },
     /// Gathers 656-byte entries as bf16.
     GatherMlaFp8Ds,
@@ -161,9 +161,9 @@ impl fmt::Display for Variant {
                 products,
             } => {
                 let (query, arch) = match products {
-                    Products::Warp => ("", ""),
-                    Products::WarpGroup => ("", "_sm90a"),
-                    Products::WarpGroupOfBytes => ("_qe4m3", "_sm90a"),
+                    MmaKind::Warp => ("", ""),
+                    MmaKind::WarpGroup => ("", "_sm90a"),
+                    MmaKind::WarpGroupOfBytes => ("_qe4m3", "_sm90a"),
                 };
                 let sizes = Sizes(head_size, head_size_v);
                 write!(f, "prefill_gqa_{}{query}_{sizes}{arch}", cache)
@@ -173,24 +173,24 @@ impl fmt::Display for Variant {
             Self::CacheScaled {
                 source,
                 cache,
-                eights,
+                vec8,
             } => write!(
                 f,
                 "reshape_and_cache_scaled_{}_{}{}",
                 source.symbol(),
                 cache.symbol(),
-                odd(eights)
+                odd(vec8)
             ),
             Self::CachePerTokenHead {
                 source,
                 cache,
-                eights,
+                vec8,
             } => write!(
                 f,
                 "reshape_and_cache_per_token_head_{}_{}{}",
                 source.symbol(),
                 cache.symbol(),
-                odd(eights)
+                odd(vec8)
             ),
             Self::RopeAndCache {
                 source,
@@ -206,12 +206,12 @@ impl fmt::Display for Variant {
             Self::ConcatAndCacheMlaFp8Ds => f.write_str("concat_and_cache_mla_fp8_ds"),
             Self::ConcatAndCacheMlaV4 => f.write_str("concat_and_cache_mla_v4"),
             Self::GatherCopy => f.write_str("gather_copy"),
-            Self::GatherScaled { cache, out, eights } => write!(
+            Self::GatherScaled { cache, out, vec8 } => write!(
                 f,
                 "gather_scaled_{}_{}{}",
                 cache.symbol(),
                 out.symbol(),
-                odd(eights)
+                odd(vec8)
             ),
             Self::GatherMlaFp8Ds => f.write_str("gather_mla_fp8_ds"),
             Self::GatherMlaV4 => f.write_str("gather_mla_v4"),
@@ -237,8 +237,8 @@ impl fmt::Display for Sizes {
 }
 
 /// What is said of a kernel that takes values one by one.
-const fn odd(eights: bool) -> &'static str {
-    if eights { "" } else { "_odd" }
+const fn odd(vec8: bool) -> &'static str {
+    if vec8 { "" } else { "_odd" }
 }
 
 const fn form_name(form: EntryForm) -> &'static str {

@@ -336,7 +336,7 @@ impl<In: Element, Out: Element, const VEC8: bool> Kernel for GatherScaled<In, Ou
     const VARIANT: Variant = Variant::GatherScaled {
         cache: In::DTYPE,
         out: Out::DTYPE,
-        eights: VEC8,
+        vec8: VEC8,
     };
     const THREADS: u32 = THREADS;
 

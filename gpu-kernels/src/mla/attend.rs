@@ -12,7 +12,7 @@ use crate::dtype::{CacheFormat, Half};
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
 use crate::mla::scores::{Part, Scores};
-use crate::mla::{Cut, LatentQuery, RowChunks};
+use crate::mla::{LatentQuery, MlaTile, RowChunks};
 
 /// How far, in powers of two, a score may exceed the running maximum.
 const RISE: f32 = 4.0;
@@ -25,7 +25,7 @@ type Pair = [f32; 2];
 /// What a warp has seen so far: the softmax of its own heads and tokens, the output of all heads in its own
 /// columns.
 #[derive(Clone, Copy, Debug)]
-pub struct Running<
+pub struct OnlineSoftmax<
     C,
     const HEAD_TILES: usize,
     const WARP_HEAD_TILES: usize,
@@ -45,7 +45,7 @@ impl<
     const HEAD_TILES: usize,
     const WARP_HEAD_TILES: usize,
     const WARP_DIM_TILES: usize,
-> Running<C, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>
+> OnlineSoftmax<C, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>
 {
     /// Warps that share out the heads.
     const HEAD_WARPS: usize = HEAD_TILES / WARP_HEAD_TILES;
@@ -64,13 +64,13 @@ impl<
 
     /// First of a warp's own head tiles.
     #[inline(always)]
-    pub fn first_tile<G: Gpu>(gpu: G, cut: Cut) -> u32 {
+    pub fn first_tile<G: Gpu>(gpu: G, cut: MlaTile) -> u32 {
         Part::of::<WARP_HEAD_TILES>(gpu.warp(), cut).first_tile
     }
 
     /// Takes the tile at `tile`. Head `h` of the thread block attends to its tokens below `len_of(h)`;
-    /// `all_see` says that this is no restriction. If the cut has [`Cut::key_halves`], `scratch` is
-    /// [`Cut::scratch_bytes`] of shared memory that is free until `scratch_is_free` is called. `meanwhile` is called
+    /// `all_see` says that this is no restriction. If the cut has [`MlaTile::key_halves`], `scratch` is
+    /// [`MlaTile::scratch_bytes`] of shared memory that is free until `scratch_is_free` is called. `meanwhile` is called
     /// between the products before, with a step and the number of steps.
     ///
     /// # Safety
@@ -80,7 +80,7 @@ impl<
     pub unsafe fn attend<G: Gpu, const K_STEPS: usize, const WARP_TOKEN_TILES: usize>(
         &mut self,
         gpu: G,
-        cut: Cut,
+        cut: MlaTile,
         query: &LatentQuery<K_STEPS, WARP_HEAD_TILES>,
         (tile, scratch): (u32, u32),
         all_see: bool,
@@ -142,7 +142,7 @@ impl<
             max = unsafe { over_groups(gpu, max, |a, b| gpu.max(a, b)) };
             if gpu.lane() < 4 {
                 unroll!([2] head in 0..2 {
-                    let at = Cut::stats_of(part.head(gpu, head_tile, head)) + part.token_warp * 4;
+                    let at = MlaTile::stats_of(part.head(gpu, head_tile, head)) + part.token_warp * 4;
                     let max = max[head] * scale_log2[head];
                     // SAFETY: this warp's maximum of its own head; one lane writes it.
                     unsafe { gpu.st_shared_b32(gpu.shared_base() + at, max.to_bits()) };
@@ -156,7 +156,7 @@ impl<
     /// # Safety
     /// Converged; the factors of this tile are visible.
     #[inline(always)]
-    unsafe fn rescale<G: Gpu>(&mut self, gpu: G, cut: Cut) {
+    unsafe fn rescale<G: Gpu>(&mut self, gpu: G, cut: MlaTile) {
         let base = gpu.shared_base();
         let mut grew = 0;
         unroll!([4] head_warp in 0..(Self::HEAD_WARPS) {
@@ -188,7 +188,7 @@ impl<
     unsafe fn store_probs<G: Gpu, const WARP_TOKEN_TILES: usize>(
         &mut self,
         gpu: G,
-        cut: Cut,
+        cut: MlaTile,
         part: Part,
         scores: &Scores<WARP_HEAD_TILES, WARP_TOKEN_TILES>,
         scale_log2: impl Fn(usize) -> Pair,
@@ -202,7 +202,7 @@ impl<
                 let own = part.head(gpu, head_tile, head);
                 let old = self.max[head_tile][head];
                 // SAFETY: the maxima are visible, as the caller promises.
-                let largest = unsafe { tile_max(gpu, cut, gpu.shared_base() + Cut::stats_of(own)) };
+                let largest = unsafe { tile_max(gpu, cut, gpu.shared_base() + MlaTile::stats_of(own)) };
                 let new = if largest > old + RISE { largest } else { old };
                 let factor = gpu.exp2(old - new);
                 grew |= new > old;
@@ -254,7 +254,7 @@ impl<
     /// # Safety
     /// Converged; probabilities and tile are visible.
     #[inline(always)]
-    unsafe fn add_values<G: Gpu, const K_STEPS: usize>(&mut self, gpu: G, cut: Cut, tile: u32) {
+    unsafe fn add_values<G: Gpu, const K_STEPS: usize>(&mut self, gpu: G, cut: MlaTile, tile: u32) {
         let lane = gpu.lane();
         let row = lane % 8 + lane / 16 * 8;
         let bytes = row_bytes::<C, K_STEPS>();
@@ -292,7 +292,8 @@ impl<
     }
 
     /// After the last tile: brings the output of all heads, normalised and multiplied by `v_scale`, into rows of
-    /// [`Cut::out_row_bytes`] that begin at the address returned, and hands `store_lse` the lse of every head. A head that saw no token gets zeros and minus infinity.
+    /// [`MlaTile::out_row_bytes`] that begin at the address returned, and hands `store_lse` the lse of every head. A head
+    /// that saw no token gets zeros and minus infinity.
     ///
     /// # Safety
     /// Every thread of the thread block comes here, once.
@@ -300,7 +301,7 @@ impl<
     pub unsafe fn finish<G: Gpu>(
         mut self,
         gpu: G,
-        cut: Cut,
+        cut: MlaTile,
         v_scale: f32,
         store_lse: impl Fn(u32, Lse),
     ) -> u32 {
@@ -317,7 +318,7 @@ impl<
             self.sum[head_tile] = unsafe { over_groups(gpu, self.sum[head_tile], |a, b| a + b) };
             if group == 0 {
                 unroll!([2] head in 0..2 {
-                    let at = stats + Cut::stats_of(part.head(gpu, head_tile, head)) + part.token_warp * 4;
+                    let at = stats + MlaTile::stats_of(part.head(gpu, head_tile, head)) + part.token_warp * 4;
                     // SAFETY: this warp's sum of its own head; one lane writes it, after the last maxima were read.
                     unsafe { gpu.st_shared_b32(at, self.sum[head_tile][head].to_bits()) };
                     if part.token_warp == 0 {
@@ -337,7 +338,7 @@ impl<
             for token_warp in 0..cut.token_warps {
                 // SAFETY: written before the barrier.
                 sum += f32::from_bits(unsafe {
-                    gpu.ld_shared_b32(stats + Cut::stats_of(row) + token_warp * 4)
+                    gpu.ld_shared_b32(stats + MlaTile::stats_of(row) + token_warp * 4)
                 });
             }
             // SAFETY: written before the barrier; this thread alone reads and writes it up to the next one.
@@ -393,7 +394,7 @@ impl<
 /// # Safety
 /// They wrote theirs at `at`, before a barrier.
 #[inline(always)]
-unsafe fn tile_max<G: Gpu>(gpu: G, cut: Cut, at: u32) -> f32 {
+unsafe fn tile_max<G: Gpu>(gpu: G, cut: MlaTile, at: u32) -> f32 {
     // SAFETY: as the caller promises.
     unsafe {
         if cut.token_warps == 4 {

@@ -7,7 +7,7 @@ use crate::attention::query::query_bytes;
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP, div};
-use crate::mla::Cut;
+use crate::mla::MlaTile;
 use crate::params::DecodeMlaParams;
 
 /// What a thread block owns.
@@ -22,7 +22,7 @@ pub(crate) struct Cta {
 
 impl Cta {
     #[inline(always)]
-    pub(crate) fn new<G: Gpu>(gpu: G, cut: Cut, params: &DecodeMlaParams) -> Self {
+    pub(crate) fn new<G: Gpu>(gpu: G, cut: MlaTile, params: &DecodeMlaParams) -> Self {
         let first_row = gpu.cta_idx_x() * cut.heads;
         Self {
             split: gpu.cta_idx_y(),
@@ -36,7 +36,7 @@ impl Cta {
 
     /// The same, by numbers that the compiler does not take for those it has.
     #[inline(always)]
-    pub(crate) fn again<G: Gpu>(gpu: G, cut: Cut, params: &DecodeMlaParams) -> Self {
+    pub(crate) fn again<G: Gpu>(gpu: G, cut: MlaTile, params: &DecodeMlaParams) -> Self {
         let first_row = gpu.black_box(gpu.cta_idx_x()) * cut.heads;
         Self {
             split: gpu.black_box(gpu.cta_idx_y()),
@@ -156,7 +156,7 @@ impl Cta {
     pub(crate) unsafe fn store_out<G: Gpu, C: CacheFormat, const V_STEPS: usize>(
         self,
         gpu: G,
-        cut: Cut,
+        cut: MlaTile,
         params: &DecodeMlaParams,
         rows: u32,
         is_whole: bool,
@@ -240,7 +240,7 @@ impl Cta {
     /// # Safety
     /// As the kernel.
     #[inline(always)]
-    pub(crate) unsafe fn store_empty<G: Gpu>(self, gpu: G, cut: Cut, params: &DecodeMlaParams) {
+    pub(crate) unsafe fn store_empty<G: Gpu>(self, gpu: G, cut: MlaTile, params: &DecodeMlaParams) {
         let mut row = gpu.warp();
         while row < self.num_rows {
             let mut dim = gpu.lane() * 4;

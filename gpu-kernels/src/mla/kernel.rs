@@ -24,7 +24,7 @@ use crate::entry::Variant;
 use crate::gpu::{Gpu, WARP, div};
 use crate::kernel::{Dims, Kernel};
 use crate::mla::cta::Cta;
-use crate::mla::{Cut, LatentQuery, LatentStream, LatentWords, Running};
+use crate::mla::{LatentQuery, LatentStream, LatentWords, MlaTile, OnlineSoftmax};
 use crate::params::DecodeMlaParams;
 
 /// The kernel. `K_STEPS = head_size / 16`, `V_STEPS = head_size_v / 16`; a thread block takes `HEAD_TILES` tiles
@@ -32,7 +32,7 @@ use crate::params::DecodeMlaParams;
 /// `WARP_DIM_TILES` tiles of 16 columns of the output.
 ///
 /// # Safety
-/// Launched on the grid above with [`Cut::threads`] threads and [`Cut::shared_bytes`] shared memory for
+/// Launched on the grid above with [`MlaTile::threads`] threads and [`MlaTile::shared_bytes`] shared memory for
 /// `params.stages`; `params` names tensors of the shapes it documents, valid for the launch.
 #[inline(always)]
 pub unsafe fn decode_mla<
@@ -54,7 +54,7 @@ pub unsafe fn decode_mla<
         return;
     }
     let cut = const {
-        let cut = Cut::of_kernel::<
+        let cut = MlaTile::of_kernel::<
             C,
             K_STEPS,
             HEAD_TILES,
@@ -72,7 +72,7 @@ pub unsafe fn decode_mla<
     let words = unsafe {
         LatentWords::<K_STEPS, WARP_HEAD_TILES>::load::<G, C>(
             gpu,
-            Running::<C, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::first_tile(gpu, cut),
+            OnlineSoftmax::<C, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::first_tile(gpu, cut),
             |row| cta.query_row::<C>(params, row),
             cta.num_rows,
             params.query_dtype,
@@ -122,7 +122,7 @@ pub unsafe fn decode_mla<
     };
     // SAFETY: the scales of an FP8 cache are readable.
     let (q_scale, k_scale) = unsafe { scales::<G, C>(gpu, params) };
-    let mut running = Running::<C, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::EMPTY;
+    let mut running = OnlineSoftmax::<C, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::EMPTY;
     // SAFETY: every thread comes here.
     let query = unsafe {
         LatentQuery::<K_STEPS, WARP_HEAD_TILES>::of::<G, C>(
@@ -255,7 +255,7 @@ unsafe fn scales<G: Gpu, C: CacheFormat>(gpu: G, params: &DecodeMlaParams) -> (f
 /// How a thread block of [`decode_mla`] shares a tile out: tiles of 8 rows, and of these a warp's; a warp's tiles of 16
 /// tokens, and of 16 columns of the output.
 #[derive(Debug)]
-pub enum MlaTile<
+pub enum MlaTiling<
     const HEAD_TILES: usize,
     const WARP_HEAD_TILES: usize,
     const WARP_TOKEN_TILES: usize,
@@ -285,7 +285,7 @@ impl<
     for DecodeMla<
         C,
         Dims<K_STEPS, V_STEPS>,
-        MlaTile<HEAD_TILES, WARP_HEAD_TILES, WARP_TOKEN_TILES, WARP_DIM_TILES, WARP_GROUPS>,
+        MlaTiling<HEAD_TILES, WARP_HEAD_TILES, WARP_TOKEN_TILES, WARP_DIM_TILES, WARP_GROUPS>,
     >
 where
     C: CacheFormat,
@@ -294,7 +294,7 @@ where
     const VARIANT: Variant = Variant::DecodeMla {
         cache: C::CACHE,
         head_size: K_STEPS as u32 * 16,
-        cut: Cut::of_kernel::<
+        cut: MlaTile::of_kernel::<
             C,
             K_STEPS,
             HEAD_TILES,

@@ -25,10 +25,10 @@ use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP, div};
 use crate::kernel::Kernel;
 use crate::mla::cta::Cta;
-use crate::mla::kernel::{MlaTile, min_ctas};
+use crate::mla::kernel::{MlaTiling, min_ctas};
 use crate::mla::{
-    Cut, EntryStream, LatentQuery, LatentWords, MlaEntry, Running, WARP_TOKENS, entry_pair,
-    list_slots, of_second_list, tile_row_bytes,
+    EntryStream, LatentQuery, LatentWords, MlaEntry, MlaTile, OnlineSoftmax, WARP_TOKENS,
+    entry_pair, list_slots, of_second_list, tile_row_bytes,
 };
 use crate::params::{DecodeMlaEntryParams, EntryList};
 
@@ -39,7 +39,7 @@ pub const HEAD_SIZE_V: u32 = 512;
 /// [`crate::mla::kernel::decode_mla`].
 ///
 /// # Safety
-/// Launched on the grid above with [`Cut::threads`] threads and [`Cut::entry_shared_bytes`] shared memory for
+/// Launched on the grid above with [`MlaTile::threads`] threads and [`MlaTile::entry_shared_bytes`] shared memory for
 /// `params.rows.stages` and `params.rows.split_len`; `params` names tensors of the shapes it documents, valid
 /// for the launch.
 #[inline(always)]
@@ -61,7 +61,7 @@ pub unsafe fn decode_mla_entry<
         return;
     }
     let cut = const {
-        let cut = Cut::of_kernel::<
+        let cut = MlaTile::of_kernel::<
             Bf16,
             K_STEPS,
             HEAD_TILES,
@@ -79,7 +79,9 @@ pub unsafe fn decode_mla_entry<
     let words = unsafe {
         LatentWords::<K_STEPS, WARP_HEAD_TILES>::load::<G, Bf16>(
             gpu,
-            Running::<Bf16, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::first_tile(gpu, cut),
+            OnlineSoftmax::<Bf16, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::first_tile(
+                gpu, cut,
+            ),
             |row| cta.query_row::<Bf16>(rows, row),
             cta.num_rows,
             0,
@@ -108,7 +110,7 @@ pub unsafe fn decode_mla_entry<
     // SAFETY: every thread comes here; the ring is as long as the launch promises; the slots were checked.
     let mut stream =
         unsafe { EntryStream::<E>::start(gpu, cut, &params.lists, count, rows.stages) };
-    let mut running = Running::<Bf16, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::EMPTY;
+    let mut running = OnlineSoftmax::<Bf16, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::EMPTY;
     // SAFETY: every thread comes here.
     let query = unsafe {
         LatentQuery::<K_STEPS, WARP_HEAD_TILES>::of::<G, Bf16>(
@@ -238,7 +240,7 @@ fn sink_factor<G: Gpu>(gpu: G, sink: f32, lse_log2: f32) -> f32 {
 
 /// The rows of this thread block, and the first query token of its group.
 #[inline(always)]
-fn own_rows<G: Gpu>(gpu: G, cut: Cut, params: &DecodeMlaEntryParams) -> (Cta, u32) {
+fn own_rows<G: Gpu>(gpu: G, cut: MlaTile, params: &DecodeMlaEntryParams) -> (Cta, u32) {
     let rows = &params.rows;
     // What is made of them is made again where it is asked for again.
     let [x, y, z] =
@@ -388,7 +390,7 @@ impl<
     for DecodeMlaEntry<
         E,
         K_STEPS,
-        MlaTile<HEAD_TILES, WARP_HEAD_TILES, WARP_TOKEN_TILES, WARP_DIM_TILES>,
+        MlaTiling<HEAD_TILES, WARP_HEAD_TILES, WARP_TOKEN_TILES, WARP_DIM_TILES>,
     >
 where
     E: MlaEntry,
@@ -396,7 +398,7 @@ where
     type Params = DecodeMlaEntryParams;
     const VARIANT: Variant = Variant::DecodeMlaEntry {
         form: E::FORM,
-        cut: Cut::of_kernel::<
+        cut: MlaTile::of_kernel::<
             Bf16,
             K_STEPS,
             HEAD_TILES,

@@ -26,7 +26,7 @@ mod slot_list;
 mod stream;
 mod stream_fp8;
 
-pub use attend::Running;
+pub use attend::OnlineSoftmax;
 use chunks::RowChunks;
 pub(crate) use entry_form::tile_row_bytes;
 pub use entry_form::{Fp8Ds, MlaEntry, V4, raw_bytes};
@@ -42,7 +42,7 @@ use crate::dtype::CacheFormat;
 
 /// How a thread block is cut: shared by all warps unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Cut {
+pub struct MlaTile {
     /// Warps per thread block.
     pub warps: u32,
     /// Warps that share out a tile's tokens; the others share out the heads.
@@ -61,7 +61,7 @@ pub struct Cut {
     pub key_halves: bool,
 }
 
-impl Cut {
+impl MlaTile {
     /// The cut for a kernel's generics; see [`crate::mla::kernel::decode_mla`].
     pub const fn of_kernel<
         C: CacheFormat,

@@ -6,7 +6,7 @@ use crate::decode::QueryWords;
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
-use crate::mla::Cut;
+use crate::mla::MlaTile;
 
 /// A warp's `WARP_HEAD_TILES` tiles of 8 heads.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +65,7 @@ impl<const K_STEPS: usize, const WARP_HEAD_TILES: usize> LatentQuery<K_STEPS, WA
     #[inline(always)]
     pub unsafe fn of<G: Gpu, C: CacheFormat>(
         gpu: G,
-        cut: Cut,
+        cut: MlaTile,
         words: LatentWords<K_STEPS, WARP_HEAD_TILES>,
         dtype: u32,
         qk_scale_log2: f32,
@@ -108,7 +108,7 @@ impl<const K_STEPS: usize, const WARP_HEAD_TILES: usize> LatentQuery<K_STEPS, WA
     /// What turns products with the heads `2 (lane % 4)` and `+ 1` of tile `tile` of the thread block into scores in
     /// powers of two: read where it is needed, if there are several.
     #[inline(always)]
-    pub(crate) fn scale_log2<G: Gpu>(&self, gpu: G, cut: Cut, tile: u32) -> [f32; 2] {
+    pub(crate) fn scale_log2<G: Gpu>(&self, gpu: G, cut: MlaTile, tile: u32) -> [f32; 2] {
         if WARP_HEAD_TILES == 1 {
             return self.scale_log2;
         }

@@ -4,7 +4,7 @@ use crate::attention::tile::{HEADS, TILE_KV, row_bytes};
 use crate::dtype::{CacheFormat, Half};
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
-use crate::mla::{Cut, LatentQuery, RowChunks};
+use crate::mla::{LatentQuery, MlaTile, RowChunks};
 
 /// A warp's scores: tiles of heads by tiles of 16 tokens, in the accumulator layout of `mma`.
 pub(crate) type Scores<const WARP_HEAD_TILES: usize, const WARP_TOKEN_TILES: usize> =
@@ -22,7 +22,7 @@ pub(crate) struct Part {
 impl Part {
     /// Of warp `warp`.
     #[inline(always)]
-    pub(crate) fn of<const WARP_HEAD_TILES: usize>(warp: u32, cut: Cut) -> Self {
+    pub(crate) fn of<const WARP_HEAD_TILES: usize>(warp: u32, cut: MlaTile) -> Self {
         Self {
             first_tile: warp / cut.token_warps * WARP_HEAD_TILES as u32,
             token_warp: warp % cut.token_warps,
@@ -35,7 +35,7 @@ impl Part {
         (self.first_tile + head_tile as u32) * HEADS + gpu.lane() % 4 * 2 + head as u32
     }
 
-    /// `keys queryᵀ`, unscaled, of the tile at `keys`. With [`Cut::key_halves`], two warps that have the same tokens
+    /// `keys queryᵀ`, unscaled, of the tile at `keys`. With [`MlaTile::key_halves`], two warps that have the same tokens
     /// make the scores of both, each from half of the columns, and swap: fewer reads of shared memory for each
     /// product. `scratch` is what they swap through. `meanwhile` is called between the products, with a step and the
     /// number of steps.
@@ -53,7 +53,7 @@ impl Part {
     >(
         self,
         gpu: G,
-        cut: Cut,
+        cut: MlaTile,
         query: &LatentQuery<K_STEPS, WARP_HEAD_TILES>,
         (keys, first_token): (u32, u32),
         scratch: u32,

@@ -2,7 +2,7 @@
 
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
-use crate::mla::Cut;
+use crate::mla::MlaTile;
 
 /// Which of the two lists a slot belongs to.
 pub(super) const SECOND_LIST: u32 = 1 << 31;
@@ -25,13 +25,13 @@ const AT_A_TIME: usize = 8;
 #[inline(always)]
 pub(crate) unsafe fn list_slots<G: Gpu>(
     gpu: G,
-    cut: Cut,
+    cut: MlaTile,
     list: u32,
     start: u32,
     end: u32,
     slot_of: impl Fn(u32) -> Option<u32>,
 ) -> u32 {
-    let counts = gpu.shared_base() + Cut::stats_of(0);
+    let counts = gpu.shared_base() + MlaTile::stats_of(0);
     let mut total = 0;
     let mut from = start;
     while from < end {

@@ -7,7 +7,7 @@ use crate::attention::tile::row_bytes;
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, Line, WARP};
-use crate::mla::{Cut, RowChunks};
+use crate::mla::{MlaTile, RowChunks};
 
 /// The tiles of a split, in order. Each warp copies its own groups of 8 tokens of every tile.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +58,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const WARP_GROUPS: usize>
         block_size: u32,
         first_token: u32,
         end: u32,
-        cut: Cut,
+        cut: MlaTile,
         ring: u32,
         stages: u32,
     ) -> Self {

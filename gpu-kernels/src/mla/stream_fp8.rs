@@ -12,7 +12,7 @@ use core::marker::PhantomData;
 use crate::attention::tile::swizzle;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
-use crate::mla::Cut;
+use crate::mla::MlaTile;
 use crate::mla::cache_format::{EntryForm, dequantise8};
 use crate::mla::entry_form::{MlaEntry, Source, raw_bytes, tile_row_bytes};
 use crate::mla::slot_list::SECOND_LIST;
@@ -23,7 +23,7 @@ pub(crate) const WARP_TOKENS: u32 = 8;
 /// Fewest and most tiles of raw entries in the ring.
 pub const RAW_STAGES: (u32, u32) = (1, 3);
 
-impl Cut {
+impl MlaTile {
     /// Dynamic shared memory with one tile, a ring of `stages` raw ones, and a list of `split_len` slots.
     pub const fn entry_shared_bytes(self, form: EntryForm, stages: u32, split_len: u32) -> u32 {
         let loop_bytes = self.slot_list(form, stages) + 4 * split_len;
@@ -51,7 +51,7 @@ impl Cut {
 /// The tiles of a list of slots, in order.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EntryStream<E> {
-    cut: Cut,
+    cut: MlaTile,
     /// Slots of the list.
     count: u32,
     /// First token of the next tile to load.
@@ -72,7 +72,7 @@ impl<E: MlaEntry> EntryStream<E> {
     #[inline(always)]
     pub(crate) unsafe fn start<G: Gpu>(
         gpu: G,
-        cut: Cut,
+        cut: MlaTile,
         lists: &[EntryList; 2],
         count: u32,
         stages: u32,

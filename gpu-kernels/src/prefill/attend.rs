@@ -12,11 +12,11 @@ use crate::gpu::{Gpu, WARP};
 use crate::prefill::places::{place, step_address, wide_bytes};
 use crate::prefill::rows::RowView;
 use crate::prefill::score_mods::{PrefillMods, Scores};
-use crate::prefill::softmax::{RowPartial, pack};
+use crate::prefill::softmax::{OnlineSoftmax, pack};
 use crate::prefill::widen::ValueBytes;
-use crate::prefill::{PrefillTile, Products, RowQueries, SharedStream, SharedTile};
+use crate::prefill::{MmaKind, PrefillTile, RowQueries, SharedStream, SharedTile};
 
-impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES> {
+impl<const V_STEPS: usize, const ROW_TILES: usize> OnlineSoftmax<V_STEPS, ROW_TILES> {
     /// Takes one tile of a stream, and widens this warp's part of the next one's values on the way. `view` finds out
     /// what is seldom needed of the rows.
     ///
@@ -35,7 +35,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
         const {
             assert!(
                 PAIRS as u32 * 16
-                    == PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp).tile_kv
+                    == PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(MmaKind::Warp).tile_kv
             );
         }
         // SAFETY: converged, and the stream handed the tile out: the contract of `attend`.
@@ -48,7 +48,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES
             }
         }
         let scales = gpu.shared_base()
-            + PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp).scales();
+            + PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(MmaKind::Warp).scales();
         // SAFETY: converged; this warp's words of the scales, which it wrote when it loaded its queries; the rows' heads exist.
         let scale_log2 = unsafe {
             let scale_log2 = query.scales_log2::<G, C>(gpu, scales);

@@ -11,7 +11,7 @@ use crate::prefill::rows::RowView;
 use crate::prefill::score_mods::PrefillMods;
 use crate::prefill::softmax::{Rise, pack};
 use crate::prefill::stages::{empty, empty_threads, full, full_threads, next_stage};
-use crate::prefill::{GroupQueries, PrefillTile, Products, RowPartial, SharedTile};
+use crate::prefill::{GroupQueries, MmaKind, OnlineSoftmax, PrefillTile, SharedTile};
 
 /// 16 tokens each, in a tile of 64.
 const PAIRS: usize = 4;
@@ -28,7 +28,7 @@ pub struct Group {
     pub groups: u32,
 }
 
-impl<const V_STEPS: usize> RowPartial<V_STEPS, 1> {
+impl<const V_STEPS: usize> OnlineSoftmax<V_STEPS, 1> {
     /// Takes tokens `tokens.0 .. tokens.1`, at least one, of which the first is a tile's. `view` finds out what is
     /// seldom needed of a warp's rows.
     ///
@@ -52,7 +52,7 @@ impl<const V_STEPS: usize> RowPartial<V_STEPS, 1> {
             )
         };
         let shape =
-            const { PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::of_groups(BYTE_KEYS)) };
+            const { PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(MmaKind::of_groups(BYTE_KEYS)) };
         let (mut token, end) = tokens;
         let tile_of = |token: u32, stage: u32| {
             // SAFETY: converged.

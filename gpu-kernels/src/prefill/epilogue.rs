@@ -7,7 +7,7 @@ use crate::dtype::{CacheFormat, QueryDtype};
 use crate::gpu::Gpu;
 use crate::gpu::unroll::unroll;
 use crate::params::PrefillParams;
-use crate::prefill::RowPartial;
+use crate::prefill::OnlineSoftmax;
 use crate::prefill::mend::mend_rows;
 use crate::prefill::out::out_scale;
 use crate::prefill::row::{Row, pack, store_pair};
@@ -27,7 +27,7 @@ pub(crate) unsafe fn store_rows<
 >(
     gpu: G,
     params: &PrefillParams,
-    partial: &mut RowPartial<V_STEPS, ROW_TILES>,
+    partial: &mut OnlineSoftmax<V_STEPS, ROW_TILES>,
     tile_work: &TileWork,
 ) {
     let (_, v_scale) = tile_work.scales::<G, C>(gpu);
@@ -143,7 +143,7 @@ impl Row {
         self,
         gpu: G,
         params: &PrefillParams,
-        partial: &RowPartial<V_STEPS, ROW_TILES>,
+        partial: &OnlineSoftmax<V_STEPS, ROW_TILES>,
         (tile, half): (usize, usize),
         v_scale: f32,
     ) -> Finished {
@@ -158,7 +158,7 @@ impl Row {
                 )
             };
         }
-        let unit = RowPartial::<V_STEPS, ROW_TILES>::unit::<C>();
+        let unit = OnlineSoftmax::<V_STEPS, ROW_TILES>::unit::<C>();
         let own = Lse {
             max: partial.max[tile][half],
             sum: partial.sum[tile][half] * unit,

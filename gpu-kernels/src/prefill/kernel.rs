@@ -25,7 +25,7 @@ use crate::params::PrefillParams;
 use crate::prefill::epilogue::store_rows;
 use crate::prefill::score_mods::PrefillMods;
 use crate::prefill::tile_work::TileWork;
-use crate::prefill::{PrefillTile, Products, RowPartial, RowQueries, SharedStream};
+use crate::prefill::{MmaKind, OnlineSoftmax, PrefillTile, RowQueries, SharedStream};
 
 /// The kernel. `K_STEPS = head_size / 16`, `V_STEPS = head_size_v / 16`; `ROW_TILES` and `16 * PAIRS` are
 /// those of [`PrefillTile`].
@@ -45,7 +45,7 @@ pub unsafe fn prefill_gqa<
     gpu: G,
     params: &PrefillParams,
 ) {
-    let shape = const { PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp) };
+    let shape = const { PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(MmaKind::Warp) };
     // SAFETY: the launch is on this kernel's grid, with its shared memory: the host's `launch`.
     let Some(tile_work) = (unsafe { TileWork::find::<G, C>(gpu, params, shape) }) else {
         return;
@@ -56,7 +56,7 @@ pub unsafe fn prefill_gqa<
         end,
         ..
     } = tile_work;
-    let mut partial = RowPartial::<V_STEPS, ROW_TILES>::EMPTY;
+    let mut partial = OnlineSoftmax::<V_STEPS, ROW_TILES>::EMPTY;
     if first_token < end {
         // SAFETY: all come here; the block table names every token below `seq_len`, which `end` does not exceed.
         let mut stream = unsafe {
@@ -118,9 +118,9 @@ where
         cache: C::CACHE,
         head_size: K_STEPS as u32 * 16,
         head_size_v: V_STEPS as u32 * 16,
-        products: Products::Warp,
+        products: MmaKind::Warp,
     };
-    const THREADS: u32 = PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp).threads();
+    const THREADS: u32 = PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(MmaKind::Warp).threads();
     const MIN_CTAS: u32 = 2;
 
     #[inline(always)]

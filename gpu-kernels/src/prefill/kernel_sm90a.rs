@@ -33,7 +33,7 @@ use crate::prefill::epilogue::store_rows;
 use crate::prefill::score_mods::PrefillMods;
 use crate::prefill::tile_work::TileWork;
 use crate::prefill::{
-    GROUPS, Group, GroupQueries, PrefillTile, Producer, Products, RowPartial, WARPS,
+    GROUPS, Group, GroupQueries, MmaKind, OnlineSoftmax, PrefillTile, Producer, WARPS,
 };
 
 /// Registers of a thread that loads, and of one that multiplies: together what a multiprocessor has.
@@ -59,7 +59,7 @@ pub unsafe fn prefill_gqa_group<
     params: &PrefillParams,
 ) {
     let shape =
-        const { PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::of_groups(BYTE_KEYS)) };
+        const { PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(MmaKind::of_groups(BYTE_KEYS)) };
     // SAFETY: the launch is on this kernel's grid, with its shared memory: the host's `launch`.
     let Some(tile_work) = (unsafe { TileWork::find::<G, C>(gpu, params, shape) }) else {
         return;
@@ -100,7 +100,7 @@ pub unsafe fn prefill_gqa_group<
     if group >= num_groups {
         return;
     }
-    let mut partial = RowPartial::<V_STEPS, 1>::EMPTY;
+    let mut partial = OnlineSoftmax::<V_STEPS, 1>::EMPTY;
     if first_token < end {
         let (qk_scale, _) = tile_work.scales::<G, C>(gpu);
         let rows = work.warp_rows(gpu, params, shape);
@@ -150,10 +150,10 @@ where
         cache: C::CACHE,
         head_size: K_STEPS as u32 * 16,
         head_size_v: V_STEPS as u32 * 16,
-        products: Products::of_groups(BYTE_KEYS),
+        products: MmaKind::of_groups(BYTE_KEYS),
     };
     const THREADS: u32 =
-        PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::of_groups(BYTE_KEYS)).threads();
+        PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(MmaKind::of_groups(BYTE_KEYS)).threads();
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &PrefillParams) {

@@ -35,7 +35,7 @@ pub use producer::Producer;
 pub use query::{GroupQueries, RowQueries};
 pub use rows::{RowView, WarpRows};
 pub use score_mods::PrefillMods;
-pub use softmax::RowPartial;
+pub use softmax::OnlineSoftmax;
 pub use stream::SharedStream;
 
 use crate::dtype::CacheFormat;
@@ -43,7 +43,7 @@ use crate::gpu::{PANEL_ROW_BYTES, WARP};
 
 /// Who multiplies, and who loads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Products {
+pub enum MmaKind {
     /// Each warp for itself (`mma`); all load.
     Warp,
     /// Groups of four warps together (`wgmma`, which compute capability 9.0 alone has); one more group loads.
@@ -53,7 +53,7 @@ pub enum Products {
     WarpGroupOfBytes,
 }
 
-impl Products {
+impl MmaKind {
     /// The ones of warp groups, of keys of bytes or of 16-bit values.
     pub(crate) const fn of_groups(byte_keys: bool) -> Self {
         if byte_keys {
@@ -86,7 +86,7 @@ pub struct PrefillTile {
     /// Tensor-core tiles of 16 rows per warp: as many as the accumulators leave registers for.
     pub row_tiles: u32,
     /// Who multiplies.
-    pub products: Products,
+    pub products: MmaKind,
     /// Tokens of a KV tile.
     pub tile_kv: u32,
     /// Bytes of the queries.
@@ -111,10 +111,10 @@ impl PrefillTile {
         head_size_v: u32,
         value_bytes: u32,
         token_scales: bool,
-        products: Products,
+        products: MmaKind,
     ) -> Self {
         let is_group = products.is_group();
-        let byte_keys = matches!(products, Products::WarpGroupOfBytes);
+        let byte_keys = matches!(products, MmaKind::WarpGroupOfBytes);
         let row_tiles = if is_group || head_size_v > 128 { 1 } else { 2 };
         let tile_kv = if head_size > 128 { 32 } else { 64 };
         // A row of bytes has a row of a panel to itself, however short it is.
@@ -140,8 +140,8 @@ impl PrefillTile {
                 tile_bytes
             },
             raw_bytes: match (products, value_bytes) {
-                (Products::WarpGroup, 1) => 2 * tile_kv * (head_size + head_size_v),
-                (Products::WarpGroupOfBytes, 1) => 2 * tile_kv * head_size_v,
+                (MmaKind::WarpGroup, 1) => 2 * tile_kv * (head_size + head_size_v),
+                (MmaKind::WarpGroupOfBytes, 1) => 2 * tile_kv * head_size_v,
                 _ => 0,
             },
         };
@@ -152,7 +152,7 @@ impl PrefillTile {
     }
     /// The cut for a kernel's generics.
     pub(crate) const fn of_kernel<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>(
-        products: Products,
+        products: MmaKind,
     ) -> Self {
         Self::of(
             K_STEPS as u32 * 16,
@@ -165,15 +165,15 @@ impl PrefillTile {
     /// Warps that have rows.
     const fn row_warps(self) -> u32 {
         match self.products {
-            Products::Warp => WARPS,
-            Products::WarpGroup | Products::WarpGroupOfBytes => GROUPS * WARPS,
+            MmaKind::Warp => WARPS,
+            MmaKind::WarpGroup | MmaKind::WarpGroupOfBytes => GROUPS * WARPS,
         }
     }
     /// The first of them: those before only load.
     pub(crate) const fn first_row_warp(self) -> u32 {
         match self.products {
-            Products::Warp => 0,
-            Products::WarpGroup | Products::WarpGroupOfBytes => WARPS,
+            MmaKind::Warp => 0,
+            MmaKind::WarpGroup | MmaKind::WarpGroupOfBytes => WARPS,
         }
     }
     /// Rows of each of them.

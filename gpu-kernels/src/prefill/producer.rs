@@ -14,7 +14,7 @@ use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, Line, PANEL_ROW_BYTES, in_panels};
 use crate::params::PrefillParams;
 use crate::prefill::stages::{empty, empty_threads, full, full_threads, next_stage, team_warps};
-use crate::prefill::{PrefillTile, Products, WARPS};
+use crate::prefill::{MmaKind, PrefillTile, WARPS};
 
 /// Tokens of a tile that a warp brings at a time.
 const PIECE: u32 = 16;
@@ -50,7 +50,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
     Producer<'p, C, K_STEPS, V_STEPS, BYTE_KEYS>
 {
     const SHAPE: PrefillTile =
-        PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::of_groups(BYTE_KEYS));
+        PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(MmaKind::of_groups(BYTE_KEYS));
     /// Whether keys are multiplied as they are, and so copied to where they belong.
     const COPIED_KEYS: bool = C::BYTES == 2 || BYTE_KEYS;
     const ROW_BYTES: u32 = K_STEPS as u32 * 16 * C::BYTES;
@@ -77,7 +77,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
     /// or before, to `groups` groups.
     ///
     /// # Safety
-    /// The group that loads comes here, each of the others to [`super::RowPartial::consume`]. The block table and the
+    /// The group that loads comes here, each of the others to [`super::OnlineSoftmax::consume`]. The block table and the
     /// caches hold every token of the sequence from `begin` up to `end`, which lies behind `first_token`, a multiple of
     /// the tile.
     #[inline(always)]

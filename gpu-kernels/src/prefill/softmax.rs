@@ -19,10 +19,10 @@ const RISE_POWER: f32 = 16.0;
 
 /// What a warp's rows have seen so far. A lane holds rows `lane / 4` and `+ 8` of each row tile.
 #[derive(Clone, Copy, Debug)]
-pub struct RowPartial<const V_STEPS: usize, const ROW_TILES: usize> {
+pub struct OnlineSoftmax<const V_STEPS: usize, const ROW_TILES: usize> {
     /// What is subtracted from scores, base 2, the same in all lanes of a row.
     pub max: [[f32; 2]; ROW_TILES],
-    /// Sum of `2^(score - max + shift)`: this lane's tokens until [`RowPartial::reduce`], then all.
+    /// Sum of `2^(score - max + shift)`: this lane's tokens until [`OnlineSoftmax::reduce`], then all.
     pub sum: [[f32; 2]; ROW_TILES],
     /// `[row, value dim]`, multiplied as `sum` is, in the accumulator layout of `mma`: of each step twice 8
     /// dims.
@@ -40,7 +40,7 @@ pub(crate) struct Rise<const ROW_TILES: usize> {
     any: bool,
 }
 
-impl<const V_STEPS: usize, const ROW_TILES: usize> RowPartial<V_STEPS, ROW_TILES> {
+impl<const V_STEPS: usize, const ROW_TILES: usize> OnlineSoftmax<V_STEPS, ROW_TILES> {
     /// No token seen.
     pub const EMPTY: Self = Self {
         max: [[LOWEST; 2]; ROW_TILES],

@@ -16,7 +16,7 @@ use crate::gpu::{Gpu, Line, WARP};
 use crate::params::PrefillParams;
 use crate::prefill::kv_addresses::{Eight, KvAddresses};
 use crate::prefill::places::{first_place, wide_bytes};
-use crate::prefill::{PrefillTile, Products, SharedTile, WARPS};
+use crate::prefill::{MmaKind, PrefillTile, SharedTile, WARPS};
 
 /// The tiles of a thread block, in order, from one that begins at a multiple of `tile_kv`.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
     SharedStream<'p, C, K_STEPS, V_STEPS>
 {
     pub(crate) const SHAPE: PrefillTile =
-        PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(Products::Warp);
+        PrefillTile::of_kernel::<C, K_STEPS, V_STEPS>(MmaKind::Warp);
     /// Eights of tokens that a warp copies of each tile: one or two.
     pub(crate) const EIGHTS: usize = (Self::SHAPE.tile_kv / 8 / WARPS) as usize;
 

@@ -72,26 +72,26 @@ mod tests {
     #[test]
     fn the_table_has_every_combination() {
         let is_there = |variant| assert!(Entry::find(variant).is_some(), "{variant:?}");
-        for eights in [false, true] {
+        for vec8 in [false, true] {
             for &source in scaled_sources() {
                 for &cache in scaled_caches() {
                     is_there(Variant::CacheScaled {
                         source,
                         cache,
-                        eights,
+                        vec8,
                     });
                 }
                 for &cache in token_scaled_caches() {
                     is_there(Variant::CachePerTokenHead {
                         source,
                         cache,
-                        eights,
+                        vec8,
                     });
                 }
             }
             for &cache in gathered_caches() {
                 for &out in gathered_outputs() {
-                    is_there(Variant::GatherScaled { cache, out, eights });
+                    is_there(Variant::GatherScaled { cache, out, vec8 });
                 }
             }
         }

@@ -9,9 +9,9 @@ use std::sync::LazyLock;
 
 use gpu_kernels::dtype::CacheDtype;
 use gpu_kernels::entry::{ENTRIES, Entry, Variant};
-use gpu_kernels::mla::Cut;
+use gpu_kernels::mla::MlaTile;
 use gpu_kernels::mla::cache_format::EntryForm;
-use gpu_kernels::prefill::Products;
+use gpu_kernels::prefill::MmaKind;
 
 use crate::error::{Error, Result};
 
@@ -136,9 +136,9 @@ pub fn decode_mla_entries(
     cache: CacheDtype,
     head_size: u32,
     head_size_v: u32,
-) -> Result<&'static [(&'static Entry, Cut)]> {
+) -> Result<&'static [(&'static Entry, MlaTile)]> {
     type Key = (CacheDtype, u32, u32);
-    static ROWS: LazyLock<Rows<Key, (&Entry, Cut)>> = LazyLock::new(|| {
+    static ROWS: LazyLock<Rows<Key, (&Entry, MlaTile)>> = LazyLock::new(|| {
         rows(|entry| match entry.variant {
             Variant::DecodeMla {
                 cache,
@@ -180,8 +180,8 @@ pub fn decode_mla_support() -> Vec<(u32, u32)> {
 }
 
 /// The MLA decode kernels over entries of a form, those for few query heads first.
-pub fn decode_mla_entry_entries(form: EntryForm) -> &'static [(&'static Entry, Cut)] {
-    static ROWS: LazyLock<Rows<EntryForm, (&Entry, Cut)>> = LazyLock::new(|| {
+pub fn decode_mla_entry_entries(form: EntryForm) -> &'static [(&'static Entry, MlaTile)] {
+    static ROWS: LazyLock<Rows<EntryForm, (&Entry, MlaTile)>> = LazyLock::new(|| {
         rows(|entry| match entry.variant {
             Variant::DecodeMlaEntry { form, cut } => Some((form, cut.heads, (entry, cut))),
             _ => None,
@@ -195,7 +195,7 @@ pub fn find_prefill(
     cache: CacheDtype,
     head_size: u32,
     head_size_v: u32,
-    products: Products,
+    products: MmaKind,
 ) -> Option<&'static Entry> {
     find(Variant::PrefillGqa {
         cache,
@@ -222,7 +222,7 @@ pub fn prefill_entry(
         };
         format!("{}{scales} ({head_size}, {head_size_v})", cache.dtype)
     };
-    find_prefill(cache, head_size, head_size_v, Products::Warp).ok_or_else(|| Error::Unsupported {
+    find_prefill(cache, head_size, head_size_v, MmaKind::Warp).ok_or_else(|| Error::Unsupported {
         operation: "unified_attention",
         what: "cache dtype and head sizes (of keys, of values)",
         got: shape(&(cache, head_size, head_size_v)),
@@ -244,7 +244,7 @@ pub fn prefill_support() -> Vec<(CacheDtype, u32, u32)> {
                 cache,
                 head_size,
                 head_size_v,
-                products: Products::Warp,
+                products: MmaKind::Warp,
             } => Some((cache, head_size, head_size_v)),
             _ => None,
         })

@@ -2,7 +2,7 @@
 
 use gpu_kernels::mla::cache_format::{EntryForm, fp8_ds, v4};
 use gpu_kernels::mla::kernel_fp8::HEAD_SIZE_V;
-use gpu_kernels::mla::{Cut, RAW_STAGES};
+use gpu_kernels::mla::{MlaTile, RAW_STAGES};
 use gpu_kernels::params::{DecodeMlaEntryParams, DecodeMlaParams, KernelParams};
 
 use super::mla_fp8::{CheckedDecodeMlaEntry, DecodeMlaEntryRequest, EntryTokens};
@@ -38,7 +38,7 @@ impl CheckedDecodeMlaEntry<'_> {
     }
 
     /// Bytes of a thread block's shared memory with the longest list that may come.
-    fn most_bytes(&self, cut: Cut, stages: u32) -> u32 {
+    fn most_bytes(&self, cut: MlaTile, stages: u32) -> u32 {
         let list = self
             .shape
             .max_seq_len

@@ -1,6 +1,6 @@
 //! Planning and launching a checked decode over latents.
 
-use gpu_kernels::mla::{Cut, STAGES};
+use gpu_kernels::mla::{MlaTile, STAGES};
 use gpu_kernels::params::{DecodeMlaParams, KernelParams};
 
 use super::mla::{CheckedDecodeMla, DecodeMlaRequest};
@@ -28,7 +28,7 @@ impl CheckedDecodeMla<'_> {
             operation: "decode_mla",
             rows: self.rows(),
             stages: STAGES,
-            shared_bytes: |cut: Cut, stages| cut.shared_bytes(stages),
+            shared_bytes: |cut: MlaTile, stages| cut.shared_bytes(stages),
         };
         need.choose(kernels, device)
     }

@@ -2,7 +2,7 @@
 //! beside it.
 
 use gpu_kernels::entry::Entry;
-use gpu_kernels::mla::Cut;
+use gpu_kernels::mla::MlaTile;
 use gpu_kernels::params::{
     CheckFault, CheckPagedParams, DecodeMlaParams, MaskParams, MergeParams, ScaleList,
     TokenScaleList,
@@ -27,11 +27,11 @@ pub(super) struct Need<F> {
 #[derive(Clone, Copy)]
 pub(super) struct Choice {
     pub(super) entry: &'static Entry,
-    pub(super) cut: Cut,
+    pub(super) cut: MlaTile,
     pub(super) stages: u32,
 }
 
-impl<F: Fn(Cut, u32) -> u32> Need<F> {
+impl<F: Fn(MlaTile, u32) -> u32> Need<F> {
     /// The widest kernel that the rows fill and that fits the machine: few rows leave shared memory for more thread
     /// blocks. `kernels` are for ever more rows.
     ///
@@ -39,10 +39,10 @@ impl<F: Fn(Cut, u32) -> u32> Need<F> {
     /// [`Error::Unsupported`] if the machine has too little shared memory for any.
     pub(super) fn choose(
         &self,
-        kernels: &'static [(&'static Entry, Cut)],
+        kernels: &'static [(&'static Entry, MlaTile)],
         device: &DeviceInfo,
     ) -> Result<Choice> {
-        let fits = |&(entry, cut): &(&'static Entry, Cut)| self.fit(entry, cut, device);
+        let fits = |&(entry, cut): &(&'static Entry, MlaTile)| self.fit(entry, cut, device);
         let narrow = kernels.first().and_then(fits);
         let is_filled = |choice: &Choice| self.rows > choice.cut.heads / 2;
         let chosen = kernels.last().and_then(fits).filter(is_filled).or(narrow);
@@ -57,7 +57,7 @@ impl<F: Fn(Cut, u32) -> u32> Need<F> {
     }
 
     /// As many tiles as leave room for as many thread blocks on a multiprocessor as the kernel is made for, or for one.
-    fn fit(&self, entry: &'static Entry, cut: Cut, device: &DeviceInfo) -> Option<Choice> {
+    fn fit(&self, entry: &'static Entry, cut: MlaTile, device: &DeviceInfo) -> Option<Choice> {
         let per_cta = device.shared_bytes_per_cta;
         let per_sm = (device.shared_bytes_per_sm / entry.min_ctas).saturating_sub(1024);
         let most = |limit| {
@@ -139,12 +139,12 @@ pub(super) fn merge(rows: &DecodeMlaParams, head_size_v: u32, sink: u64) -> Merg
 }
 
 /// How long a thread block takes to load its rows of the query and to store those of the output, measured on an H200.
-pub(super) fn cta_nanoseconds(cut: Cut) -> f64 {
+pub(super) fn cta_nanoseconds(cut: MlaTile) -> f64 {
     300.0 * f64::from(cut.heads)
 }
 
 /// How long a thread block takes for a tile, measured on an H200: a part for the barriers, a part for the products.
-pub(super) fn tile_nanoseconds(cut: Cut, head_size: u32) -> f64 {
+pub(super) fn tile_nanoseconds(cut: MlaTile, head_size: u32) -> f64 {
     let products = f64::from(cut.tile_len * cut.heads * (head_size + cut.head_size_v));
     1000.0 + products / 1400.0
 }

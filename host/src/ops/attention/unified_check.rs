@@ -1,7 +1,7 @@
 //! Checking a step of unified attention.
 
 use gpu_kernels::dtype::QueryDtype;
-use gpu_kernels::prefill::{PrefillTile, Products};
+use gpu_kernels::prefill::{MmaKind, PrefillTile};
 
 use super::decode::Starts;
 use super::kv_scales::check_scales;
@@ -136,7 +136,7 @@ pub(super) fn thread_blocks(
 }
 
 /// How a thread block is cut if `products` multiply.
-pub(super) fn row_shape(shape: &AttentionShape, products: Products) -> PrefillTile {
+pub(super) fn row_shape(shape: &AttentionShape, products: MmaKind) -> PrefillTile {
     PrefillTile::of(
         shape.head_size,
         shape.head_size_v,
@@ -150,14 +150,10 @@ pub(super) fn row_shape(shape: &AttentionShape, products: Products) -> PrefillTi
 fn check_thread_blocks(shape: &AttentionShape, num_tokens: u32) -> Result<(), RequestError> {
     let rows = (num_tokens as usize).saturating_mul(shape.num_queries_per_kv() as usize);
     let rows = count("num_tokens * num_queries_per_kv", rows)?;
-    let fewest = [
-        Products::Warp,
-        Products::WarpGroup,
-        Products::WarpGroupOfBytes,
-    ]
-    .map(|products| row_shape(shape, products).rows())
-    .into_iter()
-    .fold(u32::MAX, u32::min);
+    let fewest = [MmaKind::Warp, MmaKind::WarpGroup, MmaKind::WarpGroupOfBytes]
+        .map(|products| row_shape(shape, products).rows())
+        .into_iter()
+        .fold(u32::MAX, u32::min);
     let (num_seqs, num_kv_heads) = (shape.num_seqs, shape.num_kv_heads);
     if thread_blocks(shape, num_tokens, num_seqs, fewest) <= MOST_CTAS_X {
         return Ok(());

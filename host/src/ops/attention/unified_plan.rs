@@ -4,7 +4,7 @@ use std::fmt;
 
 use gpu_kernels::dtype::{CacheDtype, Dtype, QueryDtype};
 use gpu_kernels::entry::{Entry, Variant};
-use gpu_kernels::prefill::{PrefillTile, Products};
+use gpu_kernels::prefill::{MmaKind, PrefillTile};
 
 use super::paged::check_parts;
 use super::partials::Partials;
@@ -218,15 +218,15 @@ impl CheckedUnified<'_> {
 
     /// The kernel that a device runs best, and who multiplies in it. Warp groups read queries, and write the output, 16
     /// bytes at a time.
-    fn prefill_on(&self, device: &DeviceInfo) -> (&'static Entry, Products) {
+    fn prefill_on(&self, device: &DeviceInfo) -> (&'static Entry, MmaKind) {
         let together = match (self.shape.query, self.shape.cache) {
             _ if !self.in_chunks => None,
             (QueryDtype::F8E4m3, cache)
                 if cache == CacheDtype::of(Dtype::F8E4m3) && !self.request.options.f32_scores =>
             {
-                Some(Products::WarpGroupOfBytes)
+                Some(MmaKind::WarpGroupOfBytes)
             }
-            _ => Some(Products::WarpGroup),
+            _ => Some(MmaKind::WarpGroup),
         };
         let find = |products| {
             variants::find_prefill(
@@ -240,7 +240,7 @@ impl CheckedUnified<'_> {
         };
         together
             .and_then(find)
-            .unwrap_or((self.prefill, Products::Warp))
+            .unwrap_or((self.prefill, MmaKind::Warp))
     }
 
     /// Thread blocks that share out the rows of the sequences that are no decodes.
@@ -261,7 +261,7 @@ impl UnifiedPlan {
     /// Whether scores are products of FP8, as they are stored, which the tensor cores of compute capability 9.0 add up
     /// with fewer bits than f32 has.
     pub fn multiplies_fp8(&self) -> bool {
-        self.prefill.is_some() && self.rows.products == Products::WarpGroupOfBytes
+        self.prefill.is_some() && self.rows.products == MmaKind::WarpGroupOfBytes
     }
 
     /// Bytes of workspace that [`CheckedUnified::launch`] needs.

@@ -223,15 +223,15 @@ impl<'a> GatherRequest<'a> {
                 Variant::GatherCopy
             }
             GatherForm::Fp8 { .. } => {
-                let eights = values.is_multiple_of(8)
+                let vec8 = values.is_multiple_of(8)
                     && cache.is_multiple_of(8 * cache_bytes as u64)
                     && rows.is_multiple_of(16);
-                params.unit = if eights { 8 } else { 1 };
+                params.unit = if vec8 { 8 } else { 1 };
                 params.row_units = values / params.unit;
                 Variant::GatherScaled {
                     cache: self.cache.dtype(),
                     out: out.dtype(),
-                    eights,
+                    vec8,
                 }
             }
             GatherForm::Fp8Ds => Variant::GatherMlaFp8Ds,

@@ -16,7 +16,7 @@ use gpu_kernels::params::{CheckFault, RopeAndCacheParams, ScaleList};
 use super::places::{Places, SidePlaces};
 use super::reshape_and_cache::{CacheScales, CacheWriteRequest, CheckedRows};
 use super::row_layout::Side;
-use super::row_write::{RowWrite, eights};
+use super::row_write::{RowWrite, is_vec8};
 use super::slots::{Positions, Slots};
 use super::write_plan::{CacheWritePlan, SlotWrite};
 use crate::error::{Error, RequestError, Result};
@@ -119,8 +119,8 @@ impl<'a> RopeAndCacheRequest<'a> {
         let table = &self.table.cos_sin;
         // What is stored as it is goes 16 bytes at a time.
         let store_bytes = |stored: Dtype| if stored == dtype { 16 } else { 8 };
-        let eight = eights(&[query], store_bytes(query_dtype))
-            && eights(&[key, value], store_bytes(cache_dtype))
+        let eight = is_vec8(&[query], store_bytes(query_dtype))
+            && is_vec8(&[key, value], store_bytes(cache_dtype))
             && rotary_dim.is_multiple_of(16)
             && table.address().is_multiple_of(16)
             && byte_stride(table, 0) % 16 == 0;

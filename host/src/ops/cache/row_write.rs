@@ -175,12 +175,12 @@ impl Rows {
     /// Divided by the sides' scales.
     pub(super) fn scaled(self, source: Dtype, cache: Dtype) -> Result<RowWrite> {
         let (key, value) = (self.key.flattened(), self.value.flattened());
-        let eights = eights(&[key, value], 8);
-        let unit = if eights { 8 } else { 1 };
+        let vec8 = is_vec8(&[key, value], 8);
+        let unit = if vec8 { 8 } else { 1 };
         let variant = Variant::CacheScaled {
             source,
             cache,
-            eights,
+            vec8,
         };
         let sides = [key.in_units_of(unit), value.in_units_of(unit)];
         self.write(variant, unit, sides)
@@ -227,8 +227,8 @@ impl Rows {
             });
         }
         let store_bytes = match () {
-            () if eights(&sides, 8) => 8,
-            () if eights(&sides, 4) => 4,
+            () if is_vec8(&sides, 8) => 8,
+            () if is_vec8(&sides, 4) => 4,
             () => 0,
         };
         let (unit, lanes_per_row) = match store_bytes {
@@ -248,7 +248,7 @@ impl Rows {
         let variant = Variant::CachePerTokenHead {
             source,
             cache,
-            eights: store_bytes != 0,
+            vec8: store_bytes != 0,
         };
         Ok(RowWrite {
             launch: overlapping(variant, grid),
@@ -278,7 +278,7 @@ impl Rows {
 
 /// Whether eight values can be loaded and stored at a time: sources aligned to 16 bytes, targets to
 /// `store_bytes`.
-pub(super) fn eights(sides: &[Side], store_bytes: u32) -> bool {
+pub(super) fn is_vec8(sides: &[Side], store_bytes: u32) -> bool {
     sides.iter().filter(|side| !side.is_empty()).all(|side| {
         side.head_size().is_multiple_of(8)
             && side.source_alignment() == 16

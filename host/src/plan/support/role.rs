@@ -5,7 +5,7 @@ use gpu_kernels::cache::reshape_and_cache_per_token_head::MAX_HEAD_SIZE;
 use gpu_kernels::dtype::{CacheDtype, QueryDtype};
 use gpu_kernels::entry::Variant;
 use gpu_kernels::mla::cache_format::{EntryForm, fp8_ds, v4};
-use gpu_kernels::prefill::Products;
+use gpu_kernels::prefill::MmaKind;
 
 use super::operation::only;
 use super::{Cache, Operation, Output, Scales, Sizes, Support, Tensors};
@@ -44,7 +44,7 @@ pub fn role(variant: Variant) -> Role {
             cache,
             head_size,
             head_size_v,
-            products: Products::Warp,
+            products: MmaKind::Warp,
         } => supports(
             Operation::UnifiedAttention,
             attention(cache, outputs_and_fp8),
@@ -52,7 +52,7 @@ pub fn role(variant: Variant) -> Role {
         ),
         // Faster, where they run.
         Variant::PrefillGqa {
-            products: Products::WarpGroup | Products::WarpGroupOfBytes,
+            products: MmaKind::WarpGroup | MmaKind::WarpGroupOfBytes,
             ..
         } => Role::Assists(&[Operation::UnifiedAttention]),
         Variant::DecodeMla {
@@ -88,7 +88,7 @@ pub fn role(variant: Variant) -> Role {
         Variant::CacheScaled {
             source,
             cache,
-            eights: _,
+            vec8: _,
         } => {
             let over = |scales: &[Scales]| Over {
                 tensors: vec![tensors(source, Output::None)],
@@ -105,7 +105,7 @@ pub fn role(variant: Variant) -> Role {
         Variant::CachePerTokenHead {
             source,
             cache,
-            eights: _,
+            vec8: _,
         } => supports(
             Operation::ReshapeAndCacheFlash,
             Over {
@@ -148,7 +148,7 @@ pub fn role(variant: Variant) -> Role {
         Variant::GatherScaled {
             cache,
             out,
-            eights: _,
+            vec8: _,
         } => supports(
             Operation::Gather,
             Over {
