@@ -1,9 +1,9 @@
 // Written by ferroattn-ptx-builder, as manifest.json.
 set! {
     route: "nvvm";
-    compiler: "rustc_codegen_nvvm (rust-cuda 946c91f, own build f4a70737dac7), rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball), libNVVM 12.9.86";
+    compiler: "rustc_codegen_nvvm (rust-cuda 946c91f, own build 11d950db97da), rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball), libNVVM 12.9.86";
     ptx_version: "8.1";
-    source_sha256: "74e57da1018bbaa968df6fdf4140f1761a57ad60b376ce75279d7ebb004675da";
+    source_sha256: "c252bda0c99b91f83c1cf046492432811df6d7a9d6513ed65956d26010a940db";
     archs: ["sm_80", "sm_89", "sm_90", "sm_90a"];
     "check_gather",
     "check_paged",
