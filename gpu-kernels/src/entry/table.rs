@@ -3,7 +3,8 @@
 //! Why some may: prefill kernels of 96 and 128 values per head keep a few words of state there, read once per tile, since
 //! two row tiles of accumulators and scores leave them no register, and halving the row tiles would cost far more, in
 //! reads of shared memory. Of the `decode_mla` kernels it is those of 64 heads, and that of e4m3 rows and 16 heads on
-//! sm_80, by a few words on GPUs that they were not tuned on.
+//! sm_80, by a few words on GPUs that they were not tuned on. `merge_splits` keeps four words there as rust-cuda compiles it:
+//! with a register more for each, fewer thread blocks would wait for memory side by side.
 
 use super::{Arch, ArchSet, Entry, section};
 use crate::attention::check::{CheckPaged, CheckSlots};
@@ -195,8 +196,8 @@ entries! {
     prefill_gqa_i8_token_d192: PrefillGqa<I8PerToken, D192, 1, 2>;
     prefill_gqa_i8_token_d256: PrefillGqa<I8PerToken, D256, 1, 2>;
     merge_rows: MergeRows;
-    merge_splits_bf16: MergeSplits<Bf16>;
-    merge_splits_f16: MergeSplits<F16>;
+    merge_splits_bf16: MergeSplits<Bf16>, may_spill;
+    merge_splits_f16: MergeSplits<F16>, may_spill;
     reshape_and_cache_copy: CacheCopy;
     reshape_and_cache_scaled_bf16_e4m3: CacheScaled<Bf16, E4m3>;
     reshape_and_cache_scaled_bf16_e4m3_odd: CacheScaled<Bf16, E4m3, false>;

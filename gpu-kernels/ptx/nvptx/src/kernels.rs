@@ -3,7 +3,7 @@ set! {
     route: "nvptx";
     compiler: "rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)";
     ptx_version: "8.1";
-    source_sha256: "c252bda0c99b91f83c1cf046492432811df6d7a9d6513ed65956d26010a940db";
+    source_sha256: "991d65b8951d3f392ab66931b5eccf1fc6c4537ca8548894f6c9a45c7a7fbbe1";
     archs: ["sm_80", "sm_89", "sm_90", "sm_90a"];
     "check_gather",
     "check_paged",
