@@ -3,7 +3,7 @@
 //! Why some may: prefill kernels of 96 and 128 values per head keep a few words of state there, read once per tile, since
 //! two row tiles of accumulators and scores leave them no register, and halving the row tiles would cost far more, in
 //! reads of shared memory. Of the `decode_mla` kernels it is those of 64 heads, and that of e4m3 rows and 16 heads on
-//! sm_80, by a few words on GPUs that they were not tuned on. `merge_splits` keeps four words there as rust-cuda compiles it:
+//! sm_80, by a few words on GPUs that they were not tuned on, and those of 64 heads over entries. `merge_splits` keeps four words there as rust-cuda compiles it:
 //! with a register more for each, fewer thread blocks would wait for memory side by side.
 
 use super::{Arch, ArchSet, Entry, section};
@@ -156,9 +156,9 @@ entries! {
     decode_mla_e5m2_d288v256_h16: DecodeMla<E5m2, D288V256, MlaTiling<2, 1, 2, 4, 2>>;
     decode_mla_e5m2_d288v256_h64: DecodeMla<E5m2, D288V256, MlaTiling<8, 4, 1, 2>>;
     decode_mla_entry_fp8_ds_h16: DecodeMlaEntry<Fp8Ds, 36, MlaTiling<2, 1, 1, 8>>;
-    decode_mla_entry_fp8_ds_h64: DecodeMlaEntry<Fp8Ds, 36, MlaTiling<8, 2, 2, 4>>;
+    decode_mla_entry_fp8_ds_h64: DecodeMlaEntry<Fp8Ds, 36, MlaTiling<8, 2, 2, 4>>, may_spill;
     decode_mla_entry_v4_h16: DecodeMlaEntry<V4, 32, MlaTiling<2, 1, 1, 8>>;
-    decode_mla_entry_v4_h64: DecodeMlaEntry<V4, 32, MlaTiling<8, 2, 2, 4>>;
+    decode_mla_entry_v4_h64: DecodeMlaEntry<V4, 32, MlaTiling<8, 2, 2, 4>>, may_spill;
     prefill_gqa_bf16_d64: PrefillGqa<Bf16, D64, 2, 4>;
     prefill_gqa_bf16_d96: PrefillGqa<Bf16, D96, 2, 4>, may_spill;
     prefill_gqa_bf16_d128: PrefillGqa<Bf16, D128, 2, 4>, may_spill;
