@@ -2,9 +2,9 @@
 //!
 //! Why some may: prefill kernels of 96 and 128 values per head keep a few words of state there, read once per tile, since
 //! two row tiles of accumulators and scores leave them no register, and halving the row tiles would cost far more, in
-//! reads of shared memory. Of the `decode_mla` kernels it is those of 64 heads, and that of e4m3 rows and 16 heads on
-//! sm_80, by a few words on GPUs that they were not tuned on, and those of 64 heads over entries. `merge_splits` keeps four words there as rust-cuda compiles it:
-//! with a register more for each, fewer thread blocks would wait for memory side by side.
+//! reads of shared memory. Of the MLA kernels it is those of 64 heads, and that of e4m3 rows and 16 heads on sm_80, by a
+//! few words on GPUs that they were not tuned on, or as one of the two compilers has them. `merge_splits` keeps four words
+//! there as rust-cuda compiles it: with a register more for each, fewer thread blocks would wait for memory side by side.
 
 use super::{Arch, ArchSet, Entry, section};
 use crate::attention::check::{CheckPaged, CheckSlots};
