@@ -38,6 +38,8 @@ pub(crate) unsafe fn store_rows<
         && part.is_none()
         && params.out_dtype != QueryDtype::F8E4m3 as u32;
     let is_high = is_high(gpu);
+    // Of scores that tiles have no registers for, every row.
+    let is_long = !params.score.is_transform_short();
     // A bit for each of a lane's rows that has to be mended.
     let mut broken = 0;
     // All rows are finished before one is stored, so that what they load is waited for together.
@@ -54,7 +56,7 @@ pub(crate) unsafe fn store_rows<
                 let sums = [low[2 * half], low[2 * half + 1], high[2 * half], high[2 * half + 1]];
                 seen = look(gpu, seen, sums);
             });
-            let is_broken = !all_finite(seen) || is_far(finite(partial.max[tile][half]));
+            let is_broken = is_long || !all_finite(seen) || is_far(finite(partial.max[tile][half]));
             broken |= ((exists && is_broken) as u32) << (2 * tile + half);
             let row = Row {
                 token: parked.work.query_start + view.rows.token(row),

@@ -1,4 +1,5 @@
-//! Rows of a prefill that are computed again: their output is not finite, or their scores are too large for a tile.
+//! Rows of a prefill that are computed again: their output is not finite, their scores are too large for a tile, or of a
+//! softcap so large that tiles have no registers for it.
 
 use crate::attention::careful::{careful_row, load_pair, load_query_pair};
 use crate::attention::out::sink_log2;

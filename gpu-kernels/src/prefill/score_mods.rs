@@ -39,7 +39,8 @@ impl<'p> PrefillMods<'p> {
         self.params.modifies()
     }
 
-    /// Scale and rules for the rows of `view`.
+    /// Scale and rules for the rows of `view`. What is not [`ScoreParams::is_transform_short`] has no registers here: those
+    /// scores are not used, as every row is mended ([`crate::prefill::mend`]).
     ///
     /// # Safety
     /// The rows' heads exist. The parameters' slopes, if there are any, are one for each head.
@@ -54,20 +55,14 @@ impl<'p> PrefillMods<'p> {
     ) {
         unroll!([2] tile in 0..ROW_TILES {
             let scale_log2 = scale_log2[tile];
-            if self.params.is_transform_short() {
-                unroll!([4] pair in 0..PAIRS {
-                    each(&mut scores[tile][pair], scale_log2, |score| self.params.transform_short(gpu, score));
-                });
-            } else {
-                // Long and seldom wanted, so it is there once: pairs take turns at the place that it is written for.
-                for _ in 0..gpu.black_box(PAIRS as u32) {
-                    let mut first = scores[tile][0];
-                    each(&mut first, scale_log2, |score| self.params.transform_long(gpu, score));
-                    unroll!([4] pair in 0..PAIRS {
-                        scores[tile][pair] = if pair + 1 < PAIRS { scores[tile][(pair + 1) % PAIRS] } else { first };
+            unroll!([4] pair in 0..PAIRS {
+                unroll!([2] i in 0..2 {
+                    unroll!([4] j in 0..4 {
+                        let score = scores[tile][pair][i][j] * scale_log2[j / 2];
+                        scores[tile][pair][i][j] = self.params.transform_short(gpu, score);
                     });
-                }
-            }
+                });
+            });
         });
         let lane = gpu.black_box(gpu.lane());
         let key = tile_token + lane % 4 * 2;
@@ -128,14 +123,4 @@ impl<'p> PrefillMods<'p> {
             });
         });
     }
-}
-
-/// Makes scores of the products of 16 rows and 16 tokens, whose rows' scales these are.
-#[inline(always)]
-fn each(pair: &mut [[f32; 4]; 2], scale_log2: [f32; 2], score_of: impl Fn(f32) -> f32) {
-    unroll!([2] i in 0..2 {
-        unroll!([4] j in 0..4 {
-            pair[i][j] = score_of(pair[i][j] * scale_log2[j / 2]);
-        });
-    });
 }

@@ -38,7 +38,8 @@ pub struct ScoreMods<'a> {
     /// Keys that a query sees, itself included; all, if there is none. Keys before those that any query of the sequence
     /// sees are not read, nor are the block-table entries of blocks that hold nothing else.
     pub sliding_window: Option<u32>,
-    /// Scores become `softcap * tanh(score / softcap)`; at most 1e18.
+    /// Scores become `softcap * tanh(score / softcap)`; at most 1e18. From 177 on, where a short tanh would be too coarse,
+    /// unified attention computes such rows one by one, which is slow.
     pub softcap: Option<f32>,
     /// A bias that grows with the distance.
     pub alibi: Option<AlibiSlopes<'a>>,
