@@ -32,7 +32,8 @@ pub unsafe fn read_ceiling<G: Gpu>(gpu: G, params: &ReadCeilingParams) {
     while offset + (UNROLL as u64 - 1) * step + 16 <= params.bytes {
         let mut words = [[0; 4]; UNROLL];
         unroll!([8] i in 0..UNROLL {
-            // SAFETY: the last of the loads ends within `bytes`.
+            // SAFETY: the loop's condition: the last load ends within the `bytes` of the source, a part of this
+            // function's contract.
             words[i] = unsafe { gpu.ld_global_b128(params.source + offset + i as u64 * step) };
         });
         for [a, b, c, d] in words {
@@ -40,7 +41,7 @@ pub unsafe fn read_ceiling<G: Gpu>(gpu: G, params: &ReadCeilingParams) {
         }
         offset += UNROLL as u64 * step;
     }
-    // SAFETY: one word per thread.
+    // SAFETY: `sink` has a word for each thread of the grid: this function's contract.
     unsafe { gpu.st_global_b32(params.sink + 4 * thread, fold) };
 }
 
@@ -55,7 +56,7 @@ impl Kernel for ReadCeiling {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &ReadCeilingParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `read_ceiling` asks: the contract of `Kernel::run`.
         unsafe { read_ceiling(gpu, params) }
     }
 }

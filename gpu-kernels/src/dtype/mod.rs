@@ -68,7 +68,7 @@ impl Half for Bf16 {
     #[inline(always)]
     #[track_caller]
     unsafe fn mma<G: Gpu>(gpu: G, acc: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
-        // SAFETY: converged, as the caller promises.
+        // SAFETY: converged: the contract of `Half::mma`.
         unsafe { gpu.mma_bf16(acc, a, b) }
     }
     #[inline(always)]
@@ -88,7 +88,7 @@ impl Half for F16 {
     #[inline(always)]
     #[track_caller]
     unsafe fn mma<G: Gpu>(gpu: G, acc: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
-        // SAFETY: converged, as the caller promises.
+        // SAFETY: converged: the contract of `Half::mma`.
         unsafe { gpu.mma_f16(acc, a, b) }
     }
     #[inline(always)]
@@ -118,13 +118,14 @@ pub trait Element: sealed::Sealed + Copy {
     /// Loads eight values.
     ///
     /// # Safety
-    /// As [`Memory::ld_global_b16`], aligned to 16 bytes or to the eight values, whichever is less.
+    /// The eight values are as in [`Memory::ld_global_b8`], at an address aligned to 16 bytes, or to all eight if they
+    /// are fewer bytes.
     #[track_caller]
     unsafe fn load8<G: Gpu>(gpu: G, address: u64) -> Self::Eight;
     /// Stores eight values.
     ///
     /// # Safety
-    /// As [`Memory::st_global_b16`], aligned as for [`Element::load8`].
+    /// The eight values are as in [`Memory::st_global_b8`], aligned as for [`Element::load8`].
     #[track_caller]
     unsafe fn store8<G: Gpu>(gpu: G, address: u64, values: Self::Eight);
     /// The values; exact.
@@ -134,13 +135,13 @@ pub trait Element: sealed::Sealed + Copy {
     /// Loads one value; exact.
     ///
     /// # Safety
-    /// As [`Memory::ld_global_b16`].
+    /// The value is as in [`Memory::ld_global_b8`], and aligned.
     #[track_caller]
     unsafe fn load1<G: Gpu>(gpu: G, address: u64) -> f32;
     /// Stores the value nearest to `value`, as [`Element::narrow8`].
     ///
     /// # Safety
-    /// As [`Memory::st_global_b16`].
+    /// The value is as in [`Memory::st_global_b8`], and aligned.
     #[track_caller]
     unsafe fn store1<G: Gpu>(gpu: G, address: u64, value: f32);
 }
@@ -155,13 +156,13 @@ macro_rules! element_of_two_bytes {
             #[inline(always)]
             #[track_caller]
             unsafe fn load8<G: Gpu>(gpu: G, address: u64) -> [u32; 4] {
-                // SAFETY: as the caller promises.
+                // SAFETY: eight values in bounds, 16-byte aligned: the contract of `Element::load8`.
                 unsafe { gpu.ld_global_b128(address) }
             }
             #[inline(always)]
             #[track_caller]
             unsafe fn store8<G: Gpu>(gpu: G, address: u64, values: [u32; 4]) {
-                // SAFETY: as the caller promises.
+                // SAFETY: eight values in bounds, 16-byte aligned, no other lane's: the contract of `Element::store8`.
                 unsafe { gpu.st_global_b128(address, values) }
             }
             #[inline(always)]
@@ -187,13 +188,13 @@ macro_rules! element_of_two_bytes {
             #[inline(always)]
             #[track_caller]
             unsafe fn load1<G: Gpu>(gpu: G, address: u64) -> f32 {
-                // SAFETY: as the caller promises.
+                // SAFETY: in bounds and aligned: the contract of `Element::load1`.
                 Self::widen(gpu, unsafe { gpu.ld_global_b16(address) })
             }
             #[inline(always)]
             #[track_caller]
             unsafe fn store1<G: Gpu>(gpu: G, address: u64, value: f32) {
-                // SAFETY: as the caller promises.
+                // SAFETY: in bounds, aligned, and no other lane's: the contract of `Element::store1`.
                 unsafe { gpu.st_global_b16(address, Self::pack(gpu, value, 0.0) as u16) }
             }
         }
@@ -210,7 +211,7 @@ impl Element for F32 {
     #[inline(always)]
     #[track_caller]
     unsafe fn load8<G: Gpu>(gpu: G, address: u64) -> [[u32; 4]; 2] {
-        // SAFETY: as the caller promises; both halves are aligned to 16 bytes.
+        // SAFETY: eight values in bounds: the contract of `Element::load8`; both halves are aligned to 16 bytes.
         unsafe {
             [
                 gpu.ld_global_b128(address),
@@ -221,7 +222,7 @@ impl Element for F32 {
     #[inline(always)]
     #[track_caller]
     unsafe fn store8<G: Gpu>(gpu: G, address: u64, [low, high]: [[u32; 4]; 2]) {
-        // SAFETY: as the caller promises; both halves are aligned to 16 bytes.
+        // SAFETY: eight values in bounds, no other lane's: the contract of `Element::store8`; both halves are aligned.
         unsafe {
             gpu.st_global_b128(address, low);
             gpu.st_global_b128(address + 16, high);
@@ -239,13 +240,13 @@ impl Element for F32 {
     #[inline(always)]
     #[track_caller]
     unsafe fn load1<G: Gpu>(gpu: G, address: u64) -> f32 {
-        // SAFETY: as the caller promises.
+        // SAFETY: in bounds and aligned: the contract of `Element::load1`.
         f32::from_bits(unsafe { gpu.ld_global_b32(address) })
     }
     #[inline(always)]
     #[track_caller]
     unsafe fn store1<G: Gpu>(gpu: G, address: u64, value: f32) {
-        // SAFETY: as the caller promises.
+        // SAFETY: in bounds, aligned, and no other lane's: the contract of `Element::store1`.
         unsafe { gpu.st_global_b32(address, value.to_bits()) }
     }
 }
@@ -270,14 +271,14 @@ macro_rules! element_of_one_byte {
             #[inline(always)]
             #[track_caller]
             unsafe fn load8<G: Gpu>(gpu: G, address: u64) -> [u32; 2] {
-                // SAFETY: as the caller promises.
+                // SAFETY: eight values in bounds, 8-byte aligned: the contract of `Element::load8`.
                 let both = unsafe { gpu.ld_global_b64(address) };
                 [both as u32, (both >> 32) as u32]
             }
             #[inline(always)]
             #[track_caller]
             unsafe fn store8<G: Gpu>(gpu: G, address: u64, [low, high]: [u32; 2]) {
-                // SAFETY: as the caller promises.
+                // SAFETY: eight values in bounds, 8-byte aligned, no other lane's: the contract of `Element::store8`.
                 unsafe { gpu.st_global_b64(address, low as u64 | (high as u64) << 32) }
             }
             #[inline(always)]
@@ -294,7 +295,7 @@ macro_rules! element_of_one_byte {
             #[inline(always)]
             #[track_caller]
             unsafe fn load1<G: Gpu>(gpu: G, address: u64) -> f32 {
-                // SAFETY: as the caller promises.
+                // SAFETY: in bounds: the contract of `Element::load1`.
                 let byte = unsafe { gpu.ld_global_b8(address) };
                 Self::unpack(gpu, byte as u32)[0]
             }
@@ -302,7 +303,7 @@ macro_rules! element_of_one_byte {
             #[track_caller]
             unsafe fn store1<G: Gpu>(gpu: G, address: u64, value: f32) {
                 let pair = <Self as Byte>::pack(gpu, value, 0.0);
-                // SAFETY: as the caller promises.
+                // SAFETY: in bounds, and no other lane's: the contract of `Element::store1`.
                 unsafe { gpu.st_global_b8(address, pair as u8) }
             }
         }

@@ -92,7 +92,8 @@ pub unsafe fn amax_over_lanes<G: Gpu, const N: usize>(
     let mut mask = lanes / 2;
     while mask > 0 {
         let mut other = [0; N];
-        // SAFETY: converged, as the caller promises; the mask is less than 32.
+        // SAFETY: converged, with one mask below 32 for all, as `lanes` is one for all and at most 32: this function's
+        // contract.
         unsafe {
             unroll!([2] i in 0..N {
                 other[i] = gpu.shfl_xor(amax[i].to_bits(), mask);

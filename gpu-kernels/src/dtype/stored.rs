@@ -34,13 +34,13 @@ macro_rules! stored_as_itself {
             #[inline(always)]
             #[track_caller]
             unsafe fn store8_as<G: Gpu>(gpu: G, address: u64, values: [u32; 4], _scale: f32) {
-                // SAFETY: as the caller promises.
+                // SAFETY: eight values in bounds, aligned, no other lane's: the contract of `StoredAs::store8_as`.
                 unsafe { gpu.st_global_b128(address, values) };
             }
             #[inline(always)]
             #[track_caller]
             unsafe fn store1_as<G: Gpu>(gpu: G, address: u64, bits: u16, _scale: f32) {
-                // SAFETY: as the caller promises.
+                // SAFETY: in bounds, aligned, and no other lane's: the contract of `StoredAs::store1_as`.
                 unsafe { gpu.st_global_b16(address, bits) };
             }
         }
@@ -58,13 +58,13 @@ macro_rules! stored_as_quotient {
             #[track_caller]
             unsafe fn store8_as<G: Gpu>(gpu: G, address: u64, values: [u32; 4], scale: f32) {
                 let quotients = Divisor::new(gpu, scale).divide8::<G, In>(gpu, values);
-                // SAFETY: as the caller promises.
+                // SAFETY: what `store8` asks: the contract of `StoredAs::store8_as`.
                 unsafe { $type::store8(gpu, address, $type::narrow8(gpu, quotients)) };
             }
             #[inline(always)]
             #[track_caller]
             unsafe fn store1_as<G: Gpu>(gpu: G, address: u64, bits: u16, scale: f32) {
-                // SAFETY: as the caller promises.
+                // SAFETY: what `store1` asks: the contract of `StoredAs::store1_as`.
                 unsafe { $type::store1(gpu, address, In::widen(gpu, bits) / scale) };
             }
         }

@@ -89,7 +89,7 @@ macro_rules! entries {
         #[cfg(not(target_arch = "nvptx64"))]
         pub unsafe fn run<G: crate::gpu::Gpu>(id: EntryId, gpu: G, params: *const u8) {
             match id {
-                // SAFETY: as the caller promises.
+                // SAFETY: a block of this kernel, whose conditions the launch keeps: the contract of `run`.
                 $($(EntryId::$name => unsafe { lane::<$kernel, G>(gpu, params) },)*)*
             }
         }
@@ -100,7 +100,8 @@ macro_rules! entries {
             #[cfg_attr(gpu_route = "nvvm", cuda_std::kernel)]
             #[cfg_attr(not(gpu_route = "nvvm"), unsafe(no_mangle))]
             pub unsafe extern "ptx-kernel" fn $name(params: <$kernel as Kernel>::Params) {
-                // SAFETY: whoever launches keeps the kernel's conditions.
+                // SAFETY: the host's `launch` keeps the kernel's conditions: `check()` made the tensors agree, the plan
+                // made the grid; what indices may name, `CheckMode` says.
                 unsafe { <$kernel as Kernel>::run(crate::gpu::PtxLane, &params) }
             }
         })*)*

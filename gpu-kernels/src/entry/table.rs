@@ -35,9 +35,9 @@ use crate::prefill::merge::MergeRows;
 #[cfg(not(target_arch = "nvptx64"))]
 #[inline(never)]
 unsafe fn lane<K: Kernel, G: crate::gpu::Gpu>(gpu: G, params: *const u8) {
-    // SAFETY: the caller promises a readable parameter block of this type.
+    // SAFETY: `params` points to a block of this kernel: this function's contract.
     let params = unsafe { params.cast::<K::Params>().read_unaligned() };
-    // SAFETY: the caller promises the kernel's conditions.
+    // SAFETY: the launch keeps the kernel's conditions: this function's contract.
     unsafe { K::run(gpu, &params) }
 }
 

@@ -29,7 +29,7 @@ unsafe fn mma<G: Matrices, const BF16: bool>(
     a: [u32; 4],
     b: [u32; 2],
 ) -> [f32; 4] {
-    // SAFETY: as the caller promises.
+    // SAFETY: converged: this function's contract.
     unsafe {
         if BF16 {
             gpu.mma_bf16(acc, a, b)
@@ -56,7 +56,7 @@ pub(super) unsafe fn scores<G: Threads + Matrices, const BF16: bool, const STEPS
     let mut acc = [[[0.0; 4]; 2]; 4];
     unroll!([16] step in 0..STEPS {
         let chunk = 2 * step as u32;
-        // SAFETY: converged; chunks of the panels.
+        // SAFETY: the four warps come here together, with visible panels in bounds: this function's contract.
         let a = unsafe { gpu.ldmatrix_x4(queries + in_panels(query, chunk + lane / 16)) };
         unroll!([4] pair in 0..4 {
             let at = keys + in_panels(pair as u32 * 16 + key, chunk + lane / 8 % 2);
@@ -90,7 +90,7 @@ pub(super) unsafe fn scores_e4m3<G: Threads + Matrices + Numbers, const STEPS: u
     let mut acc = [[[0.0; 4]; 2]; 4];
     unroll!([4] step in 0..(STEPS / 2) {
         let chunk = 2 * step as u32;
-        // SAFETY: converged; chunks of the panels.
+        // SAFETY: the four warps come here together, with visible panels in bounds: this function's contract.
         let a = unsafe { gpu.ldmatrix_x4(queries + in_panels(query, chunk + lane / 16)) };
         let a = a.map(|word| gpu.widen_e4m3x4(word));
         unroll!([4] pair in 0..4 {
@@ -100,7 +100,7 @@ pub(super) unsafe fn scores_e4m3<G: Threads + Matrices + Numbers, const STEPS: u
             unroll!([2] two in 0..2 {
                 let a = a.map(|words| words[two]);
                 unroll!([2] half in 0..2 {
-                    // SAFETY: converged.
+                    // SAFETY: converged: this function's contract.
                     acc[pair][half] = unsafe {
                         gpu.mma_f16( acc[pair][half], a, [b[2 * half][two], b[2 * half + 1][two]])
                     };
@@ -128,7 +128,7 @@ pub(super) unsafe fn values<G: Threads + Matrices, const BF16: bool, const STEPS
         let token = pair as u32 * 16 + lane % 16;
         unroll!([16] step in 0..STEPS {
             let at = values + in_panels(token, 2 * step as u32 + lane / 16);
-            // SAFETY: converged; chunks of the panels.
+            // SAFETY: the four warps come here together, with visible panels in bounds: this function's contract.
             acc[step] = unsafe {
                 let [b0, b1, b2, b3] = gpu.ldmatrix_x4_trans(at);
                 [

@@ -49,7 +49,7 @@ pub const WARP: u32 = 32;
 /// `b` is not 0.
 #[inline(always)]
 pub unsafe fn div(a: u32, b: u32) -> u32 {
-    // SAFETY: the caller promises it.
+    // SAFETY: `b` is not 0: this function's contract.
     unsafe { core::hint::assert_unchecked(b != 0) };
     a / b
 }

@@ -36,11 +36,12 @@ pub unsafe trait WarpGroup: Threads + Matrices + Numbers {
     /// keys 16 side by side, twice 8.
     ///
     /// # Safety
-    /// The four warps of the group call it together; panels are visible to them, in bounds, and 1,024-byte aligned.
+    /// The four warps of the group call it together, and `STEPS` is 4 or 8. Panels of as many steps are visible to
+    /// them, in bounds, and 1,024-byte aligned.
     #[track_caller]
     #[inline(always)]
     unsafe fn group_scores_bf16<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
-        // SAFETY: as the caller promises.
+        // SAFETY: the four warps come here together, with visible panels in bounds: this method's contract.
         unsafe { group::scores::<Self, true, STEPS>(self, queries, keys) }
     }
     /// As [`WarpGroup::group_scores_bf16`], of f16 values.
@@ -50,7 +51,7 @@ pub unsafe trait WarpGroup: Threads + Matrices + Numbers {
     #[track_caller]
     #[inline(always)]
     unsafe fn group_scores_f16<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
-        // SAFETY: as the caller promises.
+        // SAFETY: the four warps come here together, with visible panels in bounds: this method's contract.
         unsafe { group::scores::<Self, false, STEPS>(self, queries, keys) }
     }
     /// As [`WarpGroup::group_scores_bf16`], of e4m3 values, whose rows of bytes lie in one panel.
@@ -60,7 +61,7 @@ pub unsafe trait WarpGroup: Threads + Matrices + Numbers {
     #[track_caller]
     #[inline(always)]
     unsafe fn group_scores_e4m3<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
-        // SAFETY: as the caller promises.
+        // SAFETY: the four warps come here together, with visible panels in bounds: this method's contract.
         unsafe { group::scores_e4m3::<Self, STEPS>(self, queries, keys) }
     }
     /// Begins `acc + probs values` of 64 rows and 64 tokens, whose `STEPS * 16` bf16 values lie as panels side by side.
@@ -77,7 +78,7 @@ pub unsafe trait WarpGroup: Threads + Matrices + Numbers {
         probs: [[u32; 4]; 4],
         values: u32,
     ) -> Pending<STEPS> {
-        // SAFETY: as the caller promises.
+        // SAFETY: the four warps come here together, with visible panels in bounds: this method's contract.
         unsafe { group::values::<Self, true, STEPS>(self, acc, probs, values) }
     }
     /// As [`WarpGroup::group_values_bf16`], of f16 values.
@@ -92,7 +93,7 @@ pub unsafe trait WarpGroup: Threads + Matrices + Numbers {
         probs: [[u32; 4]; 4],
         values: u32,
     ) -> Pending<STEPS> {
-        // SAFETY: as the caller promises.
+        // SAFETY: the four warps come here together, with visible panels in bounds: this method's contract.
         unsafe { group::values::<Self, false, STEPS>(self, acc, probs, values) }
     }
 

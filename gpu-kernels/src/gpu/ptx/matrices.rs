@@ -10,7 +10,7 @@ macro_rules! mma {
         #[inline(always)]
         unsafe fn $method(self, acc: [f32; 4], a: [u32; 4], b: [u32; 2]) -> [f32; 4] {
             let [mut c0, mut c1, mut c2, mut c3] = acc;
-            // SAFETY: the caller promises convergence; registers only.
+            // SAFETY: converged: this method's contract; registers only.
             unsafe {
                 asm!(
                     concat!($instruction, " {{{0}, {1}, {2}, {3}}}, {{{4}, {5}, {6}, {7}}}, {{{8}, {9}}}, {{{0}, {1}, {2}, {3}}};"),
@@ -43,7 +43,7 @@ unsafe impl Matrices for PtxLane {
     #[inline(always)]
     unsafe fn movmatrix_trans(self, fragment: u32) -> u32 {
         let value: u32;
-        // SAFETY: converged, as the caller promises.
+        // SAFETY: converged: this method's contract; registers only.
         unsafe {
             asm!("movmatrix.sync.aligned.m8n8.trans.b16 {0}, {1};", out(reg32) value, in(reg32) fragment, options(nomem, nostack))
         };

@@ -13,7 +13,7 @@ macro_rules! load {
         #[inline(always)]
         unsafe fn $method(self, address: $address) -> $value {
             let value;
-            // SAFETY: the caller promises an aligned address in bounds.
+            // SAFETY: an aligned address in bounds: this method's contract.
             unsafe {
                 asm!(
                     concat!($instruction, " {0}, [{1}];"),
@@ -30,7 +30,7 @@ macro_rules! store {
     ($method:ident, $address:ty, $aclass:ident, $value:ty, $class:ident, $instruction:literal) => {
         #[inline(always)]
         unsafe fn $method(self, address: $address, value: $value) {
-            // SAFETY: the caller promises an aligned address in bounds that nobody else touches.
+            // SAFETY: an aligned address in bounds, which no other lane touches unless ordered: this method's contract.
             unsafe { asm!(concat!($instruction, " [{0}], {1};"), in($aclass) address, in($class) value, options(nostack)) };
         }
     };
@@ -41,7 +41,7 @@ macro_rules! store_four_words {
         #[inline(always)]
         unsafe fn $method(self, address: $address, value: [u32; 4]) {
             let [a, b, c, d] = value;
-            // SAFETY: the caller promises an aligned address in bounds that nobody else touches.
+            // SAFETY: an aligned address in bounds, which no other lane touches unless ordered: this method's contract.
             unsafe {
                 asm!(
                     concat!($instruction, " [{0}], {{{1}, {2}, {3}, {4}}};"),
@@ -58,7 +58,7 @@ unsafe impl Memory for PtxLane {
     #[inline(always)]
     unsafe fn ld_global_b8(self, address: u64) -> u8 {
         let value: u16;
-        // SAFETY: in bounds, as the caller promises.
+        // SAFETY: in bounds: this method's contract.
         unsafe {
             asm!("ld.global.u8 {0}, [{1}];", out(reg16) value, in(reg64) address, options(readonly, nostack))
         };
@@ -70,7 +70,7 @@ unsafe impl Memory for PtxLane {
     four_words!(ld_global_b128, u64, reg64, "ld.global.v4.b32");
     #[inline(always)]
     unsafe fn st_global_b8(self, address: u64, value: u8) {
-        // SAFETY: in bounds and nobody else's, as the caller promises.
+        // SAFETY: in bounds, and no other lane touches it unless ordered: this method's contract.
         unsafe {
             asm!("st.global.u8 [{0}], {1};", in(reg64) address, in(reg16) value as u16, options(nostack))
         };
@@ -82,7 +82,7 @@ unsafe impl Memory for PtxLane {
     #[inline(always)]
     unsafe fn atomic_cas_global_b32(self, address: u64, expected: u32, value: u32) -> u32 {
         let old: u32;
-        // SAFETY: in bounds and touched by atomics alone, as the caller promises.
+        // SAFETY: in bounds, aligned, and accessed by atomics alone: this method's contract.
         unsafe {
             asm!("atom.relaxed.gpu.global.cas.b32 {0}, [{1}], {2}, {3};", out(reg32) old, in(reg64) address, in(reg32) expected, in(reg32) value, options(nostack))
         };
@@ -100,7 +100,7 @@ unsafe impl Memory for PtxLane {
     unsafe fn cp_async_b128(self, target: u32, source: u64, valid: bool, line: Line) {
         let source_bytes = if valid { 16u32 } else { 0 };
         if line.stays {
-            // SAFETY: both in bounds, as the caller promises; with a source size of 0 nothing is read.
+            // SAFETY: both in bounds and aligned: this method's contract; with a source size of 0 nothing is read.
             unsafe {
                 if line.is_whole {
                     asm!(
@@ -124,7 +124,7 @@ unsafe impl Memory for PtxLane {
             asm!("createpolicy.fractional.L2::evict_first.b64 {0}, 1.0;", out(reg64) policy, options(pure, nomem, nostack))
         };
         // Never `.L2::256B`: on an H200 that cost 7 % of the bandwidth.
-        // SAFETY: both in bounds, as the caller promises; with a source size of 0 nothing is read.
+        // SAFETY: both in bounds and aligned: this method's contract; with a source size of 0 nothing is read.
         unsafe {
             if line.is_whole {
                 asm!(
@@ -144,7 +144,7 @@ unsafe impl Memory for PtxLane {
     #[inline(always)]
     unsafe fn cp_async_b32(self, target: u32, source: u64, valid: bool) {
         let source_bytes = if valid { 4u32 } else { 0 };
-        // SAFETY: both in bounds, as the caller promises; with a source size of 0 nothing is read.
+        // SAFETY: both in bounds and aligned: this method's contract; with a source size of 0 nothing is read.
         unsafe {
             asm!(
                 "cp.async.ca.shared.global [{0}], [{1}], 4, {2};",

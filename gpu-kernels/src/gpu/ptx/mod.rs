@@ -37,7 +37,7 @@ macro_rules! four_words {
         #[inline(always)]
         unsafe fn $method(self, address: $address) -> [u32; 4] {
             let (a, b, c, d);
-            // SAFETY: the caller promises an aligned address in bounds (and convergence where required).
+            // SAFETY: an aligned address in bounds, and of `ldmatrix` convergence: this method's contract.
             unsafe {
                 asm!(
                     concat!($instruction, " {{{0}, {1}, {2}, {3}}}, [{4}];"),

@@ -35,7 +35,7 @@ pub(super) fn sync_threads() {
 /// All of them come.
 #[inline(always)]
 pub(super) unsafe fn sync_warp() {
-    // SAFETY: as the caller promises.
+    // SAFETY: all lanes of the warp come: this function's contract.
     unsafe { asm!("bar.warp.sync 0xffffffff;", options(nostack)) };
 }
 

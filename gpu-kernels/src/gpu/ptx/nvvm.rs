@@ -31,6 +31,6 @@ indices!(thread_idx_x block_idx_x block_idx_y block_idx_z grid_dim_x);
 /// All of them come.
 #[inline(always)]
 pub(super) unsafe fn sync_warp() {
-    // SAFETY: as the caller promises.
+    // SAFETY: all lanes of the warp come: this function's contract.
     unsafe { warp::sync_warp(u32::MAX) };
 }

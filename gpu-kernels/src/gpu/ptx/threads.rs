@@ -58,27 +58,27 @@ unsafe impl Threads for PtxLane {
     }
     #[inline(always)]
     unsafe fn barrier_sync(self, barrier: u32, threads: u32) {
-        // SAFETY: that many come there, as the caller promises.
+        // SAFETY: converged, and `threads` threads come to the barrier: this method's contract.
         unsafe {
             asm!("bar.sync {0}, {1};", in(reg32) barrier, in(reg32) threads, options(nostack))
         };
     }
     #[inline(always)]
     unsafe fn barrier_arrive(self, barrier: u32, threads: u32) {
-        // SAFETY: that many come there, as the caller promises.
+        // SAFETY: converged, and `threads` threads come to the barrier: this method's contract.
         unsafe {
             asm!("bar.arrive {0}, {1};", in(reg32) barrier, in(reg32) threads, options(nostack))
         };
     }
     #[inline(always)]
     unsafe fn sync_warp(self) {
-        // SAFETY: converged, as the caller promises.
+        // SAFETY: converged: this method's contract.
         unsafe { sync_warp() };
     }
     #[inline(always)]
     unsafe fn shfl_xor(self, bits: u32, lane_mask: u32) -> u32 {
         let value: u32;
-        // SAFETY: converged, as the caller promises.
+        // SAFETY: converged: this method's contract.
         unsafe {
             asm!("shfl.sync.bfly.b32 {0}, {1}, {2}, 0x1f, 0xffffffff;", out(reg32) value, in(reg32) bits, in(reg32) lane_mask, options(nomem, nostack))
         };
@@ -87,7 +87,7 @@ unsafe impl Threads for PtxLane {
     #[inline(always)]
     unsafe fn shfl(self, bits: u32, source: u32) -> u32 {
         let value: u32;
-        // SAFETY: converged, as the caller promises.
+        // SAFETY: converged: this method's contract.
         unsafe {
             asm!("shfl.sync.idx.b32 {0}, {1}, {2}, 0x1f, 0xffffffff;", out(reg32) value, in(reg32) bits, in(reg32) source, options(nomem, nostack))
         };
@@ -96,7 +96,7 @@ unsafe impl Threads for PtxLane {
     #[inline(always)]
     unsafe fn any(self, says: bool) -> bool {
         let value: u32;
-        // SAFETY: converged, as the caller promises.
+        // SAFETY: converged: this method's contract.
         unsafe {
             asm!(
                 "{{ .reg .pred p, q; setp.ne.u32 p, {1}, 0; vote.sync.any.pred q, p, 0xffffffff; selp.u32 {0}, 1, 0, q; }}",
@@ -109,7 +109,7 @@ unsafe impl Threads for PtxLane {
     #[cfg(any(target_feature = "sm_90a", target_feature = "compute_90a"))]
     #[inline(always)]
     unsafe fn uniform(self, value: u32) -> u32 {
-        // SAFETY: converged, as the caller promises.
+        // SAFETY: converged: this method's contract.
         unsafe { self.shfl(value, 0) }
     }
 }

@@ -9,12 +9,12 @@ use crate::gpu::{Pending, WarpGroup};
 unsafe impl WarpGroup for PtxLane {
     #[inline(always)]
     unsafe fn take_registers<const REGISTERS: u32>(self) {
-        // SAFETY: the four warps come here, as the caller promises.
+        // SAFETY: the four warps come here together: this method's contract.
         unsafe { asm!("setmaxnreg.inc.sync.aligned.u32 {0};", const REGISTERS, options(nostack)) };
     }
     #[inline(always)]
     unsafe fn leave_registers<const REGISTERS: u32>(self) {
-        // SAFETY: the four warps come here, as the caller promises.
+        // SAFETY: the four warps come here together: this method's contract.
         unsafe { asm!("setmaxnreg.dec.sync.aligned.u32 {0};", const REGISTERS, options(nostack)) };
     }
     #[inline(always)]
@@ -24,17 +24,17 @@ unsafe impl WarpGroup for PtxLane {
     }
     #[inline(always)]
     unsafe fn group_scores_bf16<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
-        // SAFETY: as the caller promises.
+        // SAFETY: the four warps, panels and steps that `wgmma` asks for: this method's contract.
         Pending(unsafe { wgmma::scores_bf16::<STEPS>(queries, keys) })
     }
     #[inline(always)]
     unsafe fn group_scores_f16<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
-        // SAFETY: as the caller promises.
+        // SAFETY: the four warps, panels and steps that `wgmma` asks for: this method's contract.
         Pending(unsafe { wgmma::scores_f16::<STEPS>(queries, keys) })
     }
     #[inline(always)]
     unsafe fn group_scores_e4m3<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
-        // SAFETY: as the caller promises.
+        // SAFETY: the four warps, panels and steps that `wgmma` asks for: this method's contract.
         Pending(unsafe { wgmma::scores_of_bytes::<STEPS>(queries, keys) })
     }
     #[inline(always)]
@@ -44,7 +44,7 @@ unsafe impl WarpGroup for PtxLane {
         probs: [[u32; 4]; 4],
         values: u32,
     ) -> Pending<STEPS> {
-        // SAFETY: as the caller promises.
+        // SAFETY: the four warps, panels and steps that `wgmma` asks for: this method's contract.
         Pending(unsafe { wgmma::values_bf16(acc, probs, values) })
     }
     #[inline(always)]
@@ -54,7 +54,7 @@ unsafe impl WarpGroup for PtxLane {
         probs: [[u32; 4]; 4],
         values: u32,
     ) -> Pending<STEPS> {
-        // SAFETY: as the caller promises.
+        // SAFETY: the four warps, panels and steps that `wgmma` asks for: this method's contract.
         Pending(unsafe { wgmma::values_f16(acc, probs, values) })
     }
     #[inline(always)]
@@ -62,7 +62,7 @@ unsafe impl WarpGroup for PtxLane {
         self,
         Pending(acc): Pending<STEPS>,
     ) -> [[[f32; 4]; 2]; STEPS] {
-        // SAFETY: as the caller promises.
+        // SAFETY: the four warps and steps that `wgmma` asks for: this method's contract.
         unsafe { wgmma::wait::<STEPS, YOUNGER>(acc) }
     }
 }

@@ -52,7 +52,8 @@ macro_rules! end {
 /// Assembly whose first operands are the accumulators of some steps.
 macro_rules! with_acc {
     ($way:ident $acc:ident [$($step:literal)*] $text:expr, $($operands:tt)*) => {
-        // SAFETY: the four warps of the group come here together with panels in bounds, as the caller promises.
+        // SAFETY: the four warps of the group come here together, with panels in bounds for the steps of the text: the
+        // contract of each function that uses this.
         unsafe {
             asm!(
                 $text,
@@ -163,7 +164,7 @@ pub(super) unsafe fn scores_of_bytes<const STEPS: usize>(
     queries: u32,
     keys: u32,
 ) -> [[[f32; 4]; 2]; 4] {
-    // SAFETY: as the caller promises.
+    // SAFETY: this function's contract; two steps of 16 values are one of 32 bytes.
     unsafe {
         if STEPS == 4 {
             scores_e4m3::<2>(queries, keys)
