@@ -47,10 +47,11 @@ pub fn number_grid(num_blocks: u32) -> [u32; 3] {
 /// Marks what is referred to.
 ///
 /// # Safety
-/// Launched on [`walk_grid`] with [`THREADS`] threads; `params` names tensors of the shapes it documents.
+/// Launched on [`walk_grid`] with [`THREADS`] threads, for a row at least; `params` names tensors of the shapes it
+/// documents, the marks all 0 before the launch.
 #[inline(always)]
 pub unsafe fn mark<G: Gpu>(gpu: G, params: &CompactParams) {
-    // SAFETY: as the caller promises.
+    // SAFETY: as `walk` asks: this function's contract; blocks that it finds have marks, which atomics alone touch.
     unsafe {
         walk(gpu, params, |block, _, _| {
             if let Some(block) = block {
@@ -66,7 +67,8 @@ pub unsafe fn mark<G: Gpu>(gpu: G, params: &CompactParams) {
 /// As [`mark`], after [`number`].
 #[inline(always)]
 pub unsafe fn rename<G: Gpu>(gpu: G, params: &CompactParams) {
-    // SAFETY: as the caller promises.
+    // SAFETY: as `walk` asks: this function's contract; `mark` marked the same blocks, so `number` named them; each
+    // reference has a place of its own among the renamed.
     unsafe {
         walk(gpu, params, |block, offset, renamed| {
             let id = match block {
@@ -86,6 +88,10 @@ pub unsafe fn rename<G: Gpu>(gpu: G, params: &CompactParams) {
 
 /// Calls `visit` with the block of each of this thread's references (`None` if it is padding or outside the
 /// cache), the offset in the block, and the address of the new name.
+///
+/// # Safety
+/// Launched on [`walk_grid`] with [`THREADS`] threads, for a row at least; `params` names tensors of the shapes it
+/// documents. `visit` may be called with each block below `num_blocks`.
 #[inline(always)]
 unsafe fn walk<G: Gpu>(gpu: G, params: &CompactParams, visit: impl Fn(Option<u32>, u32, u64)) {
     let row = gpu.cta_idx_x();
@@ -99,7 +105,7 @@ unsafe fn walk<G: Gpu>(gpu: G, params: &CompactParams, visit: impl Fn(Option<u32
         };
         (first, end, params.references, params.renamed)
     } else {
-        // SAFETY: a length for each row.
+        // SAFETY: a thread block has a row, each of which has a length: the host's `CompactRequest::references`.
         let len = unsafe { gpu.ld_global_b32(params.seq_lens + 4 * row as u64) } as i32;
         let len = if len > 0 { len as u32 } else { 0 };
         // Not `(len + block_size - 1) / block_size`, which can exceed what a divider divides.
@@ -115,7 +121,7 @@ unsafe fn walk<G: Gpu>(gpu: G, params: &CompactParams, visit: impl Fn(Option<u32
     };
     let mut at = first + gpu.thread_idx();
     while at < end {
-        // SAFETY: a reference of the row.
+        // SAFETY: `at` is below the slots, or entries of the row, that the host's `CompactRequest::references` counted.
         let found = unsafe { gpu.ld_global_b32(references + 4 * at as u64) };
         let (block, offset) = if params.seq_lens != 0 || found as i32 <= -1 {
             (found, 0)
@@ -140,8 +146,8 @@ pub unsafe fn number<G: Gpu>(gpu: G, params: &CompactParams) {
     let chunk = gpu.cta_idx_x() * CHUNK;
     let first = chunk + thread * BLOCKS;
     let (mut ahead, mut own) = (0, 0);
-    // SAFETY: marks of blocks that exist; whole warps and thread blocks come here; each word of shared memory
-    // has one writer, and is read behind a barrier.
+    // SAFETY: chunks ahead are whole, as `number_grid` ends with the last block; all threads come here; each word of
+    // shared memory has one writer, and is read behind the barrier.
     let (id, end) = unsafe {
         // Whole chunks lie ahead, so that there are always four.
         let mut block = 4 * thread;
@@ -174,7 +180,8 @@ pub unsafe fn number<G: Gpu>(gpu: G, params: &CompactParams) {
         }
         (id, end)
     };
-    // SAFETY: the thread's own blocks, and the ids that they alone have; nobody else writes the rest.
+    // SAFETY: `id` counts all marked blocks ahead of the thread's own, so no other thread has their ids; those from
+    // `end` on the last chunk writes, each once.
     unsafe {
         assign(gpu, params, first, id);
         // The last chunk knows how many there are.
@@ -192,12 +199,17 @@ pub unsafe fn number<G: Gpu>(gpu: G, params: &CompactParams) {
 }
 
 /// Names the marked ones of a thread's blocks from `id` on.
+///
+/// # Safety
+/// As [`number`]; blocks `first .. first + BLOCKS` are this thread's alone, and so are as many ids from `id` on as are
+/// marked.
 #[inline(always)]
 unsafe fn assign<G: Gpu>(gpu: G, params: &CompactParams, first: u32, mut id: u32) {
     let mut i = 0;
     while i < BLOCKS {
         let block = first + i;
-        // SAFETY: as the caller promises.
+        // SAFETY: a block below `num_blocks` and an id below `num_compact_blocks`, both this thread's: this function's
+        // contract.
         unsafe {
             if marked(gpu, params, block) {
                 let fits = id < params.num_compact_blocks;
@@ -213,9 +225,11 @@ unsafe fn assign<G: Gpu>(gpu: G, params: &CompactParams, first: u32, mut id: u32
     }
 }
 
+/// # Safety
+/// `params.marks` holds a mark for each block, and nobody writes marks.
 #[inline(always)]
 unsafe fn marked<G: Gpu>(gpu: G, params: &CompactParams, block: u32) -> bool {
-    // SAFETY: a mark for each block.
+    // SAFETY: each block below `num_blocks` has a mark: this function's contract.
     block < params.num_blocks && unsafe { gpu.ld_global_b32(params.marks + 4 * block as u64) } != 0
 }
 
@@ -233,7 +247,7 @@ unsafe fn sum_up_to_lane<G: Gpu>(gpu: G, mut sum: u32) -> u32 {
         } else {
             lane
         };
-        // SAFETY: converged, as the caller promises.
+        // SAFETY: converged: this function's contract; `source` is a lane up to this one.
         let other = unsafe { gpu.shfl(sum, source) };
         sum += if lane >= distance { other } else { 0 };
         distance *= 2;
@@ -252,7 +266,7 @@ impl Kernel for CompactMark {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &CompactParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `mark` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { mark(gpu, params) }
     }
 }
@@ -268,7 +282,7 @@ impl Kernel for CompactNumber {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &CompactParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `number` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { number(gpu, params) }
     }
 }
@@ -284,7 +298,7 @@ impl Kernel for CompactRename {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &CompactParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `rename` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { rename(gpu, params) }
     }
 }

@@ -56,8 +56,8 @@ fn token<G: Gpu>(gpu: G, params: &MlaEntryParams) -> Option<u64> {
 /// The 656-byte form.
 ///
 /// # Safety
-/// Launched on [`grid`] with [`THREADS`] threads; `params` names tensors of the shapes it documents; slots
-/// are distinct and inside the cache.
+/// Launched on [`grid`] with [`THREADS`] threads; `params` names tensors of the shapes it documents, at addresses and
+/// strides that are multiples of 16; slots that are not negative are distinct and inside the cache.
 #[inline(always)]
 pub unsafe fn fp8_ds<G: Gpu>(gpu: G, params: &MlaEntryParams) {
     const LANES: u32 = fp8_ds::GROUP / 8;
@@ -67,7 +67,8 @@ pub unsafe fn fp8_ds<G: Gpu>(gpu: G, params: &MlaEntryParams) {
     };
     let has_rope = lane < ROPE_LANES;
     let latents = params.kv_c + token * params.stride_kv_c_token as u64 + 16 * lane as u64;
-    // SAFETY: a slot for each token, 8 latents of it, and 8 more; a valid check record, or none.
+    // SAFETY: slot and latents of a token, 16-byte aligned: the host's `ConcatAndCacheMlaRequest::entries`; `check` is
+    // 0 or a finished check's record: the host's `launch`.
     let (slot, data, is_refused) = unsafe {
         (
             gpu.ld_global_b64(params.slot_mapping + 8 * token),
@@ -81,7 +82,7 @@ pub unsafe fn fp8_ds<G: Gpu>(gpu: G, params: &MlaEntryParams) {
     let mut rope = [0; 4];
     if has_rope && params.k_pe != 0 {
         let at = params.k_pe + token * params.stride_k_pe_token as u64 + 16 * lane as u64;
-        // SAFETY: 8 RoPE values of the token.
+        // SAFETY: 64 values of the token, 16-byte aligned: the host's `ConcatAndCacheMlaRequest::entries`.
         rope = unsafe { gpu.ld_global_b128(at) };
     }
     let Some(slot) = Slot::new(slot, &params.block_size).filter(|_| !is_refused) else {
@@ -89,7 +90,7 @@ pub unsafe fn fp8_ds<G: Gpu>(gpu: G, params: &MlaEntryParams) {
     };
     let entry = params.kv_cache + slot.at(params.stride_cache_block, params.stride_cache_slot);
     let amax = data.map(|unit| amax8(gpu, 0.0, Bf16::widen8(gpu, unit)));
-    // SAFETY: whole warps come here.
+    // SAFETY: converged: token, slot and refusal are the whole warp's.
     let amax = unsafe { amax_over_lanes(gpu, amax, LANES) };
     unroll!([2] i in 0..UNITS {
         let scale = over_qmax(gpu, amax[i], QMAX);
@@ -100,7 +101,8 @@ pub unsafe fn fp8_ds<G: Gpu>(gpu: G, params: &MlaEntryParams) {
         };
         let quotients = Divisor::new(gpu, scale).divide8::<G, Bf16>(gpu, data[i]);
         let unit = i as u32 * WARP + lane;
-        // SAFETY: the entry is this warp's; each lane writes its own bytes.
+        // SAFETY: the slot is in the cache and this warp's alone: this function's contract; each lane writes its own
+        // bytes.
         unsafe {
             E4m3::store8(gpu, entry + 8 * unit as u64, E4m3::narrow8(gpu, quotients));
             if lane.is_multiple_of(LANES) {
@@ -130,7 +132,8 @@ pub unsafe fn v4<G: Gpu>(gpu: G, params: &MlaEntryParams) {
     let values = params.kv_c + token * params.stride_kv_c_token as u64;
     let rope = params.k_pe + token * params.stride_k_pe_token as u64;
     let mut data = [[0; 4]; UNITS];
-    // SAFETY: a slot for each token; a valid check record, or none.
+    // SAFETY: the token's slot: this function's contract; `check` is 0 or a finished check's record: the host's
+    // `launch`.
     let (slot, is_refused) = unsafe {
         (
             gpu.ld_global_b64(params.slot_mapping + 8 * token),
@@ -144,7 +147,7 @@ pub unsafe fn v4<G: Gpu>(gpu: G, params: &MlaEntryParams) {
         } else {
             rope + 16 * (unit - ROPE_UNIT) as u64
         };
-        // SAFETY: 8 values of the token.
+        // SAFETY: 8 of the token's 448 or 64 values, 16-byte aligned: the host's `ConcatAndCacheMlaRequest::entries`.
         data[i] = unsafe { gpu.ld_global_b128(at) };
     });
     let Some(slot) = Slot::new(slot, &params.block_size).filter(|_| !is_refused) else {
@@ -157,7 +160,7 @@ pub unsafe fn v4<G: Gpu>(gpu: G, params: &MlaEntryParams) {
         + slot.offset * v4::SCALE_BYTES as u64;
     // RoPE values are a group of their own.
     let amax = data.map(|unit| amax8(gpu, LEAST, Bf16::widen8(gpu, unit)));
-    // SAFETY: whole warps come here.
+    // SAFETY: converged: token, slot and refusal are the whole warp's.
     let amax = unsafe { amax_over_lanes(gpu, amax, LANES) };
     unroll!([2] i in 0..UNITS {
         let unit = i as u32 * WARP + lane;
@@ -165,7 +168,8 @@ pub unsafe fn v4<G: Gpu>(gpu: G, params: &MlaEntryParams) {
         // The scale is a power of two, and so is its reciprocal; that of infinity is zero.
         let reciprocal = f32::from_bits((254 - exponent.min(254)) << 23);
         let bytes = E4m3::narrow8(gpu, Bf16::widen8(gpu, data[i]).map(|x| x * reciprocal));
-        // SAFETY: the entry is this warp's; each lane writes its own bytes.
+        // SAFETY: the slot is in the cache and this warp's alone: this function's contract; each lane writes its own
+        // bytes.
         unsafe {
             if unit < ROPE_UNIT {
                 E4m3::store8(gpu, entry + 8 * unit as u64, bytes);
@@ -193,7 +197,7 @@ impl Kernel for ConcatAndCacheMlaFp8Ds {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &MlaEntryParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `fp8_ds` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { fp8_ds(gpu, params) }
     }
 }
@@ -209,7 +213,7 @@ impl Kernel for ConcatAndCacheMlaV4 {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &MlaEntryParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `v4` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { v4(gpu, params) }
     }
 }

@@ -39,18 +39,19 @@ pub fn grid(units: u32, num_pairs: u32, num_caches: u32) -> Option<[u32; 3]> {
 /// The kernel.
 ///
 /// # Safety
-/// Launched on [`grid`] with [`THREADS`] threads; `params` names tensors of the shapes it documents; no
-/// target is another pair's source or target.
+/// Launched on [`grid`] with [`THREADS`] threads, for a pair and a cache at least; `params` names tensors of the shapes
+/// and the alignment it documents; no target is another pair's target, or its source in the same cache.
 #[inline(always)]
 pub unsafe fn copy_blocks<G: Gpu>(gpu: G, params: &CopyBlocksParams) {
     gpu.wait_for_previous_kernels();
     gpu.let_next_kernel_start();
-    // SAFETY: as the caller promises.
+    // SAFETY: the grid has a pair along y and a cache along z, one of each at least: this function's contract.
     let Some([source, target]) = (unsafe { blocks(gpu, params) }) else {
         return;
     };
     // No `match`: it would become a table of jumps.
-    // SAFETY: as the caller promises; the unit is the alignment.
+    // SAFETY: blocks that `blocks` found inside the caches, aligned to `unit`, the target no other pair's: this
+    // function's contract.
     unsafe {
         if params.unit >= 16 {
             copy::<G, 16>(gpu, params, source, target);
@@ -67,9 +68,13 @@ pub unsafe fn copy_blocks<G: Gpu>(gpu: G, params: &CopyBlocksParams) {
 }
 
 /// Where this thread block's blocks are.
+///
+/// # Safety
+/// As [`copy_blocks`].
 #[inline(always)]
 unsafe fn blocks<G: Gpu>(gpu: G, params: &CopyBlocksParams) -> Option<[u64; 2]> {
-    // SAFETY: a pair of the grid and a cache of the grid; a valid check record, or none.
+    // SAFETY: a pair and a cache of the grid: this function's contract; `check` is 0 or a finished check's record: the
+    // host's `launch`.
     let (pair, [source, target], is_refused) = unsafe {
         (
             read_pair(gpu, params, gpu.cta_idx_y()),
@@ -93,11 +98,12 @@ unsafe fn blocks<G: Gpu>(gpu: G, params: &CopyBlocksParams) -> Option<[u64; 2]> 
 /// Source and target of a pair, unless one is negative.
 ///
 /// # Safety
-/// There is such a pair.
+/// `pair` is below `num_pairs`.
 #[inline(always)]
 unsafe fn read_pair<G: Gpu>(gpu: G, params: &CopyBlocksParams, pair: u32) -> Option<[u64; 2]> {
     let at = params.pairs + pair as u64 * params.stride_pairs as u64;
-    // SAFETY: two ids a pair.
+    // SAFETY: `pair` is one of the pairs: this function's contract; each has two ids: the host's
+    // `CopyBlocksRequest::check`.
     let (from, to) = unsafe { (gpu.ld_global_b64(at), gpu.ld_global_b64(at + 8)) };
     if (from as i64) < 0 || (to as i64) < 0 {
         return None;
@@ -108,11 +114,11 @@ unsafe fn read_pair<G: Gpu>(gpu: G, params: &CopyBlocksParams, pair: u32) -> Opt
 /// The addresses of source and target.
 ///
 /// # Safety
-/// There is such a cache.
+/// `cache` is below `num_caches`.
 #[inline(always)]
 unsafe fn caches<G: Gpu>(gpu: G, params: &CopyBlocksParams, cache: u32) -> [u64; 2] {
     let at = 8 * cache as u64;
-    // SAFETY: an address a cache, if there is a table.
+    // SAFETY: a table has an address for each cache: the host's `check_tables`.
     unsafe {
         [
             if params.source_table == 0 {
@@ -133,14 +139,14 @@ unsafe fn caches<G: Gpu>(gpu: G, params: &CopyBlocksParams, cache: u32) -> [u64;
 ///
 /// # Safety
 /// Launched with a thread for each pair, [`THREADS`] a thread block; `params` names tensors of the shapes it documents,
-/// and a record.
+/// and a record that was all 0 before the launch.
 #[inline(always)]
 pub unsafe fn check_pairs<G: Gpu>(gpu: G, params: &CopyBlocksParams) {
     let pair = gpu.cta_idx_x() * THREADS + gpu.thread_idx();
     if pair >= params.num_pairs {
         return;
     }
-    // SAFETY: the pair exists.
+    // SAFETY: `pair` is below `num_pairs`: the lines before.
     let Some([from, to]) = (unsafe { read_pair(gpu, params, pair) }) else {
         return;
     };
@@ -158,21 +164,21 @@ pub unsafe fn check_pairs<G: Gpu>(gpu: G, params: &CopyBlocksParams) {
             limit: if is_target { targets } else { sources } as i64,
             ..CheckFault::NONE
         };
-        // SAFETY: a valid record.
+        // SAFETY: a record, which only `report` touches: this function's contract.
         unsafe { report(gpu, params.check, fault) };
         return;
     }
     let mut is_one_cache = false;
     let mut cache = 0;
     while cache < params.num_caches {
-        // SAFETY: the cache exists.
+        // SAFETY: `cache` is below `num_caches`: the loop's condition.
         let [source, target] = unsafe { caches(gpu, params, cache) };
         is_one_cache |= source == target;
         cache += 1;
     }
     let mut other = 0;
     while other < params.num_pairs {
-        // SAFETY: the pair exists.
+        // SAFETY: `other` is below `num_pairs`: the loop's condition.
         if let Some([source, target]) = unsafe { read_pair(gpu, params, other) } {
             let kind = if other > pair && target == to {
                 CheckFault::SAME_TARGET
@@ -189,7 +195,7 @@ pub unsafe fn check_pairs<G: Gpu>(gpu: G, params: &CopyBlocksParams) {
                     value: to as i64,
                     ..CheckFault::NONE
                 };
-                // SAFETY: a valid record.
+                // SAFETY: a record, which only `report` touches: this function's contract.
                 unsafe { report(gpu, params.check, fault) };
             }
         }
@@ -197,6 +203,9 @@ pub unsafe fn check_pairs<G: Gpu>(gpu: G, params: &CopyBlocksParams) {
     }
 }
 
+/// # Safety
+/// `source` and `target` are addresses of blocks of `params.units` units of `BYTES` bytes, aligned to `BYTES`; the
+/// target is this pair's alone, and neither is changed by others.
 #[inline(always)]
 unsafe fn copy<G: Gpu, const BYTES: u32>(
     gpu: G,
@@ -209,14 +218,14 @@ unsafe fn copy<G: Gpu, const BYTES: u32>(
     unroll!([4] i in 0..UNITS {
         let unit = first + i as u32 * THREADS;
         if unit < params.units {
-            // SAFETY: a unit of the source's block, aligned as the host found.
+            // SAFETY: `unit < units`, a unit of the block, aligned: this function's contract.
             data[i] = unsafe { load::<G, BYTES>(gpu, source + unit as u64 * BYTES as u64) };
         }
     });
     unroll!([4] i in 0..UNITS {
         let unit = first + i as u32 * THREADS;
         if unit < params.units {
-            // SAFETY: the unit's place in the target's block, which is this thread's.
+            // SAFETY: as above; the pair's target is this thread block's, and the unit this thread's.
             unsafe { store::<G, BYTES>(gpu, target + unit as u64 * BYTES as u64, data[i]) };
         }
     });
@@ -233,7 +242,7 @@ impl Kernel for CopyBlocks {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &CopyBlocksParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `copy_blocks` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { copy_blocks(gpu, params) }
     }
 }
@@ -249,7 +258,7 @@ impl Kernel for CheckPairs {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &CopyBlocksParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `check_pairs` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { check_pairs(gpu, params) }
     }
 }

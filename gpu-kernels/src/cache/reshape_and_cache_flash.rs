@@ -77,12 +77,12 @@ pub fn spread(num_layers: u32, num_tokens: u32, units: u32) -> Option<Spread> {
 /// Copies units of [`ReshapeAndCacheParams::unit`] bytes.
 ///
 /// # Safety
-/// Launched on [`spread`]'s grid with [`THREADS`] threads; `params` names tensors of the shapes it
-/// documents; slots are distinct and inside the cache.
+/// Launched on [`spread`]'s grid with [`THREADS`] threads; `params` names tensors of the shapes and the alignment it
+/// documents; slots that are not negative are distinct and inside the cache.
 #[inline(always)]
 pub unsafe fn copy<G: Gpu>(gpu: G, params: &ReshapeAndCacheParams) {
     // Comparisons, not a `match`, which would become a table of jumps: slower than everything before it.
-    // SAFETY: as the caller promises; the unit is the alignment.
+    // SAFETY: as `write` asks: this function's contract; units are aligned to their bytes: the host's `Rows::copied`.
     unsafe {
         if params.unit >= 16 {
             write::<G, Copied<16>>(gpu, params);
@@ -101,10 +101,10 @@ pub unsafe fn copy<G: Gpu>(gpu: G, params: &ReshapeAndCacheParams) {
 /// Divides by scales and rounds to FP8, eight values at a time.
 ///
 /// # Safety
-/// As [`copy`]; each side has a scale, and units of eight values, aligned.
+/// As [`copy`]; each side has scales, and units of eight values, the source's 16-byte and the target's 8-byte aligned.
 #[inline(always)]
 pub unsafe fn scaled<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &ReshapeAndCacheParams) {
-    // SAFETY: as the caller promises.
+    // SAFETY: as `write` asks: this function's contract.
     unsafe { write::<G, Eights<In, Out>>(gpu, params) }
 }
 
@@ -112,13 +112,15 @@ pub unsafe fn scaled<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &ReshapeAnd
 /// instructions would have to be fetched from afar, and a write of few tokens takes hardly longer than that.
 ///
 /// # Safety
-/// As [`copy`]; each side has a scale, and units of one value.
+/// As [`copy`]; each side has scales, and units of one value.
 #[inline(always)]
 pub unsafe fn scaled_ones<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &ReshapeAndCacheParams) {
-    // SAFETY: as the caller promises.
+    // SAFETY: as `write` asks: this function's contract.
     unsafe { write::<G, Ones<In, Out>>(gpu, params) }
 }
 
+/// # Safety
+/// As [`copy`], with units that `C` can load and store; where `C` has scales, each side has them.
 #[inline(always)]
 unsafe fn write<G: Gpu, C: Conversion>(gpu: G, params: &ReshapeAndCacheParams) {
     let lanes = 1 << params.lanes_log2;
@@ -142,8 +144,8 @@ unsafe fn write<G: Gpu, C: Conversion>(gpu: G, params: &ReshapeAndCacheParams) {
     if token >= params.num_tokens {
         return;
     }
-    // SAFETY: one slot per token, a unit of a token's row, aligned as the host found, and an address per
-    // layer; a valid check record, or none.
+    // SAFETY: slot, units, scales and cache of a token and a layer that exist: this function's contract; `check` is 0
+    // or a finished check's record: the host's `launch`.
     let (slot, key_data, value_data, cache) = unsafe {
         let slot = gpu.ld_global_b64(slot);
         let key_data = key.load::<G, C>(gpu);
@@ -161,7 +163,7 @@ unsafe fn write<G: Gpu, C: Conversion>(gpu: G, params: &ReshapeAndCacheParams) {
     let Some(slot) = Slot::new(slot, &params.block_size) else {
         return;
     };
-    // SAFETY: the unit's place in the slot, which is this thread's.
+    // SAFETY: the slot is in the cache and no other token's, so its unit is this thread's: this function's contract.
     unsafe {
         key.store::<G, C>(gpu, cache, slot, key_data);
         value.store::<G, C>(gpu, cache, slot, value_data);
@@ -215,13 +217,15 @@ impl Place {
 }
 
 impl SidePlace<'_> {
+    /// # Safety
+    /// If the unit exists, it can be loaded as `C` does, and its head's scale is readable.
     #[inline(always)]
     #[track_caller]
     unsafe fn load<G: Gpu, C: Conversion>(self, gpu: G) -> (C::Unit, f32) {
         if !self.exists {
             return (C::NOTHING, 1.0);
         }
-        // SAFETY: as the caller promises, for a unit that exists.
+        // SAFETY: the unit exists, and so does its head's scale: this function's contract.
         unsafe {
             let unit = C::load(gpu, self.source);
             let scale = if C::HAS_SCALE {
@@ -233,6 +237,8 @@ impl SidePlace<'_> {
         }
     }
 
+    /// # Safety
+    /// If the unit exists, its place in `slot` is this thread's alone, and aligned for `C`.
     #[inline(always)]
     #[track_caller]
     unsafe fn store<G: Gpu, C: Conversion>(
@@ -248,7 +254,7 @@ impl SidePlace<'_> {
                 + side.target
                 + slot.at(side.stride_target_block, side.stride_target_slot)
                 + self.in_slot;
-            // SAFETY: as the caller promises.
+            // SAFETY: the unit exists, so its place is this thread's: this function's contract.
             unsafe { C::store(gpu, at, unit, scale) };
         }
     }
@@ -263,11 +269,13 @@ trait Conversion {
     type Unit: Copy;
     const NOTHING: Self::Unit;
     /// # Safety
-    /// In bounds and aligned.
+    /// The unit is readable, and aligned: to its bytes if these are copied, else as [`Element::load8`] or
+    /// [`Element::load1`] asks.
     #[track_caller]
     unsafe fn load<G: Gpu>(gpu: G, address: u64) -> Self::Unit;
     /// # Safety
-    /// In bounds, aligned, and nobody else's.
+    /// The unit's place is writable and no other lane's, and aligned: to the bytes that are copied, else as
+    /// [`Element::store8`] or [`Element::store1`] asks.
     #[track_caller]
     unsafe fn store<G: Gpu>(gpu: G, address: u64, unit: Self::Unit, scale: f32);
 }
@@ -285,13 +293,13 @@ impl<const BYTES: u32> Conversion for Copied<BYTES> {
     #[inline(always)]
     #[track_caller]
     unsafe fn load<G: Gpu>(gpu: G, address: u64) -> [u32; 4] {
-        // SAFETY: as the caller promises.
+        // SAFETY: readable and aligned to `BYTES`: the contract of `Conversion::load`.
         unsafe { load::<G, BYTES>(gpu, address) }
     }
     #[inline(always)]
     #[track_caller]
     unsafe fn store<G: Gpu>(gpu: G, address: u64, unit: [u32; 4], _scale: f32) {
-        // SAFETY: as the caller promises.
+        // SAFETY: this lane's, and aligned to `BYTES`: the contract of `Conversion::store`.
         unsafe { store::<G, BYTES>(gpu, address, unit) };
     }
 }
@@ -309,14 +317,14 @@ impl<In: Element, Out: Byte> Conversion for Eights<In, Out> {
     #[inline(always)]
     #[track_caller]
     unsafe fn load<G: Gpu>(gpu: G, address: u64) -> In::Eight {
-        // SAFETY: as the caller promises.
+        // SAFETY: readable and aligned for eight values: the contract of `Conversion::load`.
         unsafe { In::load8(gpu, address) }
     }
     #[inline(always)]
     #[track_caller]
     unsafe fn store<G: Gpu>(gpu: G, address: u64, unit: In::Eight, scale: f32) {
         let quotients = Divisor::new(gpu, scale).divide8::<G, In>(gpu, unit);
-        // SAFETY: as the caller promises.
+        // SAFETY: this lane's, and aligned for eight values: the contract of `Conversion::store`.
         unsafe { Out::store8(gpu, address, Out::narrow8(gpu, quotients)) };
     }
 }
@@ -334,21 +342,23 @@ impl<In: Element, Out: Byte> Conversion for Ones<In, Out> {
     #[inline(always)]
     #[track_caller]
     unsafe fn load<G: Gpu>(gpu: G, address: u64) -> f32 {
-        // SAFETY: as the caller promises.
+        // SAFETY: readable and aligned: the contract of `Conversion::load`.
         unsafe { In::load1(gpu, address) }
     }
     #[inline(always)]
     #[track_caller]
     unsafe fn store<G: Gpu>(gpu: G, address: u64, unit: f32, scale: f32) {
-        // SAFETY: as the caller promises.
+        // SAFETY: this lane's, and aligned: the contract of `Conversion::store`.
         unsafe { Out::store1(gpu, address, unit / scale) };
     }
 }
 
+/// # Safety
+/// `BYTES`, a power of two up to 16, bytes at `address` are readable and aligned to as many.
 #[inline(always)]
 #[track_caller]
 pub(crate) unsafe fn load<G: Gpu, const BYTES: u32>(gpu: G, address: u64) -> [u32; 4] {
-    // SAFETY: as the caller promises.
+    // SAFETY: `BYTES` readable bytes, aligned: this function's contract.
     unsafe {
         match BYTES {
             16 => gpu.ld_global_b128(address),
@@ -363,10 +373,12 @@ pub(crate) unsafe fn load<G: Gpu, const BYTES: u32>(gpu: G, address: u64) -> [u3
     }
 }
 
+/// # Safety
+/// `BYTES`, a power of two up to 16, bytes at `address` are writable, no other lane's, and aligned to as many.
 #[inline(always)]
 #[track_caller]
 pub(crate) unsafe fn store<G: Gpu, const BYTES: u32>(gpu: G, address: u64, data: [u32; 4]) {
-    // SAFETY: as the caller promises.
+    // SAFETY: `BYTES` bytes of this lane, aligned: this function's contract.
     unsafe {
         match BYTES {
             16 => gpu.st_global_b128(address, data),
@@ -391,7 +403,7 @@ impl Kernel for CacheCopy {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &ReshapeAndCacheParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `copy` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { copy(gpu, params) }
     }
 }
@@ -413,7 +425,7 @@ impl<In: Element, Out: Byte, const VEC8: bool> Kernel for CacheScaled<In, Out, V
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &ReshapeAndCacheParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `scaled` or `scaled_ones` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe {
             if VEC8 {
                 scaled::<G, In, Out>(gpu, params);

@@ -123,13 +123,13 @@ impl Row {
     /// The bits of the row's slot; of a negative one past the last row.
     ///
     /// # Safety
-    /// One slot per token.
+    /// `slot_mapping` has a slot for each token.
     #[inline(always)]
     unsafe fn slot<G: Gpu>(self, gpu: G, params: &PerTokenHeadParams) -> u64 {
         if self.units == 0 {
             return u64::MAX;
         }
-        // SAFETY: as the caller promises.
+        // SAFETY: a row that exists is of a token, which has a slot: this function's contract.
         unsafe { gpu.ld_global_b64(params.slot_mapping + 8 * self.token as u64) }
     }
 
@@ -155,11 +155,12 @@ impl Row {
 ///
 /// # Safety
 /// Launched on [`grid`] with [`THREADS`] threads; `params` names tensors of the shapes it documents, with sources
-/// aligned to 16 bytes and targets to `store_bytes`; slots are distinct and inside the cache.
+/// aligned to 16 bytes and targets to `store_bytes`; slots that are not negative are distinct and inside the cache.
 #[inline(always)]
 pub unsafe fn vec8<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &PerTokenHeadParams) {
     let (group, rows) = Group::<G, In, Out>::of(gpu, params);
-    // SAFETY: a slot for each token; whole warps come here; the rows exist and are this group's.
+    // SAFETY: whole warps come here; tokens have slots, each its own, so that rows are this group's: this function's
+    // contract.
     unsafe {
         let slots = rows.map(|row| row.slot(gpu, params));
         group.write_eights(params, rows, slots);
@@ -169,12 +170,13 @@ pub unsafe fn vec8<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &PerTokenHead
 /// One value at a time, at any address.
 ///
 /// # Safety
-/// Launched on [`grid`] with [`THREADS`] threads; `params` names tensors of the shapes it documents; slots
-/// are distinct and inside the cache.
+/// Launched on [`grid`] with [`THREADS`] threads; `params` names tensors of the shapes it documents; slots that are not
+/// negative are distinct and inside the cache.
 #[inline(always)]
 pub unsafe fn scalar<G: Gpu, In: Element, Out: Byte>(gpu: G, params: &PerTokenHeadParams) {
     let (group, rows) = Group::<G, In, Out>::of(gpu, params);
-    // SAFETY: a slot for each token; whole warps come here; the rows exist and are this group's.
+    // SAFETY: whole warps come here; tokens have slots, each its own, so that rows are this group's: this function's
+    // contract; `check` is 0 or a finished check's record: the host's `launch`.
     unsafe {
         let slots = rows.map(|row| row.slot(gpu, params));
         if !found_fault(gpu, params.check) {
@@ -201,7 +203,7 @@ impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
     #[inline(always)]
     fn of(gpu: G, params: &PerTokenHeadParams) -> (Self, [Row; ROWS]) {
         let lanes = params.lanes_per_row;
-        // SAFETY: a power of two.
+        // SAFETY: a power of two up to 32: the host's `Rows::per_token_head`.
         let (groups, group_idx) = unsafe { (div(WARP, lanes), div(gpu.lane(), lanes)) };
         let group = Self {
             gpu,
@@ -219,6 +221,9 @@ impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
     }
 
     /// From the largest magnitude to the scale and its reciprocal; the first lane stores the scale.
+    ///
+    /// # Safety
+    /// The row at `target`, if there is one, is this group's alone.
     #[inline(always)]
     unsafe fn scale(self, target: Option<Target>, amax: f32) -> f32 {
         let scale = self
@@ -227,12 +232,14 @@ impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
         if self.lane == 0
             && let Some(target) = target
         {
-            // SAFETY: the row's scale, which is this lane's.
+            // SAFETY: the scale of the group's row: this function's contract; one lane writes it.
             unsafe { self.gpu.st_global_b32(target.scale, scale.to_bits()) };
         }
         1.0 / scale
     }
 
+    /// # Safety
+    /// Converged. Rows that exist are this group's alone, in their slots `slots`, and aligned as [`vec8`] asks.
     #[inline(always)]
     unsafe fn write_eights(
         self,
@@ -248,25 +255,28 @@ impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
                 let unit = self.lane + j as u32 * self.lanes;
                 if unit < rows[i].units {
                     let at = source + (unit * 8 * In::BYTES) as u64;
-                    // SAFETY: a unit of the row, aligned as the host found.
+                    // SAFETY: a unit of a row, 16-byte aligned: this function's contract.
                     data[i][j] = unsafe { In::load8(gpu, at) };
                 }
             });
         });
-        // SAFETY: a valid check record, or none.
+        // SAFETY: `check` is 0 or a finished check's record: the host's `launch`.
         if unsafe { found_fault(gpu, params.check) } {
             return;
         }
         unroll!([2] i in 0..ROWS {
             // The same in all lanes.
             if (i as u32) < params.rows_per_group {
-                // SAFETY: as the caller promises; converged.
+                // SAFETY: converged, and the row is this group's: this function's contract.
                 unsafe { self.store_eights(params, rows[i], slots[i], data[i]) };
             }
         });
     }
 
     /// Stores a row, of which a lane has `data`, and its scale.
+    ///
+    /// # Safety
+    /// Converged. If the row exists, it is this group's alone, in `slot`, whose rows are aligned to `store_bytes`.
     #[inline(always)]
     unsafe fn store_eights(
         self,
@@ -279,16 +289,16 @@ impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
         let target = row.target(params, slot);
         let values = data.map(|eight| In::widen8(gpu, eight));
         let amax = amax8(gpu, amax8(gpu, 0.0, values[0]), values[1]);
-        // SAFETY: converged.
+        // SAFETY: converged: this function's contract; `lanes` is the same for all.
         let [amax] = unsafe { amax_over_lanes(gpu, [amax], self.lanes) };
-        // SAFETY: the row is this group's.
+        // SAFETY: the row is this group's: this function's contract.
         let inverse = unsafe { self.scale(target, amax) };
         unroll!([2] j in 0..UNITS {
             let unit = self.lane + j as u32 * self.lanes;
             if let Some(target) = target && unit < row.units {
                 let eight = Out::narrow8(gpu, values[j].map(|x| x * inverse));
                 let at = target.row + 8 * unit as u64;
-                // SAFETY: the unit's place in the slot, aligned as the host found.
+                // SAFETY: this lane's unit of the group's row, aligned to `store_bytes`: this function's contract.
                 unsafe {
                     if self.store_bytes == 8 {
                         Out::store8(gpu, at, eight);
@@ -302,6 +312,9 @@ impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
     }
 
     /// Any head size, any alignment: the row is read twice, value by value.
+    ///
+    /// # Safety
+    /// Converged. If the row exists, it is this group's alone, and goes to `target`, or nowhere.
     #[inline(always)]
     unsafe fn write_ones(self, params: &PerTokenHeadParams, row: Row, target: Option<Target>) {
         let gpu = self.gpu;
@@ -310,20 +323,20 @@ impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
         let mut amax = 0.0;
         let mut unit = self.lane;
         while unit < units {
-            // SAFETY: a value of the row.
+            // SAFETY: a value of a row that exists: this function's contract.
             let x = unsafe { In::load1(gpu, source + (unit * In::BYTES) as u64) };
             amax = gpu.max(amax, x.abs());
             unit += self.lanes;
         }
-        // SAFETY: converged again after the loop.
+        // SAFETY: converged again after the loop; `lanes` is the same for all.
         let [amax] = unsafe { amax_over_lanes(gpu, [amax], self.lanes) };
-        // SAFETY: the row is this group's.
+        // SAFETY: the row is this group's: this function's contract.
         let inverse = unsafe { self.scale(target, amax) };
         let mut unit = self.lane;
         while let Some(target) = target
             && unit < units
         {
-            // SAFETY: a value of the row and its place in the slot.
+            // SAFETY: this lane's value of the group's row, and its place: this function's contract.
             unsafe {
                 let x = In::load1(gpu, source + (unit * In::BYTES) as u64);
                 Out::store1(gpu, target.row + unit as u64, x * inverse);
@@ -333,7 +346,7 @@ impl<G: Gpu, In: Element, Out: Byte> Group<G, In, Out> {
     }
 }
 
-/// [`eights`], or with `VEC8` false [`ones`].
+/// [`vec8`], or with `VEC8` false [`scalar`].
 #[derive(Debug)]
 pub struct CachePerTokenHead<In, Out, const VEC8: bool = true>(PhantomData<(In, Out)>);
 
@@ -348,7 +361,7 @@ impl<In: Element, Out: Byte, const VEC8: bool> Kernel for CachePerTokenHead<In, 
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &PerTokenHeadParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `vec8` or `scalar` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe {
             if VEC8 {
                 vec8::<G, In, Out>(gpu, params);

@@ -29,14 +29,16 @@ use crate::params::{CacheSide, RopeAndCacheParams};
 /// The kernel: `In` is the type of queries, keys and values, `Cache` and `Query` are what is stored of them.
 ///
 /// # Safety
-/// Launched on the grid of [`super::reshape_and_cache_flash::spread`] over items, with [`THREADS`] threads;
-/// `params` names tensors of the shapes it documents; slots are distinct and inside the cache.
+/// Launched on the grid of [`super::reshape_and_cache_flash::spread`] over items, with [`THREADS`] threads; `params`
+/// names tensors of the shapes and the alignment it documents; slots that are not negative are distinct and inside the
+/// cache.
 #[inline(always)]
 pub unsafe fn rope_and_cache<G: Gpu, In, Cache, Query>(gpu: G, params: &RopeAndCacheParams)
 where
     In: StoredAs<Cache> + StoredAs<Query>,
 {
-    // SAFETY: as the caller promises; runs of eight only where they are aligned.
+    // SAFETY: as `write` asks: this function's contract; runs are of eight where all is aligned:
+    // `RopeAndCacheRequest::check`.
     unsafe {
         if params.run >= 8 {
             write::<G, In, Cache, Query, 8>(gpu, params);
@@ -46,6 +48,8 @@ where
     }
 }
 
+/// # Safety
+/// As [`rope_and_cache`]; with a `RUN` of 8, all tensors are aligned to runs.
 #[inline(always)]
 unsafe fn write<G: Gpu, In, Cache, Query, const RUN: u32>(gpu: G, params: &RopeAndCacheParams)
 where
@@ -63,7 +67,8 @@ where
     let thread = Thread { gpu, params, token };
     let first_key = params.query.units;
     let first_value = first_key + params.key.units;
-    // SAFETY: as the caller promises; each item is this thread's.
+    // SAFETY: a token, and an item of it that no other thread has, by the lines before; the rest is this function's
+    // contract.
     unsafe {
         if item < first_key {
             thread.query::<In, Query, RUN>(item);
@@ -128,6 +133,8 @@ impl<'p> Item<'p> {
         }
     }
 
+    /// # Safety
+    /// `token` is one of the source's, whose rows are aligned to runs of `RUN`.
     #[inline(always)]
     #[track_caller]
     unsafe fn load<G: Gpu, In: Element, const RUN: u32>(self, gpu: G, token: u32) -> Runs {
@@ -135,7 +142,7 @@ impl<'p> Item<'p> {
             + token as u64 * self.side.stride_source_token as u64
             + self.head * self.side.stride_source_head as u64;
         let [first, second] = self.runs.map(|run| row + (run * RUN * In::BYTES) as u64);
-        // SAFETY: runs of the token's row, aligned as the host found.
+        // SAFETY: runs of the token's head, the second if `is_whole`, aligned: this function's contract.
         unsafe {
             let a = load_run::<G, RUN>(gpu, first);
             let b = if self.is_whole {
@@ -148,6 +155,9 @@ impl<'p> Item<'p> {
     }
 
     /// The head's scale, if what is stored has one.
+    ///
+    /// # Safety
+    /// Where values are divided by scales, the side has them.
     #[inline(always)]
     #[track_caller]
     unsafe fn scale<G: Gpu, In: StoredAs<Out>, Out>(self, gpu: G) -> f32 {
@@ -155,10 +165,14 @@ impl<'p> Item<'p> {
             return 1.0;
         }
         let at = self.side.scale + self.head * self.side.stride_scale_head as u64;
-        // SAFETY: one scale per head, or one for all.
+        // SAFETY: one for each head, or with stride 0 one for all: the host's `CacheScales::check`, of queries
+        // `check_query`.
         f32::from_bits(unsafe { gpu.ld_global_b32(at) })
     }
 
+    /// # Safety
+    /// `slot` is one of the target's and no other token's, the item no other thread's, and rows are aligned to runs of
+    /// `RUN`.
     #[inline(always)]
     #[track_caller]
     unsafe fn store<G: Gpu, In: StoredAs<Out>, Out, const RUN: u32>(
@@ -174,7 +188,7 @@ impl<'p> Item<'p> {
             + self.head * side.stride_target_head as u64;
         let bytes = RUN * <In as StoredAs<Out>>::BYTES;
         let [first, second] = self.runs.map(|run| row + (run * bytes) as u64);
-        // SAFETY: the runs' places in the row, which are this thread's.
+        // SAFETY: the item's runs of the slot's head, aligned and this thread's: this function's contract.
         unsafe {
             store_run::<G, In, Out, RUN>(gpu, first, a, scale);
             if self.is_whole {
@@ -185,10 +199,13 @@ impl<'p> Item<'p> {
 }
 
 impl<G: Gpu> Thread<'_, G> {
+    /// # Safety
+    /// As [`write()`]; `item` is below the queries' units, and no other thread's.
     #[inline(always)]
     unsafe fn query<In: StoredAs<Out>, Out, const RUN: u32>(self, item: u32) {
         let item = self.item_to_rotate(&self.params.query, item);
-        // SAFETY: as the kernel's caller promises.
+        // SAFETY: position, query and output of a token, and this thread's item: this function's contract; `check` is 0
+        // or a finished check's record: the host's `launch`.
         unsafe {
             let position = self.position();
             let runs = item.load::<G, In, RUN>(self.gpu, self.token);
@@ -205,10 +222,13 @@ impl<G: Gpu> Thread<'_, G> {
         }
     }
 
+    /// # Safety
+    /// As [`write()`]; `item` is below the keys' units, and no other thread's.
     #[inline(always)]
     unsafe fn key<In: StoredAs<Out>, Out, const RUN: u32>(self, item: u32) {
         let item = self.item_to_rotate(&self.params.key, item);
-        // SAFETY: as the kernel's caller promises.
+        // SAFETY: slot, position and key of a token, and this thread's item: this function's contract; `check` is 0 or
+        // a finished check's record: the host's `launch`.
         unsafe {
             let slot = self.slot();
             let position = self.position();
@@ -225,10 +245,13 @@ impl<G: Gpu> Thread<'_, G> {
         }
     }
 
+    /// # Safety
+    /// As [`write()`]; `item` is below the values' units, and no other thread's.
     #[inline(always)]
     unsafe fn value<In: StoredAs<Out>, Out, const RUN: u32>(self, item: u32) {
         let item = Item::new(&self.params.value, item, self.params.head_runs_v, 0, false);
-        // SAFETY: as the kernel's caller promises.
+        // SAFETY: slot and value of a token, and this thread's item: this function's contract; `check` is 0 or a
+        // finished check's record: the host's `launch`.
         unsafe {
             let slot = self.slot();
             let runs = item.load::<G, In, RUN>(self.gpu, self.token);
@@ -255,20 +278,24 @@ impl<G: Gpu> Thread<'_, G> {
         )
     }
 
+    /// # Safety
+    /// `slot_mapping` has a slot for the token.
     #[inline(always)]
     #[track_caller]
     unsafe fn slot(self) -> u64 {
-        // SAFETY: one slot per token.
+        // SAFETY: the token has a slot: this function's contract.
         unsafe {
             self.gpu
                 .ld_global_b64(self.params.slot_mapping + 8 * self.token as u64)
         }
     }
 
+    /// # Safety
+    /// `positions` has a position for the token.
     #[inline(always)]
     #[track_caller]
     unsafe fn position(self) -> u64 {
-        // SAFETY: one position per token.
+        // SAFETY: the token has a position: this function's contract.
         unsafe {
             self.gpu
                 .ld_global_b64(self.params.positions + 8 * self.token as u64)
@@ -276,6 +303,9 @@ impl<G: Gpu> Thread<'_, G> {
     }
 
     /// The runs as they are to be stored: turned, if the table has the position.
+    ///
+    /// # Safety
+    /// The table's rows hold `rotated_items` runs of cosines and of sines, aligned to runs of `RUN`.
     #[inline(always)]
     #[track_caller]
     unsafe fn rotate<In: Element<Eight = [u32; 4]>, const RUN: u32>(
@@ -292,7 +322,7 @@ impl<G: Gpu> Thread<'_, G> {
             return [a, b];
         }
         let row = params.cos_sin + position * params.stride_cos_sin as u64;
-        // SAFETY: the cosines and sines of the item's pairs, in a row of the table.
+        // SAFETY: a row of the table, and this rotated item's runs of it, aligned: this function's contract.
         let (cos, sin) = unsafe {
             let first = (at * RUN) as u64;
             if params.table_is_f32 != 0 {
@@ -344,10 +374,12 @@ fn zip(x: [f32; 8], y: [f32; 8]) -> ([f32; 8], [f32; 8]) {
     )
 }
 
+/// # Safety
+/// A run of `RUN` values at `address` is readable, and aligned as [`Element::load8`] or [`Element::load1`] asks.
 #[inline(always)]
 #[track_caller]
 unsafe fn angles<G: Gpu, Table: Element, const RUN: u32>(gpu: G, address: u64) -> [f32; 8] {
-    // SAFETY: as the caller promises.
+    // SAFETY: a run, aligned: this function's contract.
     unsafe {
         if RUN == 8 {
             Table::widen8(gpu, Table::load8(gpu, address))
@@ -359,10 +391,12 @@ unsafe fn angles<G: Gpu, Table: Element, const RUN: u32>(gpu: G, address: u64) -
     }
 }
 
+/// # Safety
+/// A run of `RUN` 16-bit values at `address` is readable, and aligned to the run.
 #[inline(always)]
 #[track_caller]
 unsafe fn load_run<G: Gpu, const RUN: u32>(gpu: G, address: u64) -> [u32; 4] {
-    // SAFETY: as the caller promises.
+    // SAFETY: a run, aligned: this function's contract.
     unsafe {
         if RUN == 8 {
             gpu.ld_global_b128(address)
@@ -372,6 +406,9 @@ unsafe fn load_run<G: Gpu, const RUN: u32>(gpu: G, address: u64) -> [u32; 4] {
     }
 }
 
+/// # Safety
+/// The place of a run of `RUN` values at `address` is this lane's, and aligned as [`StoredAs::store8_as`] or
+/// [`StoredAs::store1_as`] asks.
 #[inline(always)]
 #[track_caller]
 unsafe fn store_run<G: Gpu, In: StoredAs<Out>, Out, const RUN: u32>(
@@ -380,7 +417,7 @@ unsafe fn store_run<G: Gpu, In: StoredAs<Out>, Out, const RUN: u32>(
     run: [u32; 4],
     scale: f32,
 ) {
-    // SAFETY: as the caller promises.
+    // SAFETY: the place of a run, this lane's and aligned: this function's contract.
     unsafe {
         if RUN == 8 {
             In::store8_as(gpu, address, run, scale);
@@ -410,7 +447,7 @@ where
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &RopeAndCacheParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `rope_and_cache` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { rope_and_cache::<G, In, Cache, Query>(gpu, params) }
     }
 }

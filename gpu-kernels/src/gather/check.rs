@@ -13,12 +13,12 @@ use crate::params::{CheckFault, GatherParams, ScaleList};
 /// Checks the scale, if there is one, starts of rows, and what each row refers to.
 ///
 /// # Safety
-/// Launched on [`grid`](crate::gather::grid::grid) of one unit with [`THREADS`] threads; `params` names tensors of
-/// the shapes it documents, and a record.
+/// Launched on [`grid`](crate::gather::grid::grid) of one unit with [`THREADS`] threads; `params` names tensors of the
+/// shapes it documents, and a record that was all 0 before the launch.
 #[inline(always)]
 pub unsafe fn check_gather<G: Gpu>(gpu: G, params: &GatherParams) {
     const { assert!(THREADS == check::THREADS) };
-    // SAFETY: as the caller promises; converged.
+    // SAFETY: one scale, as `scale` is no list; row starts, tensors and record: this function's contract; converged.
     unsafe {
         if gpu.cta_idx_x() == 0 && params.scale != 0 {
             let scales = ScaleList {
@@ -45,7 +45,7 @@ unsafe fn check_row_starts<G: Gpu>(gpu: G, params: &GatherParams) {
     let mut seq = gpu.cta_idx_x() * THREADS + gpu.thread_idx();
     while seq < params.num_seqs {
         let at = params.rows + 4 * seq as u64;
-        // SAFETY: `num_seqs + 1` row starts.
+        // SAFETY: `seq < num_seqs`, and there are `num_seqs + 1` row starts: the host's `GatherRequest::rows`.
         let (start, end) = unsafe { (gpu.ld_global_b32(at), gpu.ld_global_b32(at + 4)) };
         let (first, last) = (start as i32, end as i32);
         if first < 0 || last < first || end > params.num_rows {
@@ -57,7 +57,7 @@ unsafe fn check_row_starts<G: Gpu>(gpu: G, params: &GatherParams) {
                 limit: params.num_rows as i64,
                 ..CheckFault::NONE
             };
-            // SAFETY: a valid record.
+            // SAFETY: a record, which only `report` touches: this function's contract.
             unsafe { report(gpu, params.check, fault) };
         }
         seq += THREADS * gpu.grid_dim_x();
@@ -75,7 +75,7 @@ impl Kernel for CheckGather {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &GatherParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `check_gather` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { check_gather(gpu, params) }
     }
 }

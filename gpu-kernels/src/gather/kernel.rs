@@ -35,15 +35,15 @@ const _: () = assert!(v4::VALUES + v4::ROPE == EIGHTS as u32 * 8 * WARP);
 /// Copies bytes.
 ///
 /// # Safety
-/// Launched on [`grid`](crate::gather::grid::grid) with [`THREADS`] threads; `params` names tensors of the shapes it
-/// documents.
+/// Launched on [`grid`](crate::gather::grid::grid) with [`THREADS`] threads; `params` names tensors of the shapes and
+/// the alignment it documents.
 #[inline(always)]
 pub unsafe fn copy<G: Gpu>(gpu: G, params: &GatherParams) {
-    // SAFETY: as the caller promises.
+    // SAFETY: as `find` asks: this function's contract.
     let Some(row) = (unsafe { Row::find::<G, false>(gpu, params) }) else {
         return;
     };
-    // SAFETY: as the caller promises; the unit is the alignment.
+    // SAFETY: `find` gives a row of this warp's; all is aligned to `unit`: this function's contract.
     unsafe {
         // No `match`: it would become a table of jumps.
         if params.unit >= 16 {
@@ -63,10 +63,10 @@ pub unsafe fn copy<G: Gpu>(gpu: G, params: &GatherParams) {
 /// Widens FP8 values of one scale, eight at a time.
 ///
 /// # Safety
-/// As [`copy`], with units of eight values, aligned.
+/// As [`copy`], with a scale, and units of eight values, aligned as [`Element::load8`] and [`Element::store8`] ask.
 #[inline(always)]
 pub unsafe fn scaled<G: Gpu, In: Element, Out: Element>(gpu: G, params: &GatherParams) {
-    // SAFETY: as the caller promises; a scale was given.
+    // SAFETY: as `row_and_scale` and `scale_eights` ask: this function's contract.
     unsafe {
         if let Some((row, scale)) = row_and_scale(gpu, params) {
             row.scale_eights::<G, In, Out>(gpu, params, scale);
@@ -78,10 +78,10 @@ pub unsafe fn scaled<G: Gpu, In: Element, Out: Element>(gpu: G, params: &GatherP
 /// behind the other's.
 ///
 /// # Safety
-/// As [`copy`], with units of one value.
+/// As [`copy`], with a scale, and units of one value.
 #[inline(always)]
 pub unsafe fn scaled_ones<G: Gpu, In: Element, Out: Element>(gpu: G, params: &GatherParams) {
-    // SAFETY: as the caller promises; a scale was given.
+    // SAFETY: as `row_and_scale` and `scale_ones` ask: this function's contract.
     unsafe {
         if let Some((row, scale)) = row_and_scale(gpu, params) {
             row.scale_ones::<G, In, Out>(gpu, params, scale);
@@ -90,10 +90,10 @@ pub unsafe fn scaled_ones<G: Gpu, In: Element, Out: Element>(gpu: G, params: &Ga
 }
 
 /// # Safety
-/// As [`copy`]; there is a scale.
+/// As [`copy`]; `params.scale` is the address of a scale.
 #[inline(always)]
 unsafe fn row_and_scale<G: Gpu>(gpu: G, params: &GatherParams) -> Option<(Row, f32)> {
-    // SAFETY: as the caller promises.
+    // SAFETY: as `find` asks, and the scale is readable: this function's contract.
     unsafe {
         let row = Row::find::<G, false>(gpu, params)?;
         Some((row, f32::from_bits(gpu.ld_global_b32(params.scale))))
@@ -107,7 +107,7 @@ unsafe fn row_and_scale<G: Gpu>(gpu: G, params: &GatherParams) -> Option<(Row, f
 /// As [`copy`], everything aligned to 16 bytes.
 #[inline(always)]
 pub unsafe fn mla_fp8_ds<G: Gpu>(gpu: G, params: &GatherParams) {
-    // SAFETY: as the caller promises.
+    // SAFETY: as `find` asks: this function's contract.
     let Some(row) = (unsafe { Row::find::<G, false>(gpu, params) }) else {
         return;
     };
@@ -120,7 +120,8 @@ pub unsafe fn mla_fp8_ds<G: Gpu>(gpu: G, params: &GatherParams) {
         unroll!([2] i in 0..EIGHTS {
             let unit = i as u32 * WARP + lane;
             let scale = entry + (fp8_ds::SCALES_AT + 4 * (8 * unit / fp8_ds::GROUP)) as u64;
-            // SAFETY: a slot of the cache; the lane's part of its entry.
+            // SAFETY: this lane's part of the entry of a slot that `find` found in the cache; aligned: this function's
+            // contract.
             unsafe {
                 bytes[i] = E4m3::load8(gpu, entry + 8 * unit as u64);
                 scales[i] = gpu.ld_global_b32(scale);
@@ -131,7 +132,8 @@ pub unsafe fn mla_fp8_ds<G: Gpu>(gpu: G, params: &GatherParams) {
             rope = unsafe { gpu.ld_global_b128(entry + (fp8_ds::ROPE_AT + 16 * lane) as u64) };
         }
     }
-    // SAFETY: the row is this warp's; each lane writes its own bytes.
+    // SAFETY: `find` gives a row of this warp's, of 576 values, aligned: the host's `entry_rows`; each lane writes its
+    // own bytes.
     unsafe {
         unroll!([2] i in 0..EIGHTS {
             let at = row.out + 16 * (i as u32 * WARP + lane) as u64;
@@ -151,7 +153,7 @@ pub unsafe fn mla_fp8_ds<G: Gpu>(gpu: G, params: &GatherParams) {
 #[inline(always)]
 pub unsafe fn mla_v4<G: Gpu>(gpu: G, params: &GatherParams) {
     const ROPE_UNIT: u32 = v4::VALUES / 8;
-    // SAFETY: as the caller promises.
+    // SAFETY: as `find` asks: this function's contract.
     let Some(row) = (unsafe { Row::find::<G, false>(gpu, params) }) else {
         return;
     };
@@ -175,7 +177,8 @@ pub unsafe fn mla_v4<G: Gpu>(gpu: G, params: &GatherParams) {
         } else {
             (8 * (WARP + lane), 8 * WARP / v4::GROUP, 0)
         };
-        // SAFETY: a slot of the cache; the lane's values, or RoPE values, and their scales.
+        // SAFETY: this lane's values and scales of a slot that `find` found in a page of the cache; aligned: this
+        // function's contract.
         unsafe {
             scales[0] = gpu.ld_global_b8(scale);
             scales[1] = gpu.ld_global_b8(scale + second_scale as u64);
@@ -191,7 +194,8 @@ pub unsafe fn mla_v4<G: Gpu>(gpu: G, params: &GatherParams) {
     } else {
         second
     };
-    // SAFETY: the row is this warp's; each lane writes its own bytes.
+    // SAFETY: `find` gives a row of this warp's, of 512 values, aligned: the host's `entry_rows`; each lane writes its
+    // own bytes.
     unsafe {
         gpu.st_global_b128(row.out + 16 * lane as u64, first);
         gpu.st_global_b128(row.out + 16 * (WARP + lane) as u64, second);
@@ -212,25 +216,31 @@ impl Row {
         self.slot.map(|slot| params.cache + at(slot))
     }
 
+    /// # Safety
+    /// The slot is in the cache, and the row this warp's; rows are `params.row_units` units of `BYTES` bytes, aligned
+    /// to them.
     #[inline(always)]
     unsafe fn copy<G: Gpu, const BYTES: u32>(self, gpu: G, params: &GatherParams) {
         let mut data = [[0u32; 4]; UNITS];
         if let Some(source) = self.source(params) {
             unroll!([4] i in 0..UNITS {
                 if let Some(unit) = self.unit(gpu, params, i) {
-                    // SAFETY: a unit of the slot's row, aligned as the host found.
+                    // SAFETY: `unit` is below the units of the slot's row, which are aligned: this function's contract.
                     data[i] = unsafe { load::<G, BYTES>(gpu, source + unit * BYTES as u64) };
                 }
             });
         }
         unroll!([4] i in 0..UNITS {
             if let Some(unit) = self.unit(gpu, params, i) {
-                // SAFETY: a unit of the row, which is this warp's.
+                // SAFETY: this lane's unit of this warp's row, aligned: this function's contract.
                 unsafe { store::<G, BYTES>(gpu, self.out + unit * BYTES as u64, data[i]) };
             }
         });
     }
 
+    /// # Safety
+    /// The slot is in the cache, and the row this warp's; rows are `params.row_units` units of eight values, aligned to
+    /// them.
     #[inline(always)]
     unsafe fn scale_eights<G: Gpu, In: Element, Out: Element>(
         self,
@@ -243,7 +253,7 @@ impl Row {
             unroll!([4] i in 0..UNITS {
                 if let Some(unit) = self.unit(gpu, params, i) {
                     let at = source + unit * 8 * In::BYTES as u64;
-                    // SAFETY: a unit of the slot's row, aligned as the host found.
+                    // SAFETY: `unit` is below the units of the slot's row, which are aligned: this function's contract.
                     data[i] = unsafe { In::load8(gpu, at) };
                 }
             });
@@ -252,12 +262,14 @@ impl Row {
             if let Some(unit) = self.unit(gpu, params, i) {
                 let values = In::widen8(gpu, data[i]).map(|x| x * scale);
                 let at = self.out + unit * 8 * Out::BYTES as u64;
-                // SAFETY: a unit of the row, which is this warp's.
+                // SAFETY: this lane's unit of this warp's row, aligned: this function's contract.
                 unsafe { Out::store8(gpu, at, Out::narrow8(gpu, values)) };
             }
         });
     }
 
+    /// # Safety
+    /// The slot is in the cache, and the row this warp's; rows are `params.row_units` values.
     #[inline(always)]
     unsafe fn scale_ones<G: Gpu, In: Element, Out: Element>(
         self,
@@ -269,10 +281,10 @@ impl Row {
             if let Some(unit) = self.unit(gpu, params, i) {
                 let mut value = 0.0;
                 if let Some(source) = self.source(params) {
-                    // SAFETY: a value of the slot's row.
+                    // SAFETY: `unit` is below the values of the slot's row: this function's contract.
                     value = unsafe { In::load1(gpu, source + unit * In::BYTES as u64) } * scale;
                 }
-                // SAFETY: a value of the row, which is this warp's.
+                // SAFETY: this lane's value of this warp's row: this function's contract.
                 unsafe { Out::store1(gpu, self.out + unit * Out::BYTES as u64, value) };
             }
         });
@@ -290,7 +302,7 @@ impl Kernel for GatherCopy {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &GatherParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `copy` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { copy(gpu, params) }
     }
 }
@@ -306,7 +318,7 @@ impl Kernel for GatherMlaFp8Ds {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &GatherParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `mla_fp8_ds` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { mla_fp8_ds(gpu, params) }
     }
 }
@@ -322,7 +334,7 @@ impl Kernel for GatherMlaV4 {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &GatherParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `mla_v4` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { mla_v4(gpu, params) }
     }
 }
@@ -342,7 +354,7 @@ impl<In: Element, Out: Element, const VEC8: bool> Kernel for GatherScaled<In, Ou
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &GatherParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: launched as `scaled` or `scaled_ones` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe {
             if VEC8 {
                 scaled::<G, In, Out>(gpu, params);

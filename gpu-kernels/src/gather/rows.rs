@@ -21,6 +21,10 @@ pub(crate) struct Row {
 
 impl Row {
     /// This warp's row, unless it stays untouched. `CHECKS` if it is wanted for nothing but to report what is wrong.
+    ///
+    /// # Safety
+    /// Launched on [`grid`](crate::gather::grid::grid) with [`THREADS`] threads; `params` names tensors of the shapes
+    /// it documents for its mode, and with `CHECKS` a record that was all 0 before the launch.
     #[inline(always)]
     pub(crate) unsafe fn find<G: Gpu, const CHECKS: bool>(
         gpu: G,
@@ -30,7 +34,7 @@ impl Row {
         if !CHECKS {
             gpu.wait_for_previous_kernels();
             gpu.let_next_kernel_start();
-            // SAFETY: a valid check record, or none.
+            // SAFETY: `check` is 0 or a finished check's record: the host's `launch`.
             if unsafe { found_fault(gpu, params.check) } {
                 return None;
             }
@@ -39,7 +43,7 @@ impl Row {
             return None;
         }
         let mut out = params.out + row as u64 * params.stride_out_row as u64;
-        // SAFETY: as the kernels' callers promise; the whole warp is here.
+        // SAFETY: the whole warp comes here, with a row below `num_rows`; the mode's tensors: this function's contract.
         let slot = unsafe {
             match params.mode {
                 GatherParams::RAGGED => Self::ragged::<G, CHECKS>(gpu, params, row),
@@ -62,6 +66,9 @@ impl Row {
 
     /// The lanes count together how many sequences end at or before the row; the last of these ends is where
     /// the row's sequence starts.
+    ///
+    /// # Safety
+    /// As [`Row::find`], by the whole warp, for a `row` below `num_rows`.
     #[inline(always)]
     unsafe fn ragged<G: Gpu, const CHECKS: bool>(
         gpu: G,
@@ -69,12 +76,12 @@ impl Row {
         row: u32,
     ) -> Option<Slot> {
         let ends = params.rows + 4;
-        // SAFETY: `num_seqs + 1` row starts.
+        // SAFETY: `num_seqs + 1` row starts, so one at least: the host's `GatherRequest::rows`.
         let mut start = unsafe { gpu.ld_global_b32(params.rows) } as i32;
         let mut seq = 0;
         let mut other = gpu.lane();
         while other < params.num_seqs {
-            // SAFETY: as above.
+            // SAFETY: as above, and `other < num_seqs`.
             let end = unsafe { gpu.ld_global_b32(ends + 4 * other as u64) } as i32;
             if end <= row as i32 {
                 seq += 1;
@@ -84,7 +91,7 @@ impl Row {
         }
         let mut mask = WARP / 2;
         while mask > 0 {
-            // SAFETY: the whole warp is here.
+            // SAFETY: converged again after the loop: the whole warp came here, as this function's contract has it.
             unsafe {
                 seq += gpu.shfl_xor(seq, mask);
                 let other = gpu.shfl_xor(start as u32, mask) as i32;
@@ -98,7 +105,7 @@ impl Row {
         let first_token = if params.seqs == 0 {
             0
         } else {
-            // SAFETY: a first token per sequence.
+            // SAFETY: `seq < num_seqs`, and each sequence has a first token: the host's `GatherRequest::rows`.
             unsafe { gpu.ld_global_b32(params.seqs + 4 * seq as u64) }
         };
         if (first_token as i32) < 0 {
@@ -108,16 +115,18 @@ impl Row {
                 value: first_token as i32 as i64,
                 ..CheckFault::NONE
             };
-            // SAFETY: a valid record, if this is a check.
+            // SAFETY: a record, if this is a check: this function's contract.
             unsafe { complain::<G, CHECKS>(gpu, params, fault) };
             return None;
         }
         // A start below 0 gives no token that means anything; the check names it.
         let token = row.wrapping_sub(start as u32).wrapping_add(first_token);
-        // SAFETY: the sequence has a row in the block table.
+        // SAFETY: `seq < num_seqs`; the rest is this function's contract.
         unsafe { Self::look_up::<G, CHECKS>(gpu, params, row, seq, token) }
     }
 
+    /// # Safety
+    /// As [`Row::find`], for a `row` below `num_rows`, which is row `i` of sequence `seq`.
     #[inline(always)]
     unsafe fn padded<G: Gpu, const CHECKS: bool>(
         gpu: G,
@@ -126,7 +135,8 @@ impl Row {
         seq: u32,
         i: u32,
     ) -> Option<Slot> {
-        // SAFETY: a length per sequence, and a number of tokens to gather if it differs.
+        // SAFETY: a sequence of the output, which has a length, and `rows` a number of tokens for each: the host's
+        // `GatherRequest::rows`.
         let (seq_len, len) = unsafe {
             let seq_len = gpu.ld_global_b32(params.seqs + 4 * seq as u64) as i32;
             if params.rows == 0 {
@@ -140,17 +150,19 @@ impl Row {
             return None;
         }
         let token = (seq_len - len) as u32 + i;
-        // SAFETY: the sequence has a row in the block table.
+        // SAFETY: a sequence of the output, and of the block table: the host's `GatherRequest::rows`.
         unsafe { Self::look_up::<G, CHECKS>(gpu, params, row, seq, token) }
     }
 
+    /// # Safety
+    /// As [`Row::find`], for a `row` below `num_rows`.
     #[inline(always)]
     unsafe fn indexed<G: Gpu, const CHECKS: bool>(
         gpu: G,
         params: &GatherParams,
         row: u32,
     ) -> Option<Slot> {
-        // SAFETY: one index per row.
+        // SAFETY: `row < num_rows`, and there is an index for each: this function's contract.
         let index = unsafe { gpu.ld_global_b32(params.rows + 4 * row as u64) };
         if (index as i32) < 0 {
             return None;
@@ -167,7 +179,7 @@ impl Row {
                 limit: params.num_blocks as i64 * params.block_size.divisor() as i64,
                 ..CheckFault::NONE
             };
-            // SAFETY: a valid record, if this is a check.
+            // SAFETY: a record, if this is a check: this function's contract.
             unsafe { complain::<G, CHECKS>(gpu, params, fault) };
             return None;
         }
@@ -175,7 +187,7 @@ impl Row {
         let seq = if params.seqs == 0 {
             token
         } else {
-            // SAFETY: a sequence for each token.
+            // SAFETY: a sequence for each token: the host's `GatherRequest::rows`.
             unsafe { gpu.ld_global_b32(params.seqs + 4 * token as u64) }
         };
         if seq >= params.num_seqs {
@@ -186,15 +198,18 @@ impl Row {
                 limit: params.num_seqs as i64,
                 ..CheckFault::NONE
             };
-            // SAFETY: a valid record, if this is a check.
+            // SAFETY: a record, if this is a check: this function's contract.
             unsafe { complain::<G, CHECKS>(gpu, params, fault) };
             return None;
         }
-        // SAFETY: the sequence has a row in the block table.
+        // SAFETY: `seq < num_seqs`; the rest is this function's contract.
         unsafe { Self::look_up::<G, CHECKS>(gpu, params, row, seq, index) }
     }
 
     /// Where the block table says that a token is, which output row `row` wants.
+    ///
+    /// # Safety
+    /// As [`Row::find`]; the block table has a row for `seq`.
     #[inline(always)]
     unsafe fn look_up<G: Gpu, const CHECKS: bool>(
         gpu: G,
@@ -215,13 +230,14 @@ impl Row {
                 limit: params.max_num_blocks_per_seq as i64 * params.block_size.divisor() as i64,
                 ..CheckFault::NONE
             };
-            // SAFETY: a valid record, if this is a check.
+            // SAFETY: a record, if this is a check: this function's contract.
             unsafe { complain::<G, CHECKS>(gpu, params, fault) };
             return None;
         }
         let position = params.block_size.divide(token);
         let table_row = params.block_table + seq as u64 * params.stride_block_table as u64;
-        // SAFETY: an entry of the sequence's row.
+        // SAFETY: `position` is below the `max_num_blocks_per_seq` entries of the sequence's row: this function's
+        // contract.
         let block = unsafe { gpu.ld_global_b32(table_row + 4 * position as u64) };
         if block >= params.num_blocks {
             let fault = CheckFault {
@@ -232,7 +248,7 @@ impl Row {
                 limit: params.num_blocks as i64,
                 ..CheckFault::NONE
             };
-            // SAFETY: a valid record, if this is a check.
+            // SAFETY: a record, if this is a check: this function's contract.
             unsafe { complain::<G, CHECKS>(gpu, params, fault) };
             return None;
         }
@@ -246,11 +262,11 @@ impl Row {
 /// Reports what a gather skips, in a check.
 ///
 /// # Safety
-/// `params.check` is a valid record if `CHECKS`.
+/// With `CHECKS`, `params.check` is a record as [`report`] asks.
 #[inline(always)]
 unsafe fn complain<G: Gpu, const CHECKS: bool>(gpu: G, params: &GatherParams, fault: CheckFault) {
     if CHECKS && gpu.lane() == 0 {
-        // SAFETY: as the caller promises.
+        // SAFETY: a record, as `CHECKS` is true: this function's contract.
         unsafe { report(gpu, params.check, fault) };
     }
 }
