@@ -33,8 +33,8 @@ pub(crate) struct CarefulRow<const V_STEPS: usize> {
 /// if there is none.
 ///
 /// # Safety
-/// Converged. `query`, `key` and `value` load two dims, the first of which is even and below `16 * K_STEPS` or
-/// `16 * V_STEPS`, of the row or of a token's place.
+/// Converged, with the same `tokens` and functions for all lanes. `query`, `key` and `value` load two dims, the first
+/// of which is even and below `16 * K_STEPS` or `16 * V_STEPS`, of the row or of a token's place.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "each is one fact about the row")]
 pub(crate) unsafe fn careful_row<G: Gpu, P: Copy, const K_STEPS: usize, const V_STEPS: usize>(
@@ -63,7 +63,7 @@ pub(crate) unsafe fn careful_row<G: Gpu, P: Copy, const K_STEPS: usize, const V_
             first += DIMS;
         }
         for mask in [1, 2, 4, 8, 16] {
-            // SAFETY: converged.
+            // SAFETY: converged: this function's contract, and all lanes have the same tokens.
             product += f32::from_bits(unsafe { gpu.shfl_xor(f32::to_bits(product), mask) });
         }
         let score_log2 = score(token, place, product);
@@ -87,7 +87,7 @@ pub(crate) unsafe fn careful_row<G: Gpu, P: Copy, const K_STEPS: usize, const V_
                 });
             }
         });
-        // SAFETY: converged.
+        // SAFETY: converged: as above.
         if !unsafe { gpu.any(!all_nan) } {
             break;
         }
@@ -108,10 +108,10 @@ pub(crate) unsafe fn careful_row<G: Gpu, P: Copy, const K_STEPS: usize, const V_
 /// Two values of a cache of format `C`, at `address`.
 ///
 /// # Safety
-/// They are readable, and aligned to both.
+/// Both are readable, and the address is aligned to both together.
 #[inline(always)]
 pub(crate) unsafe fn load_pair<G: Gpu, C: CacheFormat>(gpu: G, address: u64) -> [f32; 2] {
-    // SAFETY: as the caller promises.
+    // SAFETY: two values, readable and aligned: this function's contract.
     unsafe {
         if C::BYTES == 2 {
             return widen_pair::<G, C::Math>(gpu, gpu.ld_global_b32(address));
@@ -131,7 +131,7 @@ pub(crate) unsafe fn load_query_pair<G: Gpu, C: CacheFormat>(
     address: u64,
     dtype: u32,
 ) -> [f32; 2] {
-    // SAFETY: as the caller promises.
+    // SAFETY: two values, readable and aligned: this function's contract.
     unsafe {
         if C::BYTES == 2 {
             return load_pair::<G, C>(gpu, address);

@@ -23,33 +23,36 @@ pub const THREADS: u32 = 4 * WARP;
 /// Whether the record at `check` holds a fault; never if there is no record.
 ///
 /// # Safety
-/// `check` is 0 or a valid record that nobody is writing.
+/// `check` is 0, or a record whose check has finished.
 #[inline(always)]
 pub(crate) unsafe fn found_fault<G: Gpu>(gpu: G, check: u64) -> bool {
-    // SAFETY: a record that nobody is writing: this kernel runs behind the check that wrote it.
+    // SAFETY: a record that nobody writes any more: this function's contract.
     check != 0 && unsafe { gpu.ld_global_b32(check) } != 0
 }
 
 /// Checks what attention over a paged cache reads: of a sequence that has query tokens its length, and of the row of
 /// the block table the entries between the first key that a query sees and the last.
 ///
-/// # Safety
+/// Launched on the grid above with [`THREADS`] threads; `params` names tensors of the shapes it documents, and a record
+/// that was all 0 before the launch.
 /// Launched on the grid above with [`THREADS`] threads; `params` names tensors of the shapes it documents.
 #[inline(always)]
 pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
     let (seq, part) = (gpu.cta_idx_x(), gpu.cta_idx_y());
     if seq == 0 && part == 0 {
         unroll!([4] i in 0..4 {
-            // SAFETY: lists as long as they say (the host's), and a valid record.
+            // SAFETY: a list of the host's `scales_to_check`, of tensors that it checked, and a record: this function's
+            // contract.
             unsafe { check_scales(gpu, params.check, params.scales[i]) };
         });
     }
-    // SAFETY: the host's check holds `query_start_loc` to one start more than there are sequences; all lanes come here.
+    // SAFETY: starts, if there are any, are one more than sequences: the host's `UnifiedRequest::check`; all lanes come
+    // here.
     let query_len = unsafe { query_len(gpu, params, seq) };
     if query_len == 0 {
         return;
     }
-    // SAFETY: one length per sequence of the grid.
+    // SAFETY: x is a sequence, and each has a length: the host's `check_seq_lens`.
     let seq_len = unsafe {
         gpu.ld_global_b32(params.seq_lens + 4 * (seq as u64 * params.stride_seq_lens as u64))
     };
@@ -61,7 +64,7 @@ pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
             limit: params.max_seq_len as i64,
             ..CheckFault::NONE
         };
-        // SAFETY: a valid record.
+        // SAFETY: a record, which only `report` touches: this function's contract.
         unsafe { report_once(gpu, params.check, fault) };
         return;
     }
@@ -76,7 +79,8 @@ pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
     };
     let mut position = begin + part * THREADS + gpu.thread_idx();
     while position < end {
-        // SAFETY: the row names every block of a sequence up to `max_seq_len`.
+        // SAFETY: `position` is below the blocks of `max_seq_len` tokens, which each row names: the host's
+        // `max_seq_len`.
         let block = unsafe { gpu.ld_global_b32(row + 4 * position as u64) } as i32 as i64;
         if block < 0 || block >= params.num_blocks {
             let fault = CheckFault {
@@ -87,7 +91,7 @@ pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
                 limit: params.num_blocks,
                 ..CheckFault::NONE
             };
-            // SAFETY: a valid record.
+            // SAFETY: a record, which only `report` touches: this function's contract.
             unsafe { report(gpu, params.check, fault) };
         } else {
             let start = position * params.block_size;
@@ -96,7 +100,7 @@ pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
                 (seq_len - start).min(params.block_size),
             ];
             unroll!([2] i in 0..2 {
-                // SAFETY: a block of the cache; a valid record.
+                // SAFETY: a block of the cache, and tokens of it; a record: this function's contract.
                 unsafe { check_token_scales(gpu, params, i as u32, params.token_scales[i], block, tokens) };
             });
         }
@@ -108,14 +112,15 @@ pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
 /// before, are not too many, and are where a decode's is; 0 if they do not.
 ///
 /// # Safety
-/// `query_start_loc` is 0, or holds the start of the sequence and of the next; converged.
+/// `query_start_loc` is 0, or holds the start of the sequence and of the next; all threads come here; `params.check` is
+/// a record as [`report`] asks.
 #[inline(always)]
 unsafe fn query_len<G: Gpu>(gpu: G, params: &CheckPagedParams, seq: u32) -> u32 {
     if params.query_start_loc == 0 {
         return params.query_len;
     }
     let at = params.query_start_loc + 4 * seq as u64;
-    // SAFETY: the host's check holds `query_start_loc` to one start more than there are sequences.
+    // SAFETY: the start of the sequence and of the next: this function's contract.
     let (start, end) = unsafe { (gpu.ld_global_b32(at), gpu.ld_global_b32(at + 4)) };
     let (first, last) = (start as i32, end as i32);
     let mut fault = CheckFault {
@@ -137,7 +142,7 @@ unsafe fn query_len<G: Gpu>(gpu: G, params: &CheckPagedParams, seq: u32) -> u32 
     } else {
         return end - start;
     }
-    // SAFETY: a valid record.
+    // SAFETY: a record, which only `report` touches: this function's contract.
     unsafe { report_once(gpu, params.check, fault) };
     0
 }
@@ -145,7 +150,8 @@ unsafe fn query_len<G: Gpu>(gpu: G, params: &CheckPagedParams, seq: u32) -> u32 
 /// Checks the scales of the tokens `begin..end` of a block, all heads.
 ///
 /// # Safety
-/// `scales` has them, if it has an address.
+/// If `scales` has an address, it has a scale for each block, slot and head of the cache; `block` is one of its blocks,
+/// and `end` at most the block size. `params.check` is a record as [`report`] asks.
 #[inline(always)]
 unsafe fn check_token_scales<G: Gpu>(
     gpu: G,
@@ -163,7 +169,8 @@ unsafe fn check_token_scales<G: Gpu>(
                 + (block * scales.stride_block) as u64
                 + slot as u64 * scales.stride_slot as u64
                 + head as u64 * scales.stride_head as u64;
-            // SAFETY: scales beside the cache are of its shape (the host's `check_scales`): block, slot and head are.
+            // SAFETY: scales beside the cache are of its shape: the host's `check_scales`; block, slot and head are:
+            // this function's contract.
             let bits = unsafe { gpu.ld_global_b32(at) };
             if !is_scale(bits) {
                 let fault = CheckFault {
@@ -174,7 +181,7 @@ unsafe fn check_token_scales<G: Gpu>(
                     value: bits as i64,
                     limit: head as i64,
                 };
-                // SAFETY: a valid record.
+                // SAFETY: a record, which only `report` touches: this function's contract.
                 unsafe { report(gpu, params.check, fault) };
             }
             head += 1;
@@ -192,7 +199,7 @@ pub unsafe fn check_slots<G: Gpu>(gpu: G, params: &CheckSlotsParams) {
     let layer = gpu.cta_idx_y();
     if gpu.cta_idx_x() == 0 && layer == 0 {
         unroll!([4] i in 0..3 {
-            // SAFETY: lists as long as they say (the host's), and a valid record.
+            // SAFETY: a list of the host's `Slots`, of tensors that it checked, and a record: this function's contract.
             unsafe { check_scales(gpu, params.check, params.scales[i]) };
         });
     }
@@ -200,7 +207,7 @@ pub unsafe fn check_slots<G: Gpu>(gpu: G, params: &CheckSlotsParams) {
     let named_layer = if params.has_layers != 0 { layer + 1 } else { 0 };
     let mut token = gpu.cta_idx_x() * THREADS + gpu.thread_idx();
     while token < params.num_tokens {
-        // SAFETY: one slot per token.
+        // SAFETY: `token` and y are below the tokens and layers that have slots: the host's `Slots::launch_check`.
         let slot = unsafe { gpu.ld_global_b64(slots + 8 * token as u64) } as i64;
         if slot >= params.num_slots {
             let fault = CheckFault {
@@ -211,11 +218,11 @@ pub unsafe fn check_slots<G: Gpu>(gpu: G, params: &CheckSlotsParams) {
                 limit: params.num_slots,
                 ..CheckFault::NONE
             };
-            // SAFETY: a valid record.
+            // SAFETY: a record, which only `report` touches: this function's contract.
             unsafe { report(gpu, params.check, fault) };
         } else if slot >= 0 {
             let seen = params.seen + layer as u64 * 4 * (params.seen_mask as u64 + 1);
-            // SAFETY: the layer's table, with room for its tokens.
+            // SAFETY: the layer's table of `seen_mask + 1` words, twice as many as tokens: the host's `Slots::entries`.
             if let Some(other) = unsafe { same_slot(gpu, params.seen_mask, seen, slots, token) } {
                 let is_first = token < other;
                 let fault = CheckFault {
@@ -226,12 +233,12 @@ pub unsafe fn check_slots<G: Gpu>(gpu: G, params: &CheckSlotsParams) {
                     limit: named_layer as i64,
                     ..CheckFault::NONE
                 };
-                // SAFETY: a valid record.
+                // SAFETY: a record, which only `report` touches: this function's contract.
                 unsafe { report(gpu, params.check, fault) };
             }
         }
         if params.positions != 0 && (slot >= 0 || params.all_positions != 0) {
-            // SAFETY: one position per token.
+            // SAFETY: `token` is below the tokens, each of which has a position: the host's `check_table`.
             let position = unsafe { gpu.ld_global_b64(params.positions + 8 * token as u64) } as i64;
             if position < 0 || position >= params.num_positions {
                 let fault = CheckFault {
@@ -241,7 +248,7 @@ pub unsafe fn check_slots<G: Gpu>(gpu: G, params: &CheckSlotsParams) {
                     limit: params.num_positions,
                     ..CheckFault::NONE
                 };
-                // SAFETY: a valid record.
+                // SAFETY: a record, which only `report` touches: this function's contract.
                 unsafe { report(gpu, params.check, fault) };
             }
         }
@@ -253,16 +260,16 @@ pub unsafe fn check_slots<G: Gpu>(gpu: G, params: &CheckSlotsParams) {
 /// the one that its slot says, and passes all those of its slot on the way.
 ///
 /// # Safety
-/// `slots` has a slot for `token`, not negative and below 2^31; `seen` is a table of `mask + 1` words, more than there
-/// are tokens, that nobody touches in another way.
+/// `slots` has a slot for each token, that of `token` not negative and below 2^31; `seen` is a table of `mask + 1`
+/// words, more than there are tokens, that was all 0 before the launch and that nobody touches in another way.
 #[inline(always)]
 unsafe fn same_slot<G: Gpu>(gpu: G, mask: u32, seen: u64, slots: u64, token: u32) -> Option<u32> {
-    // SAFETY: `token` is one of the tokens of `slot_mapping`: the contract of `same_slot`.
+    // SAFETY: `token`, and each that is found in the table, is a token with a slot: this function's contract.
     let slot_of = |token: u32| unsafe { gpu.ld_global_b64(slots + 8 * token as u64) };
     let slot = slot_of(token);
     let mut place = (slot as u32).wrapping_mul(0x9e37_79b1) & mask;
     loop {
-        // SAFETY: a place of the table, which `mask` cuts to.
+        // SAFETY: `mask` cuts `place` to the table, which only these atomics touch: this function's contract.
         let found = unsafe { gpu.atomic_cas_global_b32(seen + 4 * place as u64, 0, token + 1) };
         if found == 0 {
             return None;
@@ -277,12 +284,12 @@ unsafe fn same_slot<G: Gpu>(gpu: G, mask: u32, seen: u64, slots: u64, token: u32
 /// Checks that scales are positive and finite. Threads of the thread block share them out.
 ///
 /// # Safety
-/// `scales` has as many as it says; `check` is a valid record.
+/// `scales` has as many as it says; `check` is a record as [`report`] asks.
 #[inline(always)]
 pub(crate) unsafe fn check_scales<G: Gpu>(gpu: G, check: u64, scales: ScaleList) {
     let mut at = gpu.thread_idx();
     while at < scales.count {
-        // SAFETY: the list is as long as it says: the host makes it of tensors that it checked.
+        // SAFETY: `at` is below the scales that the list has: this function's contract.
         let bits = unsafe { gpu.ld_global_b32(scales.address + at as u64 * scales.stride as u64) };
         if !is_scale(bits) {
             let fault = CheckFault {
@@ -292,7 +299,7 @@ pub(crate) unsafe fn check_scales<G: Gpu>(gpu: G, check: u64, scales: ScaleList)
                 value: bits as i64,
                 ..CheckFault::NONE
             };
-            // SAFETY: a valid record: the contract of `check_scales`.
+            // SAFETY: a record, which only `report` touches: this function's contract.
             unsafe { report(gpu, check, fault) };
         }
         at += THREADS;
@@ -312,7 +319,7 @@ fn is_scale(bits: u32) -> bool {
 #[inline(always)]
 unsafe fn report_once<G: Gpu>(gpu: G, check: u64, fault: CheckFault) {
     if gpu.thread_idx() == 0 {
-        // SAFETY: a valid record: the contract of `report_once`.
+        // SAFETY: a record, which only `report` touches: this function's contract.
         unsafe { report(gpu, check, fault) };
     }
 }
@@ -320,12 +327,13 @@ unsafe fn report_once<G: Gpu>(gpu: G, check: u64, fault: CheckFault) {
 /// Fills the record, if nobody has claimed it.
 ///
 /// # Safety
-/// `check` is a valid record that only lanes of this launch touch, through this function.
+/// `check` is a record that was all 0 before the launch, and that only lanes of this launch touch, through this
+/// function.
 #[inline(always)]
 pub(crate) unsafe fn report<G: Gpu>(gpu: G, check: u64, fault: CheckFault) {
-    // SAFETY: the word is only touched by atomics while a check runs.
+    // SAFETY: a record, whose first word only this line touches in this launch: this function's contract.
     if unsafe { gpu.atomic_cas_global_b32(check, 0, fault.kind) } == 0 {
-        // SAFETY: the claim makes the rest of the record this lane's.
+        // SAFETY: the first word was 0, so this lane alone has the rest of the record: this function's contract.
         unsafe {
             gpu.st_global_b32(check + 4, fault.row);
             gpu.st_global_b32(check + 8, fault.position);
@@ -347,7 +355,7 @@ impl Kernel for CheckPaged {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &CheckPagedParams) {
-        // SAFETY: whoever launches keeps the kernel's conditions.
+        // SAFETY: launched as `check_paged` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { check_paged(gpu, params) }
     }
 }
@@ -363,7 +371,7 @@ impl Kernel for CheckSlots {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &CheckSlotsParams) {
-        // SAFETY: whoever launches keeps the kernel's conditions.
+        // SAFETY: launched as `check_slots` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { check_slots(gpu, params) }
     }
 }

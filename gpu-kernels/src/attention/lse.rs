@@ -83,11 +83,11 @@ impl Lse {
     /// Number `index` of those at `address`.
     ///
     /// # Safety
-    /// It was written there by a kernel before.
+    /// A kernel before this one wrote element `index` there.
     #[inline(always)]
     #[track_caller]
     pub unsafe fn load<G: Gpu>(gpu: G, address: u64, index: u64) -> Self {
-        // SAFETY: `index` was written by a kernel ahead of this one, as this function's contract has it.
+        // SAFETY: a kernel before this one wrote it: this function's contract.
         let bits = unsafe { gpu.ld_global_b64(address + Self::BYTES * index) };
         Self {
             max: f32::from_bits(bits as u32),

@@ -7,13 +7,13 @@ use crate::params::ScoreParams;
 /// The score of a head's sink, in powers of two; -inf if there is none.
 ///
 /// # Safety
-/// Sinks, if there are any, are one for each head.
+/// `head` is one of the query's. Sinks, if there are any, are one for each head.
 #[inline(always)]
 pub(crate) unsafe fn sink_log2<G: Gpu>(gpu: G, params: &ScoreParams, head: u32) -> f32 {
     if params.sinks == 0 {
         return f32::NEG_INFINITY;
     }
-    // SAFETY: one sink for each query head: the host's `check_per_head`; `head` is one of the query's.
+    // SAFETY: there are sinks, one for each query head: this function's contract.
     let sink = unsafe { gpu.ld_global_b32(params.sinks + 4 * head as u64) };
     f32::from_bits(sink) * core::f32::consts::LOG2_E
 }

@@ -40,7 +40,7 @@ impl BlockWindow {
     /// `first_token + i * tile_step`. Tokens from `end` on are not looked up.
     ///
     /// # Safety
-    /// `row` holds an entry for every block that begins before `end`.
+    /// `row` holds an entry for every block that begins before `end`; `block_size` is not 0.
     #[inline(always)]
     pub unsafe fn new<G: Gpu>(
         gpu: G,
@@ -82,7 +82,7 @@ impl BlockWindow {
         let token = self.next_token;
         self.next_token += self.step;
         if token < self.end {
-            // SAFETY: the host refuses empty blocks.
+            // SAFETY: `block_size` is not 0: the contract of `new`.
             let block_idx = unsafe { div(token, self.block_size) };
             // SAFETY: the block begins before `end`, so the row has an entry for it.
             let block = unsafe { gpu.ld_global_b32(self.row + 4 * block_idx as u64) };

@@ -47,7 +47,7 @@ pub(crate) unsafe fn to_f16<G: Gpu, const K_STEPS: usize>(
         });
     });
     unroll!([2] i in 0..2 {
-        // SAFETY: converged.
+        // SAFETY: converged: this function's contract.
         let other = unsafe { gpu.shfl_xor(f32::to_bits(largest), 1 << i) };
         largest = gpu.max(largest, f32::from_bits(other));
     });

@@ -68,7 +68,7 @@ impl ScoreParams {
     /// The head exists. The slopes' address is not 0, and there is one for each head.
     #[inline(always)]
     pub(crate) unsafe fn load_head<G: Gpu>(&self, gpu: G, head: u32) -> HeadMods {
-        // SAFETY: the caller has seen that there are slopes; the host's check holds them to one for each query head.
+        // SAFETY: the head exists, and there are slopes, one for each: this function's contract.
         let slope = unsafe { gpu.ld_global_b32(self.alibi_slopes + 4 * head as u64) };
         HeadMods {
             slope_log2: f32::from_bits(slope) * core::f32::consts::LOG2_E,
@@ -111,7 +111,7 @@ pub unsafe fn score_of_key<G: Gpu>(
 ) -> f32 {
     let mut score = params.transform(gpu, score);
     if params.has_bias() {
-        // SAFETY: a head that exists, as the caller says, and there is a bias.
+        // SAFETY: the head exists, and there are slopes, one for each: this function's contract, and the line before.
         let head = unsafe { params.load_head(gpu, head) };
         score += params.bias_log2(gpu, head, key, position, visible.context_len);
     }

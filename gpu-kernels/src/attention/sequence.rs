@@ -7,7 +7,7 @@ use crate::params::MaskParams;
 /// The length of sequence `seq`, between 0 and what its row of the block table can name.
 ///
 /// # Safety
-/// `seq_lens` has an element for it.
+/// `seq_lens` has an element for `seq`.
 #[inline(always)]
 pub(crate) unsafe fn seq_len<G: Gpu>(
     gpu: G,
@@ -16,7 +16,7 @@ pub(crate) unsafe fn seq_len<G: Gpu>(
     seq: u32,
     max: u32,
 ) -> u32 {
-    // SAFETY: the host's check holds `seq_lens` to one length a sequence, and grids to sequences.
+    // SAFETY: `seq_lens` has an element for `seq`: this function's contract.
     clamp_len(
         unsafe { gpu.ld_global_b32(seq_lens + 4 * (seq as u64 * stride as u64)) },
         max,
@@ -55,7 +55,7 @@ pub(crate) unsafe fn query_row<G: Gpu>(
         return Some(seq);
     }
     let at = query_start_loc + 4 * seq as u64;
-    // SAFETY: the host's check holds `query_start_loc` to one start more than there are sequences.
+    // SAFETY: the start of the sequence and of the next: this function's contract.
     let (start, next) = unsafe { (gpu.ld_global_b32(at), gpu.ld_global_b32(at + 4)) };
     // A table that does not increase gives a sequence without tokens.
     (start < next.min(num_tokens)).then_some(start)

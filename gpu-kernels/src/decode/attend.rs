@@ -48,11 +48,11 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> OnlineSoftmax<V_STEPS, HEAD_
         mods: &DecodeMods<HEAD_TILES>,
         tile: KvTile,
     ) {
-        // SAFETY: converged, and the stream handed the tile out: the contract of `attend`.
+        // SAFETY: converged, and the tile's keys are visible: this function's contract.
         let mut scores = unsafe { scores::<G, C, K_STEPS, HEAD_TILES>(gpu, query, tile.keys) };
         let mut value_scales = [1.0; 2];
         if C::TOKEN_SCALES {
-            // SAFETY: converged, and the tile is visible.
+            // SAFETY: converged, and the tile's scales are visible: this function's contract.
             value_scales = unsafe { scale_keys(gpu, &mut scores, tile.scales) };
         }
         let mut scale_log2 = query.scale_log2;
@@ -63,9 +63,9 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> OnlineSoftmax<V_STEPS, HEAD_
         if tile.len < TILE_KV {
             mask_past_end(gpu, &mut scores, tile.len);
         }
-        // SAFETY: converged.
+        // SAFETY: converged: this function's contract.
         let probs = unsafe { self.softmax_step::<G, C>(gpu, &scores, &scale_log2, value_scales) };
-        // SAFETY: converged, and the stream handed the tile out: the contract of `attend`.
+        // SAFETY: converged, and the tile's values are visible: this function's contract.
         unsafe { self.add_values::<G, C>(gpu, &probs, tile.values) };
     }
 
@@ -75,6 +75,9 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> OnlineSoftmax<V_STEPS, HEAD_
     /// The `fma` rounds a score once, the maximum was rounded before. Of scores beyond 2^22 the difference is more than a
     /// fraction, so that the largest would become any power of two. Hence the maximum is rounded down, and no probability
     /// is more than the largest.
+    ///
+    /// # Safety
+    /// Converged.
     #[inline(always)]
     unsafe fn softmax_step<G: Gpu, C: CacheFormat>(
         &mut self,
@@ -89,7 +92,7 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> OnlineSoftmax<V_STEPS, HEAD_
         let mut unit_shrinks = 1.0;
         let mut shares = [1.0; 2];
         if C::TOKEN_SCALES {
-            // SAFETY: converged.
+            // SAFETY: converged: this function's contract.
             (unit_shrinks, shares) = unsafe { self.grow_unit(gpu, value_scales) };
             grew = unit_shrinks < 1.0;
         }
@@ -98,7 +101,7 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> OnlineSoftmax<V_STEPS, HEAD_
             let mut tile_max = [gpu.max(s0, s2), gpu.max(s1, s3)];
             unroll!([4] i in 0..3 {
                 unroll!([2] head in 0..2 {
-                    // SAFETY: converged.
+                    // SAFETY: converged: this function's contract.
                     let other = unsafe { gpu.shfl_xor(tile_max[head].to_bits(), 4 << i) };
                     tile_max[head] = gpu.max(tile_max[head], f32::from_bits(other));
                 });
@@ -126,7 +129,7 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> OnlineSoftmax<V_STEPS, HEAD_
                 (p2, p3) = (p2 * shares[1], p3 * shares[1]);
             }
             // A lane holds a token's pair of heads; the next product wants a head's pair of tokens.
-            // SAFETY: converged.
+            // SAFETY: converged: this function's contract.
             probs[tile] = unsafe {
                 [
                     gpu.movmatrix_trans(C::Math::pack(gpu, p0, p1)),
@@ -135,7 +138,7 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> OnlineSoftmax<V_STEPS, HEAD_
             };
         });
         // The maximum settles after a few tiles; then there is nothing to rescale.
-        // SAFETY: converged.
+        // SAFETY: converged: this function's contract.
         if unsafe { gpu.any(grew) } {
             unroll!([2] tile in 0..HEAD_TILES {
                 let mut r = rescale[tile];
@@ -154,11 +157,14 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> OnlineSoftmax<V_STEPS, HEAD_
 
     /// Makes the unit at least as large as this tile's value scales; returns by what the accumulators shrink,
     /// and the shares of tokens `lane / 4` and `+ 8`.
+    ///
+    /// # Safety
+    /// Converged.
     #[inline(always)]
     unsafe fn grow_unit<G: Gpu>(&mut self, gpu: G, scales: [f32; 2]) -> (f32, [f32; 2]) {
         let mut largest = gpu.max(scales[0], scales[1]);
         unroll!([4] i in 0..3 {
-            // SAFETY: converged.
+            // SAFETY: converged: this function's contract.
             let other = unsafe { gpu.shfl_xor(f32::to_bits(largest), 4 << i) };
             largest = gpu.max(largest, f32::from_bits(other));
         });
@@ -175,6 +181,9 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> OnlineSoftmax<V_STEPS, HEAD_
     }
 
     /// `acc += valuesᵀ probs`.
+    ///
+    /// # Safety
+    /// Converged; `values` are those of a tile that is visible to the warp.
     #[inline(always)]
     unsafe fn add_values<G: Gpu, C: CacheFormat>(
         &mut self,
@@ -187,13 +196,13 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> OnlineSoftmax<V_STEPS, HEAD_
         unroll!([16] unit in 0..V_STEPS {
             if unit * C::STEPS < V_STEPS {
                 let address = chunk_address::<C, V_STEPS>(values, row, unit, lane / 8 % 2);
-                // SAFETY: converged; a row of the tile.
+                // SAFETY: converged, and `row` is below 16, a row of the visible tile: this function's contract.
                 let operands = C::values(gpu, unsafe { gpu.ldmatrix_x4_trans(address) });
                 unroll!([2] half in 0..2 {
                     let step = unit * C::STEPS + half;
                     if half < C::STEPS && step < V_STEPS {
                         unroll!([2] tile in 0..HEAD_TILES {
-                            // SAFETY: converged.
+                            // SAFETY: converged: this function's contract.
                             self.acc[tile][step] = unsafe {
                                 C::Math::mma(gpu, self.acc[tile][step], operands[half], probs[tile])
                             };
@@ -213,7 +222,7 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> OnlineSoftmax<V_STEPS, HEAD_
         unroll!([2] tile in 0..HEAD_TILES {
             unroll!([4] i in 0..3 {
                 unroll!([2] head in 0..2 {
-                    // SAFETY: converged.
+                    // SAFETY: converged: this function's contract.
                     let other = unsafe { gpu.shfl_xor(self.sum[tile][head].to_bits(), 4 << i) };
                     self.sum[tile][head] += f32::from_bits(other);
                 });
@@ -223,6 +232,9 @@ impl<const V_STEPS: usize, const HEAD_TILES: usize> OnlineSoftmax<V_STEPS, HEAD_
 }
 
 /// `keys queryᵀ`: 16 tokens by 8 heads, unscaled.
+///
+/// # Safety
+/// Converged; `keys` are those of a tile that is visible to the warp.
 #[inline(always)]
 unsafe fn scores<G: Gpu, C: CacheFormat, const K_STEPS: usize, const HEAD_TILES: usize>(
     gpu: G,
@@ -234,13 +246,13 @@ unsafe fn scores<G: Gpu, C: CacheFormat, const K_STEPS: usize, const HEAD_TILES:
     unroll!([16] unit in 0..K_STEPS {
         if unit * C::STEPS < K_STEPS {
             let address = chunk_address::<C, K_STEPS>(keys, lane % 16, unit, lane / 16);
-            // SAFETY: converged; a row of the tile.
+            // SAFETY: converged, and `lane % 16` is a row of the visible tile: this function's contract.
             let operands = C::keys(gpu, unsafe { gpu.ldmatrix_x4(address) });
             unroll!([2] half in 0..2 {
                 let step = unit * C::STEPS + half;
                 if half < C::STEPS && step < K_STEPS {
                     unroll!([2] tile in 0..HEAD_TILES {
-                        // SAFETY: converged.
+                        // SAFETY: converged: this function's contract.
                         scores[tile] = unsafe {
                             C::Math::mma(gpu, scores[tile], operands[half], query.fragments[tile][step])
                         };
@@ -253,6 +265,9 @@ unsafe fn scores<G: Gpu, C: CacheFormat, const K_STEPS: usize, const HEAD_TILES:
 }
 
 /// Multiplies scores by their token's key scale; returns the value scales of tokens `lane / 4` and `+ 8`.
+///
+/// # Safety
+/// `scales` are those of a tile that is visible to the warp.
 #[inline(always)]
 unsafe fn scale_keys<G: Gpu, const HEAD_TILES: usize>(
     gpu: G,
@@ -260,7 +275,7 @@ unsafe fn scale_keys<G: Gpu, const HEAD_TILES: usize>(
     scales: u32,
 ) -> [f32; 2] {
     let token = scales + gpu.lane() / 4 * 4;
-    // SAFETY: scales of the tile, written before it was handed out.
+    // SAFETY: two key scales and two value scales of the 16 tokens of the visible tile: this function's contract.
     let [k0, k1, v0, v1] = unsafe {
         [
             gpu.ld_shared_b32(token),

@@ -22,7 +22,8 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
     /// each already multiplied by its share of the whole.
     ///
     /// # Safety
-    /// Every thread of the thread block comes here; the rings are no longer used.
+    /// Every thread of the thread block comes here, and its shared memory has room for what is described above; the
+    /// rings are no longer used. `params` are the kernel's, as it asks.
     #[inline(always)]
     pub(crate) unsafe fn merge_warps<G: Gpu>(
         self,
@@ -38,14 +39,15 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
         let (group, pair) = (gpu.lane() / 4, gpu.lane() % 4);
         let (low_dim, high_dim) = C::value_dims(group);
         gpu.cp_async_wait::<0>();
-        // SAFETY: all come here; from now on the rings may be overwritten.
+        // SAFETY: all threads come here: this function's contract. From now on the rings may be overwritten.
         unsafe { gpu.sync_cta() };
         if group == 0 {
             unroll!([2] tile in 0..HEAD_TILES {
                 unroll!([2] i in 0..2 {
                     let head = tile as u32 * HEADS + pair * 2 + i as u32;
                     let at = stats + (gpu.warp() * Self::MAX_HEADS + head) * STATS_BYTES;
-                    // SAFETY: this warp's pair of this head.
+                    // SAFETY: this warp's pair of this head, within shared memory: this function's contract; of a
+                    // pair's lanes only one is in group 0.
                     unsafe {
                         gpu.st_shared_b32(at, partial.max[tile][i].to_bits());
                         gpu.st_shared_b32(at + 4, partial.sum[tile][i].to_bits());
@@ -53,17 +55,17 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
                 });
             });
         }
-        // SAFETY: all come here.
+        // SAFETY: all threads come here: this function's contract.
         unsafe { gpu.sync_cta() };
         unroll!([2] tile in 0..HEAD_TILES {
             unroll!([2] i in 0..2 {
                 let head = tile as u32 * HEADS + pair * 2 + i as u32;
-                // SAFETY: written before the barrier.
+                // SAFETY: each warp wrote its pair of this head before the barrier.
                 let mut lse = unsafe {
                     total::<G, C>(gpu, stats + head * STATS_BYTES, Self::MAX_HEADS * STATS_BYTES, warps)
                 };
                 if RULED && is_whole {
-                    // SAFETY: one sink for each head, if there are any.
+                    // SAFETY: sinks, if there are any, are one for each query head: the host's `ScoreMods::check`.
                     lse = unsafe { self.add_sink(gpu, params, head, lse) };
                 }
                 // A warp without a tile has the lowest maximum: a share of 0, or of a sum of 0.
@@ -77,19 +79,20 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
                 unroll!([16] step in 0..V_STEPS {
                     let [low, high] = [partial.acc[tile][step][i], partial.acc[tile][step][i + 2]];
                     let at = row + step as u32 * 64;
-                    // SAFETY: this lane's dims of this warp's row of this head.
+                    // SAFETY: this lane's dims of this warp's row of this head, within shared memory: this function's
+                    // contract.
                     unsafe {
                         gpu.st_shared_b32(at + low_dim * 4, (low * share).to_bits());
                         gpu.st_shared_b32(at + high_dim * 4, (high * share).to_bits());
                     }
                 });
                 if gpu.warp() == 0 && group == 0 && head < self.num_heads {
-                    // SAFETY: this head's element; one lane writes it.
+                    // SAFETY: `head` is one of this thread block's; one lane of it comes here.
                     unsafe { self.store_lse(gpu, params, head, lse, is_whole) };
                 }
             });
         });
-        // SAFETY: all come here.
+        // SAFETY: all threads come here: this function's contract.
         unsafe { gpu.sync_cta() };
         let quads = self.num_heads * (Self::HEAD_SIZE_V / 4);
         let mut quad = gpu.thread_idx();
@@ -101,13 +104,13 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
                 let at = rows
                     + (warp * Self::MAX_HEADS + head) * merge_row_bytes(Self::HEAD_SIZE_V)
                     + dim * 4;
-                // SAFETY: written before the barrier.
+                // SAFETY: four dims, which each warp wrote before the barrier.
                 let part = unsafe { gpu.ld_shared_b128(at) };
                 unroll!([4] i in 0..4 {
                     sum[i] += f32::from_bits(part[i]);
                 });
             }
-            // SAFETY: four dims of this head; one lane writes them.
+            // SAFETY: `head` is one of this thread block's; one thread has this quad.
             unsafe { self.store_quad(gpu, params, head, dim, sum, is_whole) };
             quad += warps * WARP;
         }
@@ -116,18 +119,23 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
     /// That of a head with its sink, if it has one: what takes its share and has no value.
     ///
     /// # Safety
-    /// Sinks, if there are any, are one for each head.
+    /// The kernel's: sinks, if there are any, are one for each query head.
     #[inline(always)]
     unsafe fn add_sink<G: Gpu>(self, gpu: G, params: &DecodeParams, head: u32, lse: Lse) -> Lse {
         if params.score.sinks == 0 || head >= self.num_heads {
             return lse;
         }
-        // SAFETY: as the caller promises; the head exists.
+        // SAFETY: `head < num_heads`, so it is a query head, and there are sinks, one for each: this function's
+        // contract.
         let sink = unsafe { sink_log2(gpu, &params.score, self.first_head + head) };
         lse.with(gpu, Lse::of_score(sink))
     }
 
     /// Stores the lse of one head.
+    ///
+    /// # Safety
+    /// `head` is one of this thread block's, whose outputs `params` names; one lane of the thread block calls this for
+    /// it.
     #[inline(always)]
     unsafe fn store_lse<G: Gpu>(
         self,
@@ -139,16 +147,21 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
     ) {
         let head = self.first_head + head;
         if is_whole {
-            // SAFETY: as the caller promises.
+            // SAFETY: this thread block's head, by one lane: this function's contract; it is the sequence's only split.
             unsafe { store_natural_lse(gpu, params, self.row, head, lse) };
         } else {
             let at = params.partial_lse + Lse::BYTES * self.part(params, head);
-            // SAFETY: this split's element, as the caller promises.
+            // SAFETY: this split's element, by one lane: this function's contract; the workspace has one for each
+            // (`Partials` on the host).
             unsafe { gpu.st_global_b64(at, lse.to_bits()) };
         }
     }
 
     /// Stores four output values of one head.
+    ///
+    /// # Safety
+    /// `head` is one of this thread block's, whose outputs `params` names, and `dim` a multiple of 4 below the head
+    /// size; one lane of the thread block calls this for both.
     #[inline(always)]
     unsafe fn store_quad<G: Gpu>(
         self,
@@ -166,12 +179,14 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
                     + head as u64 * params.stride_out_head as u64
                     + dim as u64);
             let packed = pack_out::<G, C>(gpu, [a, b, c, d], params.out_dtype);
-            // SAFETY: as the caller promises; 8-byte aligned because strides and dims are multiples of 4.
+            // SAFETY: this lane's dims: this function's contract; 8-byte aligned, as the host's `Query::outputs` wants
+            // strides of 4 values.
             unsafe { gpu.st_global_b64(at, packed) };
         } else {
             let at = params.partial_out
                 + 4 * (self.part(params, head) * Self::HEAD_SIZE_V as u64 + dim as u64);
-            // SAFETY: as the caller promises; the workspace is aligned and rows are multiples of 16 values.
+            // SAFETY: this lane's dims of this split's part: this function's contract; 16-byte aligned, as `Partials`
+            // on the host and rows of 16 values are.
             unsafe { gpu.st_global_b128(at, [a.to_bits(), b.to_bits(), c.to_bits(), d.to_bits()]) };
         }
     }
@@ -186,7 +201,7 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
     /// The output of a sequence without tokens: zero, and minus infinity or the sink.
     ///
     /// # Safety
-    /// As the kernel.
+    /// The thread block is the first split's, and the sequence has no tokens; `params` are the kernel's, as it asks.
     #[inline(always)]
     pub(crate) unsafe fn store_empty<G: Gpu>(self, gpu: G, params: &DecodeParams) {
         if gpu.warp() != 0 {
@@ -198,7 +213,8 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
                     + (self.first_head + head) as u64 * params.stride_out_head as u64);
             let mut dim = gpu.lane() * 4;
             while dim < Self::HEAD_SIZE_V {
-                // SAFETY: four dims of this thread block's head.
+                // SAFETY: four dims of this thread block's head, which no other split writes: this function's contract;
+                // aligned as in `store_quad`.
                 unsafe { gpu.st_global_b64(row + 2 * dim as u64, 0) };
                 dim += WARP * 4;
             }
@@ -206,10 +222,12 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
                 let head = self.first_head + head;
                 let mut lse = Lse::EMPTY;
                 if RULED {
-                    // SAFETY: one sink for each head, if there are any.
+                    // SAFETY: `head` is a query head, and sinks, if there are any, are one for each: this function's
+                    // contract.
                     lse = Lse::of_score(unsafe { sink_log2(gpu, &params.score, head) });
                 }
-                // SAFETY: this thread block's head; one lane writes it.
+                // SAFETY: this thread block's head, which no other split writes: this function's contract; one lane
+                // writes it.
                 unsafe { store_natural_lse(gpu, params, self.row, head, lse) };
             }
         }
@@ -217,11 +235,14 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
 }
 
 /// A head's lse over all warps; `stats` is warp 0's pair, `stride` the step to the next warp's.
+///
+/// # Safety
+/// The pairs of `warps` warps are visible.
 #[inline(always)]
 unsafe fn total<G: Gpu, C: CacheFormat>(gpu: G, stats: u32, stride: u32, warps: u32) -> Lse {
     let (mut max, mut sum) = (LOWEST, 0.0);
     for warp in 0..warps {
-        // SAFETY: written before the barrier, as the caller promises.
+        // SAFETY: a visible pair: this function's contract.
         max = gpu.max(
             max,
             f32::from_bits(unsafe { gpu.ld_shared_b32(stats + warp * stride) }),
@@ -229,7 +250,7 @@ unsafe fn total<G: Gpu, C: CacheFormat>(gpu: G, stats: u32, stride: u32, warps: 
     }
     for warp in 0..warps {
         let at = stats + warp * stride;
-        // SAFETY: as above.
+        // SAFETY: a visible pair: this function's contract.
         let (m, s) = unsafe { (gpu.ld_shared_b32(at), gpu.ld_shared_b32(at + 4)) };
         let weight = gpu.exp2(f32::from_bits(m) - max);
         sum = gpu.fma(weight, f32::from_bits(s), sum);
@@ -241,13 +262,16 @@ unsafe fn total<G: Gpu, C: CacheFormat>(gpu: G, stats: u32, stride: u32, warps: 
 }
 
 /// Stores an lse, turned from base 2 to base e, if one is wanted.
+///
+/// # Safety
+/// The host's tensor, if there is one, has an element for `row` and `head`, which no other lane writes.
 #[inline(always)]
 unsafe fn store_natural_lse<G: Gpu>(gpu: G, params: &DecodeParams, row: u32, head: u32, lse: Lse) {
     if params.lse != 0 {
         let at = params.lse
             + 4 * (row as u64 * params.stride_lse_seq as u64
                 + head as u64 * params.stride_lse_head as u64);
-        // SAFETY: this head's element, as the caller promises.
+        // SAFETY: the element of `row` and `head`, which no other lane writes: this function's contract.
         unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
     }
 }

@@ -36,8 +36,10 @@ use crate::params::DecodeParams;
 /// a scale, or rows are not sequences.
 ///
 /// # Safety
-/// Launched on the grid above with [`Kernel::THREADS`] threads and `DecodeTile::shared_bytes` shared memory,
-/// `shared_bytes_of` with `MODS`; `params` names tensors of the shapes it documents, valid for the launch.
+/// Launched on the grid above with [`Kernel::THREADS`] threads and `DecodeTile::shared_bytes` shared memory, or
+/// `shared_bytes_of` with `MODS`, and then one head tile; `params` names tensors of the shapes it documents, valid for
+/// the launch. No two sequences have one row, and the caches have the blocks that are named for tokens that a query
+/// sees.
 #[inline(always)]
 pub unsafe fn decode_gqa<
     G: Gpu,
@@ -50,17 +52,18 @@ pub unsafe fn decode_gqa<
     gpu: G,
     params: &DecodeParams,
 ) {
-    // SAFETY: a valid check record, or none.
+    // SAFETY: `check` is 0 or a finished check's record: the host's `launch`.
     if unsafe { crate::attention::check::found_fault(gpu, params.check) } {
         return;
     }
     let shape = const { DecodeTile::of_kernel::<C, K_STEPS, V_STEPS>() };
     let mut cta = Cta::<C, V_STEPS, HEAD_TILES, MODS>::new(gpu, params);
     let len_at = params.seq_lens + 4 * (cta.seq as u64 * params.stride_seq_lens as u64);
-    // SAFETY: one length per sequence of the grid.
+    // SAFETY: z is a sequence, and each has a length: the host's `check_seq_lens`.
     let seq_len = unsafe { gpu.ld_global_b32(len_at) };
     if MODS {
-        // SAFETY: the start of every sequence of the grid, and the end of the last, are readable.
+        // SAFETY: z is a sequence; where there are starts, they are one more than sequences: the host's
+        // `UnifiedRequest::check`.
         let row = unsafe { query_row(gpu, params.query_start_loc, params.num_tokens, cta.seq) };
         let Some(row) = row else { return };
         cta.row = row;
@@ -72,7 +75,7 @@ pub unsafe fn decode_gqa<
             + head * params.stride_query_head as u64;
         params.query + query_bytes::<C>(params.query_dtype) * at
     };
-    // SAFETY: the query's `num_heads` heads of this sequence.
+    // SAFETY: `num_heads` query heads of the sequence's row, aligned to two values: the host's `Query::check`.
     let query = unsafe {
         QueryWords::<K_STEPS, HEAD_TILES>::load::<G, C>(
             gpu,
@@ -81,7 +84,7 @@ pub unsafe fn decode_gqa<
             params.query_dtype,
         )
     };
-    // SAFETY: this head's scales.
+    // SAFETY: an FP8 cache has scales: the host's `check_scales`.
     let (k_scale, v_scale) = unsafe { cta.kv_scales(gpu, params) };
     let seq_len = clamp_len(seq_len, params.max_seq_len);
     let (mut begin, mut first) = (0, 0);
@@ -92,7 +95,7 @@ pub unsafe fn decode_gqa<
     let split_start = first + cta.split * params.split_len;
     if split_start >= seq_len {
         if cta.split == 0 {
-            // SAFETY: rows of this thread block's heads.
+            // SAFETY: the first split, whose sequence sees no token; `params` as they are.
             unsafe { cta.store_empty(gpu, params) };
         }
         return;
@@ -121,7 +124,8 @@ pub unsafe fn decode_gqa<
         shape.stages
     };
     let ring = gpu.shared_base() + gpu.warp() * (ring_tiles * shape.tile_bytes);
-    // SAFETY: converged; the ring is this warp's; the block table names every token below `seq_len`.
+    // SAFETY: converged, as lengths are the thread block's; the launch's shared memory has a ring for each warp; the
+    // block table names every token below `seq_len`, at most `max_seq_len`: the host's `max_seq_len`.
     let mut stream = unsafe {
         KvStream::<C, K_STEPS, V_STEPS, MODS>::start(
             gpu,
@@ -136,7 +140,7 @@ pub unsafe fn decode_gqa<
             ring,
         )
     };
-    // SAFETY: converged.
+    // SAFETY: converged: as above.
     let query = unsafe {
         query.into_tile::<G, C>(
             gpu,
@@ -147,22 +151,24 @@ pub unsafe fn decode_gqa<
     let mut mods = DecodeMods::NONE;
     if MODS {
         let position = seq_len as i32 - 1;
-        // SAFETY: heads of the query; the host's check holds slopes to one for each of them.
+        // SAFETY: `num_heads` query heads; slopes, if there are any, are one for each: the host's `ScoreMods::check`.
         mods = unsafe {
             DecodeMods::load(gpu, &params.score, cta.first_head, cta.num_heads, position)
         };
     }
 
     let mut partial = OnlineSoftmax::<V_STEPS, HEAD_TILES>::EMPTY;
-    // SAFETY: converged; each tile is used up before the next is asked for.
+    // SAFETY: converged: as above; each tile is used up before the next is asked for.
     while let Some(tile) = unsafe { stream.next(gpu) } {
-        // SAFETY: converged; the tile was just handed out.
+        // SAFETY: converged: as above; the stream just handed the tile out, so it is visible and has a token that the
+        // query sees.
         unsafe { partial.attend::<G, C, K_STEPS, MODS>(gpu, &query, &mods, tile) };
     }
     gpu.let_next_kernel_start();
-    // SAFETY: converged.
+    // SAFETY: converged: as above; after the last tile.
     unsafe { partial.reduce(gpu) };
-    // SAFETY: every warp comes here with no copy in flight that it has not waited for.
+    // SAFETY: all threads come here, and no warp uses its ring any more; shared memory has room: this function's
+    // contract.
     unsafe {
         cta.merge_warps(
             gpu,
@@ -197,7 +203,7 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const MODS: 
 
     #[inline(always)]
     fn new<G: Gpu>(gpu: G, params: &DecodeParams) -> Self {
-        // SAFETY: there is at least one head tile.
+        // SAFETY: a KV head has query heads, so it has a head tile: the host's `Query::shares`, and the plan.
         let kv_head = unsafe { div(gpu.cta_idx_x(), params.head_tiles) };
         let head_tile = gpu.cta_idx_x() - kv_head * params.head_tiles;
         let skipped = head_tile * Self::MAX_HEADS;
@@ -236,7 +242,7 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const MODS: 
     /// What products with keys, and sums of values, have to be multiplied by.
     ///
     /// # Safety
-    /// The scales of an FP8 cache are readable.
+    /// The scales of an FP8 cache are readable: one for all KV heads, with a stride of 0, or one for each.
     #[inline(always)]
     unsafe fn kv_scales<G: Gpu>(self, gpu: G, params: &DecodeParams) -> (f32, f32) {
         if C::BYTES == 2 {
@@ -285,7 +291,7 @@ where
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &DecodeParams) {
-        // SAFETY: whoever launches keeps the kernel's conditions.
+        // SAFETY: launched as `decode_gqa` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { decode_gqa::<G, C, K_STEPS, V_STEPS, HEAD_TILES, MODS>(gpu, params) }
     }
 }

@@ -69,7 +69,8 @@ pub const fn grid(
 ///
 /// # Safety
 /// Launched on the [`grid`] with [`THREADS`] threads and [`SHARED_BYTES`] shared memory; `params` names tensors of the
-/// shapes it documents, written by stage 1.
+/// shapes it documents. Stage 1, the kernel ahead, wrote the parts of every sequence that has more than one split; no
+/// two sequences have one row; no kernel that may still run writes lengths, or starts.
 #[inline(always)]
 pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
     let is_alone = is_warp_alone(params.num_kv_splits);
@@ -92,7 +93,8 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
     let seq_len = if params.seq_lens == 0 {
         params.max_seq_len
     } else {
-        // SAFETY: one length per sequence of the grid; nobody writes lengths while kernels run.
+        // SAFETY: y is a sequence, and each has a length: the host's `check_seq_lens`; nobody writes it: this
+        // function's contract.
         unsafe {
             seq_len(
                 gpu,
@@ -105,7 +107,8 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
     };
     // Stage 1's splits begin at the window's first group of tokens.
     let first = first_key(seq_len, params.mask) / TILE_GROUP * TILE_GROUP;
-    // SAFETY: the start of every sequence of the grid, and the end of the last, are readable.
+    // SAFETY: y is a sequence, and there is one start more: the host's `UnifiedRequest::check`; nobody writes it: this
+    // function's contract.
     let out_row = unsafe { query_row(gpu, params.query_start_loc, params.num_tokens, seq) };
     // Also where there is nothing to merge: a kernel behind this one may begin when all of it has, and stage 1 has to be
     // done by then.
@@ -114,11 +117,11 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
         return;
     }
     let Some(out_row) = out_row else { return };
-    // SAFETY: a valid check record, or none.
+    // SAFETY: `check` is 0 or a finished check's record: the host's `launch`.
     if unsafe { crate::attention::check::found_fault(gpu, params.check) } {
         return;
     }
-    // SAFETY: splits hold at least a tile.
+    // SAFETY: splits hold at least a tile: the host's `Splits::of_len`.
     let num_splits = unsafe { div(seq_len - first - 1, params.split_len) } + 1;
     let row = Row {
         out_row,
@@ -132,7 +135,7 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
     let sink = if params.sink == 0 {
         f32::NEG_INFINITY
     } else {
-        // SAFETY: one sink for each head.
+        // SAFETY: `head` is a query head, and sinks are one for each: the host's check of the request.
         let sink = f32::from_bits(unsafe { gpu.ld_global_b32(params.sink + 4 * head as u64) });
         sink * core::f32::consts::LOG2_E
     };
@@ -234,7 +237,7 @@ struct Row {
 impl Row {
     /// Stores a lane's columns, if the row has them.
     ///
-    /// # Safety
+    /// The row exists, and so does the output that `params` names; no other lane writes its columns.
     /// The row exists, and no other lane writes its columns.
     #[inline(always)]
     unsafe fn store<G: Gpu, T: Half>(self, gpu: G, params: &MergeParams, [a, b, c, d]: [f32; 4]) {
@@ -245,7 +248,8 @@ impl Row {
                     + self.token as u64 * params.stride_out_token as u64
                     + self.head as u64 * params.stride_out_head as u64
                     + self.column as u64);
-            // SAFETY: the caller's columns; strides are multiples of 4.
+            // SAFETY: columns that the row has, this lane's: this function's contract; 8-byte aligned, as strides are
+            // multiples of 4.
             unsafe { gpu.st_global_b64(out, packed) };
         }
     }
@@ -253,7 +257,7 @@ impl Row {
     /// Stores the row's lse, if it is wanted.
     ///
     /// # Safety
-    /// The row exists, and one lane calls this.
+    /// The row exists, and so does its element of the lse that `params` names, if any; one lane calls this.
     #[inline(always)]
     unsafe fn store_lse<G: Gpu>(self, gpu: G, params: &MergeParams, softmax: Softmax) {
         if params.lse == 0 {
@@ -268,7 +272,7 @@ impl Row {
             + 4 * (self.out_row as u64 * params.stride_lse_seq as u64
                 + self.token as u64 * params.stride_lse_token as u64
                 + self.head as u64 * params.stride_lse_head as u64);
-        // SAFETY: this row's element, which is the caller's.
+        // SAFETY: the row's element, which this lane alone writes: this function's contract.
         unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
     }
 }
@@ -316,7 +320,7 @@ impl Parts {
         unroll!([4] i in 0..UNROLL {
             let split = split + i as u32 * step;
             if split < self.end {
-                // SAFETY: written, as the caller promises.
+                // SAFETY: `split` is below `end`, so stage 1 wrote its part and its lse: this function's contract.
                 batch[i] = unsafe {
                     (
                         gpu.ld_global_b128(self.out + split as u64 * self.row_bytes),
@@ -344,7 +348,7 @@ fn total_of<G: Gpu>(gpu: G, batch: &[Part; UNROLL]) -> Lse {
 /// The lse of all parts, in every lane.
 ///
 /// # Safety
-/// Converged; `num_splits` elements are readable.
+/// Converged; stage 1 wrote `num_splits` elements at `partial_lse`.
 #[inline(always)]
 unsafe fn total<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> Lse {
     // A lane keeps what it takes first, under way together: there are seldom more.
@@ -354,7 +358,7 @@ unsafe fn total<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> Lse {
     unroll!([4] i in 0..KEPT {
         let split = i as u32 * WARP + gpu.lane();
         if split < num_splits {
-            // SAFETY: stage 1 wrote one for each split.
+            // SAFETY: `split < num_splits`, so stage 1 wrote it: this function's contract.
             own[i] = unsafe { Lse::load(gpu, partial_lse, split as u64) };
         }
     });
@@ -363,7 +367,7 @@ unsafe fn total<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> Lse {
     });
     let mut split = KEPT as u32 * WARP + gpu.lane();
     while split < num_splits {
-        // SAFETY: stage 1 wrote one for each split.
+        // SAFETY: `split < num_splits`, so stage 1 wrote it: this function's contract.
         max = gpu.max(
             max,
             unsafe { Lse::load(gpu, partial_lse, split as u64) }.max,
@@ -371,7 +375,7 @@ unsafe fn total<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> Lse {
         split += WARP;
     }
     for mask in [1, 2, 4, 8, 16] {
-        // SAFETY: converged.
+        // SAFETY: converged again after the loop: this function's contract.
         max = gpu.max(
             max,
             f32::from_bits(unsafe { gpu.shfl_xor(max.to_bits(), mask) }),
@@ -383,12 +387,12 @@ unsafe fn total<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> Lse {
     });
     let mut split = KEPT as u32 * WARP + gpu.lane();
     while split < num_splits {
-        // SAFETY: stage 1 wrote one for each split.
+        // SAFETY: `split < num_splits`, so stage 1 wrote it: this function's contract.
         sum += unsafe { Lse::load(gpu, partial_lse, split as u64) }.weight(gpu, max);
         split += WARP;
     }
     for mask in [1, 2, 4, 8, 16] {
-        // SAFETY: converged.
+        // SAFETY: converged again after the loop: this function's contract.
         sum += f32::from_bits(unsafe { gpu.shfl_xor(sum.to_bits(), mask) });
     }
     Lse { max, sum }
@@ -407,7 +411,7 @@ impl<T: Half> Kernel for MergeSplits<T> {
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &MergeParams) {
-        // SAFETY: whoever launches keeps the kernel's conditions.
+        // SAFETY: launched as `merge_splits` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { merge_splits::<G, T>(gpu, params) }
     }
 }

@@ -26,7 +26,7 @@ impl<const K_STEPS: usize, const HEAD_TILES: usize> QueryWords<K_STEPS, HEAD_TIL
     /// looked at if the cache is of bytes; else the query has the cache's type.
     ///
     /// # Safety
-    /// The heads are in bounds and 4-byte aligned.
+    /// The heads below `num_heads` are `16 * K_STEPS` readable values each, aligned to two of them.
     #[inline(always)]
     pub unsafe fn load<G: Gpu, C: CacheFormat>(
         gpu: G,
@@ -45,7 +45,8 @@ impl<const K_STEPS: usize, const HEAD_TILES: usize> QueryWords<K_STEPS, HEAD_TIL
                 unroll!([36] step in 0..K_STEPS {
                     let dims = at + bytes * step as u64 * 16;
                     let (first, second) = (dims + bytes * first as u64, dims + bytes * second as u64);
-                    // SAFETY: two pairs of dims of a head that exists.
+                    // SAFETY: two pairs of dims of a head below `num_heads`, aligned to two values: this function's
+                    // contract.
                     words[tile][step] = unsafe {
                         if bytes == 1 {
                             [gpu.ld_global_b16(first) as u32, gpu.ld_global_b16(second) as u32]
@@ -74,10 +75,10 @@ impl<const K_STEPS: usize, const HEAD_TILES: usize> QueryWords<K_STEPS, HEAD_TIL
         let mut scale_log2 = [[qk_scale_log2; 2]; HEAD_TILES];
         if C::BYTES == 1 {
             unroll!([2] tile in 0..HEAD_TILES {
-                // SAFETY: converged.
+                // SAFETY: converged: this function's contract.
                 let exponent = unsafe { to_f16(gpu, &mut fragments[tile], dtype) };
                 unroll!([2] i in 0..2 {
-                    // SAFETY: converged; a lane that holds this head.
+                    // SAFETY: converged: this function's contract; lanes `4 head ..` hold the head.
                     let unscale = unsafe { gpu.shfl(exponent.to_bits(), (2 * (gpu.lane() % 4) + i as u32) * 4) };
                     scale_log2[tile][i] = score_scale(qk_scale_log2 * f32::from_bits(unscale));
                 });

@@ -50,7 +50,7 @@ impl<const HEAD_TILES: usize> DecodeMods<HEAD_TILES> {
             unroll!([2] i in 0..2 {
                 let head = tile as u32 * HEADS + gpu.lane() % 4 * 2 + i as u32;
                 if has_bias && head < num_heads {
-                    // SAFETY: one of the caller's heads, and there is a bias.
+                    // SAFETY: `head < num_heads` and there are slopes, one for each head: this function's contract.
                     heads[tile][i] = unsafe { params.load_head(gpu, first_head + head) };
                 }
             });

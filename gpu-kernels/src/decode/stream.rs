@@ -65,9 +65,9 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const WINDOWED:
     /// Starts streaming: all but one stage of the ring at `ring` are on their way when this returns.
     ///
     /// # Safety
-    /// Converged. `ring` is this warp's own, with room for `DecodeTile::stages` tiles, or for as many as the warp has if those
-    /// are fewer. `first_token` and `tile_step` are multiples of 8. The block-table row at `block_row` and the caches
-    /// hold every token from `first_token`, or `begin`, up to `end`.
+    /// Converged. `ring` is this warp's own, with room for `DecodeTile::stages` tiles, or for as many as the warp has
+    /// if those are fewer. `first_token` and `tile_step` are multiples of 8. The block-table row at `block_row` and the
+    /// caches, with their scales if tokens have any, hold every token from `first_token`, or `begin`, up to `end`.
     #[inline(always)]
     #[allow(
         clippy::too_many_arguments,
@@ -85,7 +85,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const WINDOWED:
         (begin, end): (u32, u32),
         ring: u32,
     ) -> Self {
-        // SAFETY: the row covers `end`: the contract of `start`.
+        // SAFETY: the row names every token below `end`: this function's contract.
         let window = unsafe {
             BlockWindow::new(
                 gpu,
@@ -115,7 +115,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const WINDOWED:
             format: PhantomData,
         };
         for _ in 1..Self::SHAPE.stages {
-            // SAFETY: converged, and the stage is empty, since nothing was loaded yet.
+            // SAFETY: converged: this function's contract; the stage is empty, as fewer tiles than stages were loaded.
             unsafe { stream.load(gpu) };
         }
         stream
@@ -140,9 +140,10 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const WINDOWED:
             5 => gpu.cp_async_wait::<3>(),
             _ => gpu.cp_async_wait::<4>(),
         }
-        // SAFETY: converged. It shows this tile to all lanes, and means that all are done with the last one.
+        // SAFETY: converged: this function's contract. It shows this tile to all lanes, and means that all are done
+        // with the last one.
         unsafe { gpu.sync_warp() };
-        // SAFETY: so the stage of the last tile is free.
+        // SAFETY: converged: this function's contract; so the stage of the last tile is free.
         unsafe { self.load(gpu) };
         let keys = self.ring + self.stage * Self::SHAPE.tile_bytes;
         let tile = KvTile {
@@ -174,12 +175,15 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const WINDOWED:
 
     /// Starts copying the next tile into the next stage. Past the end it only closes an empty group, so
     /// that groups and tiles stay in step.
+    ///
+    /// # Safety
+    /// Converged; the warp is done with what was in the next stage. The rest as [`KvStream::start`].
     #[inline(always)]
     unsafe fn load<G: Gpu>(&mut self, gpu: G) {
         if self.load_token < self.end {
             if self.load_tile == WINDOW_TILES {
                 self.load_tile = 0;
-                // SAFETY: the row covers `end`.
+                // SAFETY: the row names every token below `end`: the contract of `start`.
                 unsafe { self.window.advance(gpu) };
             }
             let stage = self.ring + self.load_stage * Self::SHAPE.tile_bytes;
@@ -187,12 +191,14 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const WINDOWED:
             let rows = (self.unseen(self.load_token), self.end - self.load_token);
             unroll!([2] group in 0..2 {
                 let group = group as u32;
-                // SAFETY: converged; the group is one of the window's.
+                // SAFETY: converged: this function's contract; `load_tile` is below `WINDOW_TILES`, so the group is one
+                // of the window's.
                 let (block, slot) = unsafe {
                     self.window
                         .locate(gpu, self.load_tile * TILE_GROUPS + group)
                 };
-                // SAFETY: the group lies in one block; rows past the end are not read.
+                // SAFETY: a group lies in one block, which the caches have, and in the free stage: the contract of
+                // `start`, and this one.
                 unsafe {
                     copy_group::<G, C, K_STEPS>(
                         gpu,
@@ -218,14 +224,15 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const WINDOWED:
                 // Half the lanes copy a token's key scale, the other half its value scale.
                 let token = gpu.lane() % TILE_KV;
                 let group = self.load_tile * TILE_GROUPS + token / 8;
-                // SAFETY: converged; the group is one of the window's.
+                // SAFETY: converged: this function's contract; the group is one of the window's.
                 let (block, slot) = unsafe { self.window.locate(gpu, group) };
                 // Two addresses to choose from, not two references: rust-cuda's LLVM would keep all of `self` in
                 // local memory.
                 let [key, value] = [&self.key_scales, &self.value_scales]
                     .map(|scales| scales.slot(block, slot + token % 8));
                 let source = if gpu.lane() < TILE_KV { key } else { value };
-                // SAFETY: the token's scale, read only if it exists; the target is this lane's word.
+                // SAFETY: a slot's scale, which is there as the slot is, read only if the token is seen: the contract
+                // of `start`; the target is this lane's word of the free stage.
                 unsafe {
                     gpu.cp_async_b32(
                         stage + Self::SCALES + gpu.lane() * 4,
@@ -247,6 +254,10 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const WINDOWED:
 }
 
 /// Copies 8 rows of `STEPS * 16` values, 16 bytes a lane; rows before `begin` and from `end` on become zero.
+///
+/// # Safety
+/// Rows of a group of the tile that are not to become zero are slots of `block`, from `slot` on, which the cache has;
+/// `tile` is a stage of this warp's that nobody uses.
 #[inline(always)]
 unsafe fn copy_group<G: Gpu, C: CacheFormat, const STEPS: usize>(
     gpu: G,
@@ -273,8 +284,8 @@ unsafe fn copy_group<G: Gpu, C: CacheFormat, const STEPS: usize>(
             let tile_row = group * 8 + row;
             let target = tile + tile_row * bytes + swizzle(tile_row, chunk, chunks) * 16;
             let offset = row * head.stride_slot_bytes() + chunk * 16;
-            // SAFETY: the row is a slot of the block and only read if it holds a token that is seen; the target is
-            // a chunk of the free stage.
+            // SAFETY: a row that is read is a slot of the block, 16-byte aligned (the host's `PagedCache::check`); the
+            // target is this lane's chunk of a free stage: this function's contract.
             unsafe { gpu.cp_async_b128(target, source + offset as u64, tile_row >= begin && tile_row < end, line) };
         }
     });
