@@ -14,7 +14,7 @@ use ferroattn::Error;
 use ferroattn::error::CheckError;
 use ferroattn::ops::{CheckMode, GatherForm, GatherRequest, GatherRows, check_result};
 use ferroattn::reference::{HostTensor, Pages};
-use ferroattn::tensor::Dtype;
+use ferroattn::tensor::{Dtype, TensorView};
 use gather_case::*;
 use tensors::*;
 
@@ -283,6 +283,23 @@ fn what_is_nowhere_is_skipped() {
         expected[3] = Some(31);
         gather(&machine, &cache, &out, rows, zero_missing, &expected);
     }
+}
+
+/// A block table without columns names no token, wherever it lies: at address 0 it is not taken for none.
+#[test]
+fn an_empty_block_table_names_no_token() {
+    let mut random = Random::new(9);
+    let cache = Cache::new(Form::Raw(Dtype::Bf16), 64, 16, 4, &mut random);
+    let machine = Machine::new();
+    // SAFETY: it has no elements.
+    let block_table = unsafe { TensorView::contiguous(0, Dtype::I32, &[2, 0]) };
+    let rows = GatherRows::TopK {
+        block_table: block_table.expect("two dimensions"),
+        indices: machine.view(&ints("indices", &[2, 3], &[0, 1, 20, 0, -1, 63])),
+        seqs: None,
+    };
+    let out = rows_with_gaps(&cache, 6);
+    gather(&machine, &cache, &out, rows, true, &[None; 6]);
 }
 
 #[test]

@@ -27,6 +27,9 @@ pub struct TensorView<'a> {
     borrow: PhantomData<&'a [u8]>,
 }
 
+/// Where an empty tensor lies that has no address.
+const EMPTY: u64 = 256;
+
 /// A tensor that kernels write. It hands out its read-only face through [`TensorViewMut::view`].
 pub struct TensorViewMut<'a>(TensorView<'a>, PhantomData<&'a mut [u8]>);
 
@@ -39,7 +42,9 @@ impl<'a> TensorView<'a> {
     /// # Safety
     /// Every element that the shape and strides name lies in memory of the device that will run the
     /// launches, is initialised where the operation's documentation says it is read, and stays allocated
-    /// and unwritten by others until those launches have finished: replays too, if they are captured into a graph.
+    /// and unwritten by others until those launches have finished: replays too, if they are captured into a graph. Block
+    /// tables, slots, starts and lengths hold what the operation's documentation says, unless the launch checks them
+    /// ([`crate::ops::CheckMode::Device`]).
     pub unsafe fn from_raw(
         address: u64,
         dtype: Dtype,
@@ -56,8 +61,14 @@ impl<'a> TensorView<'a> {
                 got: shape.to_vec(),
             });
         }
+        // Kernels take an address of 0 for a tensor that is not given.
+        let is_empty = shape.contains(&0);
         let mut view = Self {
-            address,
+            address: if is_empty && address == 0 {
+                EMPTY
+            } else {
+                address
+            },
             machine: None,
             dtype,
             rank: shape.len(),
@@ -137,7 +148,8 @@ impl<'a> TensorViewMut<'a> {
     ///
     /// # Safety
     /// As [`TensorView::from_raw`], and nobody else reads or writes the elements until the launches (and replays) have
-    /// finished; distinct indices name distinct elements.
+    /// finished, but for a tensor of the same request where its documentation says that both may be the same memory;
+    /// distinct indices name distinct elements.
     pub unsafe fn from_raw(
         address: u64,
         dtype: Dtype,

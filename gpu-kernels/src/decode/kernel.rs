@@ -56,7 +56,17 @@ pub unsafe fn decode_gqa<
     if unsafe { crate::attention::check::found_fault(gpu, params.check) } {
         return;
     }
-    let shape = const { DecodeTile::of_kernel::<C, K_STEPS, V_STEPS>() };
+    let shape = const {
+        let shape = DecodeTile::of_kernel::<C, K_STEPS, V_STEPS>();
+        // What warps leave for each other at the end lies where the rings were.
+        let merge = shape.merge_bytes(HEAD_TILES as u32, V_STEPS as u32 * 16);
+        assert!(if MODS {
+            HEAD_TILES == 1
+        } else {
+            merge <= shape.shared_bytes()
+        });
+        shape
+    };
     let mut cta = Cta::<C, V_STEPS, HEAD_TILES, MODS>::new(gpu, params);
     let len_at = params.seq_lens + 4 * (cta.seq as u64 * params.stride_seq_lens as u64);
     // SAFETY: z is a sequence, and each has a length: the host's `check_seq_lens`.

@@ -99,8 +99,12 @@ impl DecodeTile {
     /// the warps leave in their place for each other at the end.
     pub const fn shared_bytes_of(self, ring_tiles: u32, head_size_v: u32) -> u32 {
         let rings = self.warps * ring_tiles * self.tile_bytes;
-        let merge = self.warps * HEADS * (STATS_BYTES + merge_row_bytes(head_size_v));
+        let merge = self.merge_bytes(1, head_size_v);
         if rings > merge { rings } else { merge }
+    }
+    /// What the warps leave for each other at the end, of `head_tiles` tiles of heads.
+    pub(crate) const fn merge_bytes(self, head_tiles: u32, head_size_v: u32) -> u32 {
+        self.warps * head_tiles * HEADS * (STATS_BYTES + merge_row_bytes(head_size_v))
     }
 }
 

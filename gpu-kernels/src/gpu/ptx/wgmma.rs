@@ -86,6 +86,7 @@ macro_rules! scores {
                     product!($instruction, 4, ["a" = "{32}" "b" = "{33}"] + $offset, concat!("a, b, ", $adds, ", 1, 1", $orders))
                 };
             }
+            const { assert!(STEPS == 2 || STEPS == 4 || STEPS == 8) };
             let mut acc = [[[0.0f32; 4]; 2]; 4];
             if STEPS == 2 {
                 with_acc!(out acc [0 1 2 3]
@@ -121,6 +122,7 @@ macro_rules! values {
             probs: [[u32; 4]; 4],
             values: u32,
         ) -> [[[f32; 4]; 2]; STEPS] {
+            const { assert!(STEPS == 4 || STEPS == 8) };
             // 16 tokens are 2,048 bytes.
             macro_rules! steps {
                 ($n:literal, $steps:tt, $memory:literal, $p0:literal, $p1:literal, $p2:literal, $p3:literal) => {
@@ -164,6 +166,7 @@ pub(super) unsafe fn scores_of_bytes<const STEPS: usize>(
     queries: u32,
     keys: u32,
 ) -> [[[f32; 4]; 2]; 4] {
+    const { assert!(STEPS == 4 || STEPS == 8) };
     // SAFETY: this function's contract; two steps of 16 values are one of 32 bytes.
     unsafe {
         if STEPS == 4 {
@@ -182,6 +185,7 @@ pub(super) unsafe fn scores_of_bytes<const STEPS: usize>(
 pub(super) unsafe fn wait<const STEPS: usize, const YOUNGER: u32>(
     mut acc: [[[f32; 4]; 2]; STEPS],
 ) -> [[[f32; 4]; 2]; STEPS] {
+    const { assert!(STEPS == 4 || STEPS == 8) };
     if STEPS == 4 {
         with_acc!(inout acc [0 1 2 3] concat!("wgmma.wait_group.sync.aligned {32}; // ", acc!(4)), const YOUNGER,);
     } else {
