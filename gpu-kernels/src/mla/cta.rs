@@ -3,7 +3,6 @@
 use crate::attention::careful::{CarefulRow, all_finite, look};
 use crate::attention::lse::Lse;
 use crate::attention::out::pack_out;
-use crate::attention::query::query_bytes;
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP, div};
@@ -55,7 +54,7 @@ impl Cta {
         unsafe { div(self.first_row + row, params.num_query_heads) }
     }
 
-    /// Elements from a tensor's first element to a row of this thread block.
+    /// From a tensor's address to a row of this thread block.
     #[inline(always)]
     pub(crate) fn offset(
         self,
@@ -71,13 +70,13 @@ impl Cta {
     }
 
     #[inline(always)]
-    pub(crate) fn query_row<C: CacheFormat>(self, params: &DecodeMlaParams, row: u32) -> u64 {
+    pub(crate) fn query_row(self, params: &DecodeMlaParams, row: u32) -> u64 {
         let strides = [
             params.stride_query_seq,
             params.stride_query_token,
             params.stride_query_head,
         ];
-        params.query + query_bytes::<C>(params.query_dtype) * self.offset(params, row, strides)
+        params.query + self.offset(params, row, strides)
     }
 
     #[inline(always)]
@@ -87,7 +86,7 @@ impl Cta {
             params.stride_out_token,
             params.stride_out_head,
         ];
-        params.out + 2 * self.offset(params, row, strides)
+        params.out + self.offset(params, row, strides)
     }
 
     /// Index of this split's part of a row.
@@ -127,7 +126,7 @@ impl Cta {
                 params.stride_lse_token,
                 params.stride_lse_head,
             ];
-            let at = params.lse + 4 * self.offset(params, row, strides);
+            let at = params.lse + self.offset(params, row, strides);
             // SAFETY: this row's element.
             unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
         }

@@ -73,7 +73,7 @@ pub unsafe fn decode_mla<
         LatentWords::<K_STEPS, WARP_HEAD_TILES>::load::<G, C>(
             gpu,
             OnlineSoftmax::<C, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::first_tile(gpu, cut),
-            |row| cta.query_row::<C>(params, row),
+            |row| cta.query_row(params, row),
             cta.num_rows,
             params.query_dtype,
         )
@@ -98,7 +98,7 @@ pub unsafe fn decode_mla<
     }
     let split_end = seq_len.min(split_start + params.split_len);
 
-    let cache = CacheHead::new::<C>(
+    let cache = CacheHead::new(
         params.cache,
         0,
         params.stride_cache_block,
@@ -111,7 +111,7 @@ pub unsafe fn decode_mla<
         LatentStream::<C, K_STEPS, WARP_GROUPS>::start(
             gpu,
             cache,
-            params.block_table + 4 * (cta.seq as u64 * params.stride_block_table as u64),
+            params.block_table + cta.seq as u64 * params.stride_block_table as u64,
             params.block_size,
             split_start,
             split_end,
@@ -194,7 +194,7 @@ pub unsafe fn decode_mla<
                     seq_len,
                     (start, seq_len.min(start + params.split_len)),
                 );
-                let cache = CacheHead::new::<C>(
+                let cache = CacheHead::new(
                     params.cache,
                     0,
                     params.stride_cache_block,
@@ -202,12 +202,12 @@ pub unsafe fn decode_mla<
                     0,
                 );
                 let (q_scale, k_scale) = scales::<G, C>(gpu, params);
-                let query = cta.query_row::<C>(params, row);
+                let query = cta.query_row(params, row);
                 let place = |token: u32| {
                     let block_idx = div(token, params.block_size);
                     let table = params.block_table
-                        + 4 * (cta.seq as u64 * params.stride_block_table as u64
-                            + block_idx as u64);
+                        + cta.seq as u64 * params.stride_block_table as u64
+                        + 4 * block_idx as u64;
                     let slot = token - block_idx * params.block_size;
                     cache.slot(gpu.ld_global_b32(table), slot)
                 };

@@ -82,7 +82,7 @@ pub unsafe fn decode_mla_entry<
             OnlineSoftmax::<Bf16, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::first_tile(
                 gpu, cut,
             ),
-            |row| cta.query_row::<Bf16>(rows, row),
+            |row| cta.query_row(rows, row),
             cta.num_rows,
             0,
         )
@@ -195,7 +195,7 @@ pub unsafe fn decode_mla_entry<
             if params.lists[0].indices == 0 {
                 seen = cta.seen(rows, row, num_positions, seen);
             }
-            let query = cta.query_row::<Bf16>(rows, row);
+            let query = cta.query_row(rows, row);
             let places = Places::of(gpu, params, cta.seq, first_token);
             let pair = |slot: Option<u32>, dim: u32| match slot {
                 Some(slot) => entry_pair::<G, E>(gpu, &params.lists, slot, dim),
@@ -299,24 +299,23 @@ impl Places {
     unsafe fn of<G: Gpu>(gpu: G, params: &DecodeMlaEntryParams, seq: u32, token: u32) -> Self {
         let indices = |list: &EntryList| {
             list.indices
-                + 4 * (seq as u64 * list.stride_indices_seq as u64
-                    + token as u64 * list.stride_indices_token as u64)
+                + seq as u64 * list.stride_indices_seq as u64
+                + token as u64 * list.stride_indices_token as u64
         };
         let len = |list: &EntryList| {
             if list.lens == 0 {
                 return list.len;
             }
             let at = list.lens
-                + 4 * (seq as u64 * list.stride_lens_seq as u64
-                    + token as u64 * list.stride_lens_token as u64);
+                + seq as u64 * list.stride_lens_seq as u64
+                + token as u64 * list.stride_lens_token as u64;
             // SAFETY: as the caller promises.
             let len = unsafe { gpu.ld_global_b32(at) };
             if (len as i32) < 0 { 0 } else { len }
         };
         let [first, second] = &params.lists;
         Self {
-            block_row: params.rows.block_table
-                + 4 * (seq as u64 * params.rows.stride_block_table as u64),
+            block_row: params.rows.block_table + seq as u64 * params.rows.stride_block_table as u64,
             indices: [indices(first), indices(second)],
             lens: [len(first), len(second)],
         }

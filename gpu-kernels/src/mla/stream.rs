@@ -195,7 +195,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const WARP_GROUPS: usize>
     unsafe fn take_rows<G: Gpu>(&mut self, gpu: G, lane: u32) -> NextRows<C, K_STEPS, WARP_GROUPS> {
         let mut rows = NextRows {
             sources: [0; WARP_GROUPS],
-            stride: self.cache.stride_slot_bytes(),
+            stride: self.cache.stride_slot(),
             target: self.load_row,
             left: self.end.saturating_sub(self.load_token + Self::row(gpu)),
             format: PhantomData,

@@ -33,8 +33,8 @@ pub(crate) unsafe fn store_lse<G: Gpu>(
 ) {
     if params.lse != 0 {
         let at = params.lse
-            + 4 * (token as u64 * params.stride_lse_token as u64
-                + head as u64 * params.stride_lse_head as u64);
+            + token as u64 * params.stride_lse_token as u64
+            + head as u64 * params.stride_lse_head as u64;
         // SAFETY: this row's element, as the caller promises.
         unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
     }

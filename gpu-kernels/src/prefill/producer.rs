@@ -172,14 +172,14 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
         (begin, end): (u32, u32),
     ) -> Self {
         let keys = (
-            params.key_cache + kv_head as u64 * params.stride_key_head_bytes as u64,
-            params.stride_key_block_bytes as u64,
-            params.stride_key_slot_bytes as u32,
+            params.key_cache + kv_head as u64 * params.stride_key_head as u64,
+            params.stride_key_block as u64,
+            params.stride_key_slot as u32,
         );
         let values = (
-            params.value_cache + kv_head as u64 * params.stride_value_head_bytes as u64,
-            params.stride_value_block_bytes as u64,
-            params.stride_value_slot_bytes as u32,
+            params.value_cache + kv_head as u64 * params.stride_value_head as u64,
+            params.stride_value_block as u64,
+            params.stride_value_slot as u32,
         );
         let lane = gpu.lane();
         let (cache, block_stride, slot_stride) = if lane < 16 { keys } else { values };
@@ -201,7 +201,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
             cache,
             block_stride,
             slot_stride,
-            block_row: params.block_table + 4 * (seq as u64 * params.stride_block_table as u64),
+            block_row: params.block_table + seq as u64 * params.stride_block_table as u64,
             token: first_token + gpu.warp() * (Self::PIECES * PIECE) + lane % PIECE,
             block: 0,
             begin,

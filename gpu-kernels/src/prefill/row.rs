@@ -36,13 +36,14 @@ impl Row {
 
     /// Where its first value is, in the output or among the parts.
     #[inline(always)]
-    pub(crate) fn element<const V_STEPS: usize>(self, params: &PrefillParams) -> u64 {
+    pub(crate) fn address<const V_STEPS: usize>(self, params: &PrefillParams) -> u64 {
         match self.part {
             None => {
-                self.token as u64 * params.stride_out_token as u64
+                params.out
+                    + self.token as u64 * params.stride_out_token as u64
                     + self.head as u64 * params.stride_out_head as u64
             }
-            Some(part) => self.index(params, part) * (V_STEPS as u64 * 16),
+            Some(part) => params.partial_out + self.index(params, part) * (V_STEPS as u64 * 64),
         }
     }
 
@@ -55,15 +56,15 @@ impl Row {
     }
 }
 
-/// Stores two values at `element` of the output, or of the parts.
+/// Stores dims `dim` and `dim + 1` of the row at `row`, of the output or among the parts.
 ///
 /// # Safety
-/// It is in bounds, aligned to two values, and no other lane writes there.
+/// The row has them, `dim` is even, and no other lane writes them.
 #[inline(always)]
 pub(crate) unsafe fn store_pair<G: Gpu, C: CacheFormat>(
     gpu: G,
     params: &PrefillParams,
-    element: u64,
+    (row, dim): (u64, u32),
     [a, b]: [f32; 2],
     is_part: bool,
 ) {
@@ -71,11 +72,11 @@ pub(crate) unsafe fn store_pair<G: Gpu, C: CacheFormat>(
     unsafe {
         if is_part {
             let pair = a.to_bits() as u64 | (b.to_bits() as u64) << 32;
-            gpu.st_global_b64(params.partial_out + 4 * element, pair);
+            gpu.st_global_b64(row + 4 * dim as u64, pair);
         } else if params.out_dtype == QueryDtype::F8E4m3 as u32 {
-            gpu.st_global_b16(params.out + element, gpu.pack_e4m3(a, b));
+            gpu.st_global_b16(row + dim as u64, gpu.pack_e4m3(a, b));
         } else {
-            gpu.st_global_b32(params.out + 2 * element, pack::<G, C>(gpu, params, a, b));
+            gpu.st_global_b32(row + 2 * dim as u64, pack::<G, C>(gpu, params, a, b));
         }
     }
 }

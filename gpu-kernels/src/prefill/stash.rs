@@ -128,8 +128,8 @@ impl KvScales {
             }
             if !C::TOKEN_SCALES {
                 let head = kv_head(gpu, params) as u64;
-                scales.keys = load(params.k_scale + 4 * (head * params.stride_k_scale as u64));
-                scales.values = load(params.v_scale + 4 * (head * params.stride_v_scale as u64));
+                scales.keys = load(params.k_scale + head * params.stride_k_scale as u64);
+                scales.values = load(params.v_scale + head * params.stride_v_scale as u64);
             }
         }
         scales
