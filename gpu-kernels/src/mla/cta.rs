@@ -186,7 +186,7 @@ impl Cta {
                 unroll!([4] i in 0..(V_STEPS / 8) {
                     let packed =
                         pack_out::<G, C>(gpu, values[i].map(|value| value * factor), params.out_dtype);
-                    // SAFETY: this row's columns; 8-byte aligned because strides are multiples of 4.
+                    // SAFETY: this row's columns; 8-byte aligned: strides are of 4 values (`Query::outputs`).
                     unsafe { gpu.st_global_b64(out + i as u64 * (WARP as u64 * 8), packed) };
                 });
             } else {
@@ -237,7 +237,7 @@ impl Cta {
     /// The output of a sequence without tokens: zero, and minus infinity.
     ///
     /// # Safety
-    /// As the kernel.
+    /// Every thread of the thread block comes here; output and lse have its rows.
     #[inline(always)]
     pub(crate) unsafe fn store_empty<G: Gpu>(self, gpu: G, cut: MlaTile, params: &DecodeMlaParams) {
         let mut row = gpu.warp();

@@ -33,7 +33,8 @@ use crate::params::DecodeMlaParams;
 ///
 /// # Safety
 /// Launched on the grid above with [`MlaTile::threads`] threads and [`MlaTile::shared_bytes`] shared memory for
-/// `params.stages`; `params` names tensors of the shapes it documents, valid for the launch.
+/// `params.stages`; `params` names tensors of the shapes it documents, valid for the launch; the block table names
+/// blocks of the cache for the tokens of each sequence.
 #[inline(always)]
 pub unsafe fn decode_mla<
     G: Gpu,
@@ -105,8 +106,8 @@ pub unsafe fn decode_mla<
         params.stride_cache_slot,
         0,
     );
-    // SAFETY: every warp comes here; the ring is as long as the launch promises; the block table names every
-    // token below `seq_len`.
+    // SAFETY: every warp comes here; the ring has `stages` tiles, and tokens lie in blocks of the cache: the kernel's
+    // contract; the block table has a column for each: the host's `max_seq_len`, to which `seq_len` is cut.
     let mut stream = unsafe {
         LatentStream::<C, K_STEPS, WARP_GROUPS>::start(
             gpu,
@@ -235,13 +236,13 @@ pub unsafe fn decode_mla<
 /// The scales of query and cache.
 ///
 /// # Safety
-/// Those of an FP8 cache are readable.
+/// Over a cache of bytes `k_scale`, and `q_scale` if it is not 0, are one f32 each.
 #[inline(always)]
 unsafe fn scales<G: Gpu, C: CacheFormat>(gpu: G, params: &DecodeMlaParams) -> (f32, f32) {
     if C::BYTES == 2 {
         return (1.0, 1.0);
     }
-    // SAFETY: as the caller promises.
+    // SAFETY: one f32 each, and a cache of bytes has a `k_scale`: the host's `check_latent_scales`.
     unsafe {
         let q_scale = if params.q_scale != 0 {
             f32::from_bits(gpu.ld_global_b32(params.q_scale))
@@ -308,7 +309,7 @@ where
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &DecodeMlaParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: the contract of `run` is that of `decode_mla`.
         unsafe {
             decode_mla::<
                 G,
