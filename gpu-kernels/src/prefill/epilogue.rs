@@ -192,7 +192,7 @@ unsafe fn store_dims<G: Gpu, C: CacheFormat>(
     is_part: bool,
 ) {
     let dim = first + gpu.lane() % 4 * 2;
-    // SAFETY: as the caller promises.
+    // SAFETY: dims of the row that are this lane's: the contract of `store_dims`.
     unsafe {
         store_pair::<G, C>(gpu, params, (row, dim), [a, b], is_part);
         store_pair::<G, C>(gpu, params, (row, dim + 8), [c, d], is_part);
@@ -231,7 +231,7 @@ unsafe fn pack_chunk<G: Gpu, C: CacheFormat>(
     let choose = |mask: u32, yes: u32, no: u32| no ^ ((no ^ yes) & mask);
     let swap = |(low, high): (u32, u32), lane_mask: u32, is_high: u32| {
         let (own, sent) = (choose(is_high, high, low), choose(is_high, low, high));
-        // SAFETY: as the caller promises.
+        // SAFETY: converged: the contract of `pack_chunk`.
         let got = unsafe { gpu.shfl_xor(sent, lane_mask) };
         (choose(is_high, got, own), choose(is_high, own, got))
     };

@@ -96,7 +96,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
         // that is followed by another in its stage.
         let wait_until_empty = |token: u32, stage: u32| {
             if token >= first_token + stages * tile_kv {
-                // SAFETY: as above.
+                // SAFETY: all of the team come here, and every group that multiplies, as said above.
                 unsafe { gpu.barrier_sync(empty(stage, stages), empty_threads::<K_STEPS>(groups)) };
             }
         };
@@ -260,7 +260,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
             values = raw_values;
         }
         // Hardly ever are any missing, and looking at each one costs as much as copying it.
-        // SAFETY: as the caller promises.
+        // SAFETY: converged, and the target is free: the contract of `copy`; a source that is not 0 is a token's.
         unsafe {
             if some_missing {
                 self.copy_rows::<G, true>(gpu, source, keys, |source| source != 0);
@@ -317,7 +317,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
                     target + Self::apart(part) * Self::ROW_BYTES
                 };
                 let chunk = sources[part] + (self.chunk * 16) as u64;
-                // SAFETY: as the caller promises; the row is only read if its token exists.
+                // SAFETY: the target is free: the contract of `copy_rows`; the row is only read if its token exists.
                 unsafe { gpu.cp_async_b128(target, chunk, is_valid(sources[part]), line) };
             }
         });

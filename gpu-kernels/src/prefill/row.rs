@@ -22,7 +22,7 @@ impl Row {
     /// The row exists; one lane stores it.
     #[inline(always)]
     pub(crate) unsafe fn store_lse<G: Gpu>(self, gpu: G, params: &PrefillParams, lse: Lse) {
-        // SAFETY: as the caller promises.
+        // SAFETY: a row that exists, by one lane: the contract of `store_lse`; parts have room: the host's `Partials`.
         unsafe {
             match self.part {
                 None => store_lse(gpu, params, self.token, self.head, lse),
@@ -68,7 +68,7 @@ pub(crate) unsafe fn store_pair<G: Gpu, C: CacheFormat>(
     [a, b]: [f32; 2],
     is_part: bool,
 ) {
-    // SAFETY: as the caller promises.
+    // SAFETY: dims of the row, this lane's: the contract of `store_pair`; aligned: the host's `Query::outputs`.
     unsafe {
         if is_part {
             let pair = a.to_bits() as u64 | (b.to_bits() as u64) << 32;
