@@ -76,12 +76,13 @@ fn workspace(emulator: &Emulator, bytes: usize) -> Buffer<'_> {
 
 #[test]
 fn unified_attention_finds_far_blocks_with_every_kind_of_product() {
-    for (capability, form) in [
-        ((9, 0), "bf16 heads=6/2 d=64"),
-        ((8, 0), "bf16 heads=6/2 d=64"),
-        ((9, 0), "bf16 heads=6/2 d=96"),
+    for (capability, form, q_lens, num_decodes) in [
+        ((9, 0), "bf16 heads=6/2 d=64", "70,1", 0),
+        ((8, 0), "bf16 heads=6/2 d=64", "70,1", 0),
+        ((9, 0), "bf16 heads=6/2 d=96", "70,1", 0),
+        ((9, 0), "bf16 heads=6/2 d=64", "1,40", 1),
     ] {
-        let line = format!("unified {form} page=16 layout=nhd lens=90,40 q_lens=70,1");
+        let line = format!("unified {form} page=16 layout=nhd lens=90,40 q_lens={q_lens}");
         let Case::Unified(case) = case(&line) else {
             panic!("{line} is no unified attention")
         };
@@ -116,7 +117,7 @@ fn unified_attention_finds_far_blocks_with_every_kind_of_product() {
             lse: None,
             softmax_scale: case.base.scale(),
             scales: None,
-            options: UnifiedOptions::default(),
+            options: UnifiedOptions::default().num_decodes(num_decodes),
         };
         let checked = request.check().expect("a good request");
         let plan = checked.plan(&emulator.device()).expect("a plan");
@@ -125,7 +126,7 @@ fn unified_attention_finds_far_blocks_with_every_kind_of_product() {
             .launch(&plan, &mut workspace.view_mut(), &emulator)
             .expect("launched");
         let got = base.out.with_bytes(out.read().expect("read"));
-        let tokens: Vec<usize> = (0..71).collect();
+        let tokens: Vec<usize> = (0..base.query.shape[0]).collect();
         compare_unified(&case, &tensors, &got, None, &tokens, ScoreSums::F32)
             .unwrap_or_else(|error| panic!("{line} on {capability:?}: {error}"));
     }

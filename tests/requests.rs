@@ -258,6 +258,25 @@ fn decode_refuses_strides_that_it_cannot_follow() {
 }
 
 #[test]
+fn slots_may_be_as_many_bytes_apart_whatever_their_values_are() {
+    const MOST_BYTES: i64 = i32::MAX as i64 / 16 / 16 * 16;
+    for dtype in [Dtype::Bf16, Dtype::F8E4m3] {
+        let mut d = Decode::new();
+        for cache in [&mut d.key_cache, &mut d.value_cache] {
+            cache.dtype = dtype;
+        }
+        if dtype == Dtype::F8E4m3 {
+            d.kv_scales = Some((parts(Dtype::F32, &[1]), parts(Dtype::F32, &[1])));
+        }
+        let value_bytes = if dtype == Dtype::Bf16 { 2 } else { 1 };
+        d.key_cache.strides[1] = MOST_BYTES / value_bytes;
+        d.request().check().expect("as far apart as may be");
+        d.key_cache.strides[1] = (MOST_BYTES + 16) / value_bytes;
+        d.request().check().expect_err("too far apart");
+    }
+}
+
+#[test]
 fn decode_refuses_null_and_misaligned_addresses() {
     type Pick = fn(&mut Decode) -> &mut Parts;
     let table: [(&str, usize, Pick); 7] = [

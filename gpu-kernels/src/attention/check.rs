@@ -53,9 +53,8 @@ pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
         return;
     }
     // SAFETY: x is a sequence, and each has a length: the host's `check_seq_lens`.
-    let seq_len = unsafe {
-        gpu.ld_global_b32(params.seq_lens + 4 * (seq as u64 * params.stride_seq_lens as u64))
-    };
+    let seq_len =
+        unsafe { gpu.ld_global_b32(params.seq_lens + seq as u64 * params.stride_seq_lens as u64) };
     if seq_len as i32 > params.max_seq_len as i32 || (seq_len as i32) < 0 {
         let fault = CheckFault {
             kind: CheckFault::SEQ_LEN,
@@ -69,7 +68,7 @@ pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
         return;
     }
     let first = first_seen(seq_len, query_len, params.mask);
-    let row = params.block_table + 4 * (seq as u64 * params.stride_block_table as u64);
+    let row = params.block_table + seq as u64 * params.stride_block_table as u64;
     // SAFETY: the host refuses empty blocks.
     let (begin, end) = unsafe {
         (

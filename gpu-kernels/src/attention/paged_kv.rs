@@ -3,7 +3,6 @@
 //! Tokens are looked up in groups of 8: cache blocks hold a multiple of 8 tokens, so a group never
 //! straddles two blocks.
 
-use crate::dtype::CacheFormat;
 use crate::gpu::{Gpu, WARP, div};
 
 /// Tokens that are looked up together.
@@ -114,14 +113,14 @@ impl BlockWindow {
 pub struct CacheHead {
     /// Address of slot 0 of block 0.
     base: u64,
-    stride_block_bytes: u64,
-    stride_slot_bytes: u32,
+    stride_block: u64,
+    stride_slot: u32,
 }
 
 impl CacheHead {
-    /// Head `head` of a cache of type `C`; strides count elements.
+    /// Head `head` of a cache.
     #[inline(always)]
-    pub fn new<C: CacheFormat>(
+    pub fn new(
         cache: u64,
         head: u32,
         stride_block: i64,
@@ -129,9 +128,9 @@ impl CacheHead {
         stride_head: i64,
     ) -> Self {
         Self {
-            base: cache + C::BYTES as u64 * (head as u64 * stride_head as u64),
-            stride_block_bytes: C::BYTES as u64 * stride_block as u64,
-            stride_slot_bytes: C::BYTES * stride_slot as u32,
+            base: cache + head as u64 * stride_head as u64,
+            stride_block: stride_block as u64,
+            stride_slot: stride_slot as u32,
         }
     }
 
@@ -139,15 +138,13 @@ impl CacheHead {
     #[inline(always)]
     pub fn slot(&self, block: u32, slot: u32) -> u64 {
         // Block ids are signed on the wire; a checked launch has none below zero.
-        self.base
-            + block as u64 * self.stride_block_bytes
-            + slot as u64 * self.stride_slot_bytes as u64
+        self.base + block as u64 * self.stride_block + slot as u64 * self.stride_slot as u64
     }
 
     /// Bytes from one slot of a block to the next.
     #[inline(always)]
-    pub fn stride_slot_bytes(&self) -> u32 {
-        self.stride_slot_bytes
+    pub fn stride_slot(&self) -> u32 {
+        self.stride_slot
     }
 }
 
@@ -156,12 +153,12 @@ impl CacheHead {
 pub struct TokenScales {
     /// Address of slot 0 of block 0.
     base: u64,
-    stride_block_bytes: u64,
-    stride_slot_bytes: u64,
+    stride_block: u64,
+    stride_slot: u64,
 }
 
 impl TokenScales {
-    /// Head `head` of scales at `scales`; strides count elements.
+    /// Head `head` of scales at `scales`.
     #[inline(always)]
     pub fn new(
         scales: u64,
@@ -171,15 +168,15 @@ impl TokenScales {
         stride_head: i64,
     ) -> Self {
         Self {
-            base: scales + 4 * (head as u64 * stride_head as u64),
-            stride_block_bytes: 4 * stride_block as u64,
-            stride_slot_bytes: 4 * stride_slot as u64,
+            base: scales + head as u64 * stride_head as u64,
+            stride_block: stride_block as u64,
+            stride_slot: stride_slot as u64,
         }
     }
 
     /// Address of a slot's scale.
     #[inline(always)]
     pub fn slot(&self, block: u32, slot: u32) -> u64 {
-        self.base + block as u64 * self.stride_block_bytes + slot as u64 * self.stride_slot_bytes
+        self.base + block as u64 * self.stride_block + slot as u64 * self.stride_slot
     }
 }

@@ -18,7 +18,7 @@ pub(crate) unsafe fn seq_len<G: Gpu>(
 ) -> u32 {
     // SAFETY: `seq_lens` has an element for `seq`: this function's contract.
     clamp_len(
-        unsafe { gpu.ld_global_b32(seq_lens + 4 * (seq as u64 * stride as u64)) },
+        unsafe { gpu.ld_global_b32(seq_lens + seq as u64 * stride as u64) },
         max,
     )
 }

@@ -115,8 +115,8 @@ unsafe fn walk<G: Gpu>(gpu: G, params: &CompactParams, visit: impl Fn(Option<u32
         (
             0,
             if blocks < width { blocks } else { width },
-            params.references + 4 * row as u64 * params.stride_references as u64,
-            params.renamed + 4 * row as u64 * params.stride_renamed as u64,
+            params.references + row as u64 * params.stride_references as u64,
+            params.renamed + row as u64 * params.stride_renamed as u64,
         )
     };
     let mut at = first + gpu.thread_idx();

@@ -175,9 +175,9 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
         let head = self.first_head + head;
         if is_whole {
             let at = params.out
-                + 2 * (self.row as u64 * params.stride_out_seq as u64
-                    + head as u64 * params.stride_out_head as u64
-                    + dim as u64);
+                + self.row as u64 * params.stride_out_seq as u64
+                + head as u64 * params.stride_out_head as u64
+                + 2 * dim as u64;
             let packed = pack_out::<G, C>(gpu, [a, b, c, d], params.out_dtype);
             // SAFETY: this lane's dims: this function's contract; 8-byte aligned, as the host's `Query::outputs` wants
             // strides of 4 values.
@@ -209,8 +209,8 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
         }
         for head in 0..self.num_heads {
             let row = params.out
-                + 2 * (self.row as u64 * params.stride_out_seq as u64
-                    + (self.first_head + head) as u64 * params.stride_out_head as u64);
+                + self.row as u64 * params.stride_out_seq as u64
+                + (self.first_head + head) as u64 * params.stride_out_head as u64;
             let mut dim = gpu.lane() * 4;
             while dim < Self::HEAD_SIZE_V {
                 // SAFETY: four dims of this thread block's head, which no other split writes: this function's contract;
@@ -269,8 +269,8 @@ unsafe fn total<G: Gpu, C: CacheFormat>(gpu: G, stats: u32, stride: u32, warps: 
 unsafe fn store_natural_lse<G: Gpu>(gpu: G, params: &DecodeParams, row: u32, head: u32, lse: Lse) {
     if params.lse != 0 {
         let at = params.lse
-            + 4 * (row as u64 * params.stride_lse_seq as u64
-                + head as u64 * params.stride_lse_head as u64);
+            + row as u64 * params.stride_lse_seq as u64
+            + head as u64 * params.stride_lse_head as u64;
         // SAFETY: the element of `row` and `head`, which no other lane writes: this function's contract.
         unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
     }

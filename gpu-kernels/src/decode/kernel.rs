@@ -21,7 +21,6 @@
 use core::marker::PhantomData;
 
 use crate::attention::paged_kv::{CacheHead, TokenScales};
-use crate::attention::query::query_bytes;
 use crate::attention::sequence::{clamp_len, first_key, query_row};
 use crate::attention::tile::{HEADS, TILE_GROUP, TILE_KV};
 use crate::decode::score_mods::DecodeMods;
@@ -68,7 +67,7 @@ pub unsafe fn decode_gqa<
         shape
     };
     let mut cta = Cta::<C, V_STEPS, HEAD_TILES, MODS>::new(gpu, params);
-    let len_at = params.seq_lens + 4 * (cta.seq as u64 * params.stride_seq_lens as u64);
+    let len_at = params.seq_lens + cta.seq as u64 * params.stride_seq_lens as u64;
     // SAFETY: z is a sequence, and each has a length: the host's `check_seq_lens`.
     let seq_len = unsafe { gpu.ld_global_b32(len_at) };
     if MODS {
@@ -81,9 +80,9 @@ pub unsafe fn decode_gqa<
     // The query and the scales are under way before the length, on which all else depends, is waited for.
     let query_row = |head: u32| {
         let head = (cta.first_head + head) as u64;
-        let at = cta.row as u64 * params.stride_query_seq as u64
-            + head * params.stride_query_head as u64;
-        params.query + query_bytes::<C>(params.query_dtype) * at
+        params.query
+            + cta.row as u64 * params.stride_query_seq as u64
+            + head * params.stride_query_head as u64
     };
     // SAFETY: `num_heads` query heads of the sequence's row, aligned to two values: the host's `Query::check`.
     let query = unsafe {
@@ -112,21 +111,21 @@ pub unsafe fn decode_gqa<
     }
     let split_end = seq_len.min(split_start + params.split_len);
 
-    let keys = CacheHead::new::<C>(
+    let keys = CacheHead::new(
         params.key_cache,
         cta.kv_head,
         params.stride_key_block,
         params.stride_key_slot,
         params.stride_key_head,
     );
-    let values = CacheHead::new::<C>(
+    let values = CacheHead::new(
         params.value_cache,
         cta.kv_head,
         params.stride_value_block,
         params.stride_value_slot,
         params.stride_value_head,
     );
-    let row = params.block_table + 4 * (cta.seq as u64 * params.stride_block_table as u64);
+    let row = params.block_table + cta.seq as u64 * params.stride_block_table as u64;
     let first_token = split_start + gpu.warp() * TILE_KV;
     let ring_tiles = if MODS {
         params.ring_tiles
@@ -259,7 +258,7 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const MODS: 
             return (1.0, 1.0);
         }
         let load = |scales: u64, stride: i64| {
-            let at = scales + 4 * (self.kv_head as u64 * stride as u64);
+            let at = scales + self.kv_head as u64 * stride as u64;
             // SAFETY: one scale for all KV heads, with stride 0, or one for each: the host's `check_scales`.
             f32::from_bits(unsafe { gpu.ld_global_b32(at) })
         };

@@ -244,12 +244,12 @@ impl Row {
         if self.column < params.head_size_v {
             let packed = T::pack(gpu, a, b) as u64 | (T::pack(gpu, c, d) as u64) << 32;
             let out = params.out
-                + 2 * (self.out_row as u64 * params.stride_out_seq as u64
-                    + self.token as u64 * params.stride_out_token as u64
-                    + self.head as u64 * params.stride_out_head as u64
-                    + self.column as u64);
+                + self.out_row as u64 * params.stride_out_seq as u64
+                + self.token as u64 * params.stride_out_token as u64
+                + self.head as u64 * params.stride_out_head as u64
+                + 2 * self.column as u64;
             // SAFETY: columns that the row has, this lane's: this function's contract; 8-byte aligned, as strides are
-            // multiples of 4.
+            // multiples of 4 values.
             unsafe { gpu.st_global_b64(out, packed) };
         }
     }
@@ -269,9 +269,9 @@ impl Row {
             softmax.splits
         };
         let at = params.lse
-            + 4 * (self.out_row as u64 * params.stride_lse_seq as u64
-                + self.token as u64 * params.stride_lse_token as u64
-                + self.head as u64 * params.stride_lse_head as u64);
+            + self.out_row as u64 * params.stride_lse_seq as u64
+            + self.token as u64 * params.stride_lse_token as u64
+            + self.head as u64 * params.stride_lse_head as u64;
         // SAFETY: the row's element, which this lane alone writes: this function's contract.
         unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
     }

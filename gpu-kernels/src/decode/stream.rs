@@ -283,7 +283,7 @@ unsafe fn copy_group<G: Gpu, C: CacheFormat, const STEPS: usize>(
             let (row, chunk) = (item / chunks, item % chunks);
             let tile_row = group * 8 + row;
             let target = tile + tile_row * bytes + swizzle(tile_row, chunk, chunks) * 16;
-            let offset = row * head.stride_slot_bytes() + chunk * 16;
+            let offset = row * head.stride_slot() + chunk * 16;
             // SAFETY: a row that is read is a slot of the block, 16-byte aligned (the host's `PagedCache::check`); the
             // target is this lane's chunk of a free stage: this function's contract.
             unsafe { gpu.cp_async_b128(target, source + offset as u64, tile_row >= begin && tile_row < end, line) };

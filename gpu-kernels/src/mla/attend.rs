@@ -74,7 +74,8 @@ impl<
     /// between the products before, with a step and the number of steps.
     ///
     /// # Safety
-    /// Every thread of the thread block comes here; the tile is visible to it.
+    /// Every thread of the thread block comes here; the tile is visible to it. Nobody else uses the scratch until
+    /// `scratch_is_free` is called.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "each is one fact about the tile")]
     pub unsafe fn attend<G: Gpu, const K_STEPS: usize, const WARP_TOKEN_TILES: usize>(
@@ -91,7 +92,7 @@ impl<
         // There is no register to keep what follows from the warp's number in from tile to tile.
         let part = Part::of::<WARP_HEAD_TILES>(gpu.black_box(gpu.warp()), cut);
         let first_token = part.token_warp * WARP_TOKEN_TILES as u32 * TILE_KV;
-        // SAFETY: as the caller promises.
+        // SAFETY: all come here, the tile is visible, and the scratch is free: the contract of `attend`.
         let mut scores: Scores<WARP_HEAD_TILES, WARP_TOKEN_TILES> = unsafe {
             part.scores::<G, C, K_STEPS, _, _>(
                 gpu,
@@ -107,7 +108,7 @@ impl<
         }
         let scale_log2 =
             |head_tile: usize| query.scale_log2(gpu, cut, part.first_tile + head_tile as u32);
-        // SAFETY: as the caller promises.
+        // SAFETY: all come here: the contract of `attend`. What warps write for each other is read behind a barrier.
         unsafe {
             self.share_maxima(gpu, part, &scores, scale_log2);
             gpu.sync_cta();
@@ -160,7 +161,7 @@ impl<
         let base = gpu.shared_base();
         let mut grew = 0;
         unroll!([4] head_warp in 0..(Self::HEAD_WARPS) {
-            // SAFETY: as the caller promises.
+            // SAFETY: visible: the contract of `rescale`.
             grew |= unsafe { gpu.ld_shared_b32(base + cut.grew() + head_warp as u32 * 4) };
         });
         // The maxima settle after a few tiles; then there is nothing to rescale.
@@ -169,7 +170,7 @@ impl<
         }
         unroll!([8] head_tile in 0..HEAD_TILES {
             let head = head_tile as u32 * HEADS + gpu.lane() % 4 * 2;
-            // SAFETY: as the caller promises.
+            // SAFETY: visible: the contract of `rescale`.
             let factors = unsafe { gpu.ld_shared_b64(base + cut.factors() + head * 4) };
             let [r0, r1] = [factors as u32, (factors >> 32) as u32].map(f32::from_bits);
             unroll!([8] step in 0..WARP_DIM_TILES {
@@ -201,7 +202,7 @@ impl<
             unroll!([2] head in 0..2 {
                 let own = part.head(gpu, head_tile, head);
                 let old = self.max[head_tile][head];
-                // SAFETY: the maxima are visible, as the caller promises.
+                // SAFETY: the maxima are visible: the contract of `store_probs`.
                 let largest = unsafe { tile_max(gpu, cut, gpu.shared_base() + MlaTile::stats_of(own)) };
                 let new = if largest > old + RISE { largest } else { old };
                 let factor = gpu.exp2(old - new);
@@ -395,7 +396,7 @@ impl<
 /// They wrote theirs at `at`, before a barrier.
 #[inline(always)]
 unsafe fn tile_max<G: Gpu>(gpu: G, cut: MlaTile, at: u32) -> f32 {
-    // SAFETY: as the caller promises.
+    // SAFETY: written before a barrier: the contract of `tile_max`.
     unsafe {
         if cut.token_warps == 4 {
             let [a, b, c, d] = gpu.ld_shared_b128(at).map(f32::from_bits);

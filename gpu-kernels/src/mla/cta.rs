@@ -3,7 +3,6 @@
 use crate::attention::careful::{CarefulRow, all_finite, look};
 use crate::attention::lse::Lse;
 use crate::attention::out::pack_out;
-use crate::attention::query::query_bytes;
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP, div};
@@ -55,7 +54,7 @@ impl Cta {
         unsafe { div(self.first_row + row, params.num_query_heads) }
     }
 
-    /// Elements from a tensor's first element to a row of this thread block.
+    /// From a tensor's address to a row of this thread block.
     #[inline(always)]
     pub(crate) fn offset(
         self,
@@ -71,13 +70,13 @@ impl Cta {
     }
 
     #[inline(always)]
-    pub(crate) fn query_row<C: CacheFormat>(self, params: &DecodeMlaParams, row: u32) -> u64 {
+    pub(crate) fn query_row(self, params: &DecodeMlaParams, row: u32) -> u64 {
         let strides = [
             params.stride_query_seq,
             params.stride_query_token,
             params.stride_query_head,
         ];
-        params.query + query_bytes::<C>(params.query_dtype) * self.offset(params, row, strides)
+        params.query + self.offset(params, row, strides)
     }
 
     #[inline(always)]
@@ -87,7 +86,7 @@ impl Cta {
             params.stride_out_token,
             params.stride_out_head,
         ];
-        params.out + 2 * self.offset(params, row, strides)
+        params.out + self.offset(params, row, strides)
     }
 
     /// Index of this split's part of a row.
@@ -127,7 +126,7 @@ impl Cta {
                 params.stride_lse_token,
                 params.stride_lse_head,
             ];
-            let at = params.lse + 4 * self.offset(params, row, strides);
+            let at = params.lse + self.offset(params, row, strides);
             // SAFETY: this row's element.
             unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
         }
@@ -187,7 +186,7 @@ impl Cta {
                 unroll!([4] i in 0..(V_STEPS / 8) {
                     let packed =
                         pack_out::<G, C>(gpu, values[i].map(|value| value * factor), params.out_dtype);
-                    // SAFETY: this row's columns; 8-byte aligned because strides are multiples of 4.
+                    // SAFETY: this row's columns; 8-byte aligned: strides are of 4 values (`Query::outputs`).
                     unsafe { gpu.st_global_b64(out + i as u64 * (WARP as u64 * 8), packed) };
                 });
             } else {
@@ -238,7 +237,7 @@ impl Cta {
     /// The output of a sequence without tokens: zero, and minus infinity.
     ///
     /// # Safety
-    /// As the kernel.
+    /// Every thread of the thread block comes here; output and lse have its rows.
     #[inline(always)]
     pub(crate) unsafe fn store_empty<G: Gpu>(self, gpu: G, cut: MlaTile, params: &DecodeMlaParams) {
         let mut row = gpu.warp();

@@ -24,17 +24,17 @@ pub trait MlaEntry: Copy {
     /// does not exist.
     ///
     /// # Safety
-    /// The source is an entry's if `exists` says so; nobody touches the target.
+    /// The source is an entry's of the cache, if `exists` says so; nobody else touches this lane's bytes of the target.
     unsafe fn copy<G: Gpu>(gpu: G, part: usize, target: u32, source: Source, exists: bool);
     /// The scale of the 16 values `16 chunk ..` of the entry at `raw`.
     ///
     /// # Safety
-    /// The entry is visible.
+    /// The entry is visible to this lane.
     unsafe fn scale<G: Gpu>(gpu: G, raw: u32, chunk: u32) -> f32;
     /// Where the values of slot `offset` of the block at `block` begin, and the scale of FP8 value `value`.
     ///
     /// # Safety
-    /// The slot holds an entry.
+    /// The slot is one of the list's cache, and `value` is below [`MlaEntry::LATENTS`].
     unsafe fn in_memory<G: Gpu>(
         gpu: G,
         block: u64,
@@ -68,14 +68,14 @@ impl MlaEntry for Fp8Ds {
         // The last chunk has 16 bytes.
         if part < 10 || gpu.black_box(gpu.lane()).is_multiple_of(4) {
             let (target, source) = (target + part as u32 * 64, source.values + part as u64 * 64);
-            // SAFETY: bytes of the entry, as the caller promises.
+            // SAFETY: 16 bytes of the entry, read only if it exists; the target is this lane's: the contract of `copy`.
             unsafe { gpu.cp_async_b128(target, source, exists, Line::ONCE) };
         }
     }
     #[inline(always)]
     unsafe fn scale<G: Gpu>(gpu: G, raw: u32, chunk: u32) -> f32 {
         let at = raw + fp8_ds::SCALES_AT + chunk / (fp8_ds::GROUP / 16) * 4;
-        // SAFETY: as the caller promises.
+        // SAFETY: a scale of the entry, which is visible: the contract of `scale`.
         f32::from_bits(unsafe { gpu.ld_shared_b32(at) })
     }
     #[inline(always)]
@@ -88,7 +88,7 @@ impl MlaEntry for Fp8Ds {
     ) -> (u64, f32) {
         let values = block + offset as u64 * list.stride_slot as u64;
         let at = values + (fp8_ds::SCALES_AT + value / fp8_ds::GROUP * 4) as u64;
-        // SAFETY: as the caller promises.
+        // SAFETY: the value's scale in a slot of the cache: the contract of `in_memory`.
         (values, f32::from_bits(unsafe { gpu.ld_global_b32(at) }))
     }
 }
@@ -119,7 +119,7 @@ impl MlaEntry for V4 {
         let quad = gpu.black_box(gpu.lane()) % 4;
         if part < 9 {
             let (target, source) = (target + part as u32 * 64, source.values + part as u64 * 64);
-            // SAFETY: bytes of the entry, as the caller promises.
+            // SAFETY: 16 bytes of the entry, read only if it exists; the target is this lane's: the contract of `copy`.
             unsafe { gpu.cp_async_b128(target, source, exists, Line::ONCE) };
         } else if quad < 2 {
             // SAFETY: half of the entry's scales. `target` is `quad` times 16 bytes into it.
@@ -131,7 +131,7 @@ impl MlaEntry for V4 {
     #[inline(always)]
     unsafe fn scale<G: Gpu>(gpu: G, raw: u32, chunk: u32) -> f32 {
         let group = chunk / (v4::GROUP / 16);
-        // SAFETY: as the caller promises.
+        // SAFETY: scales of the entry, which is visible: the contract of `scale`.
         let word = unsafe { gpu.ld_shared_b32(raw + v4::VALUE_BYTES + group / 4 * 4) };
         power_of_two((word >> (group % 4 * 8)) as u8)
     }
@@ -145,7 +145,7 @@ impl MlaEntry for V4 {
     ) -> (u64, f32) {
         let scales = block + list.block_size.divisor() as u64 * v4::VALUE_BYTES as u64;
         let at = scales + (offset * v4::SCALE_BYTES + value / v4::GROUP) as u64;
-        // SAFETY: as the caller promises.
+        // SAFETY: the value's scale in a slot of the cache: the contract of `in_memory`.
         let scale = power_of_two(unsafe { gpu.ld_global_b8(at) });
         (block + (offset * v4::VALUE_BYTES) as u64, scale)
     }

@@ -7,10 +7,10 @@ use crate::mla::entry_form::MlaEntry;
 use crate::mla::slot_list::SECOND_LIST;
 use crate::params::EntryList;
 
-/// Two values of the entry that a word of the slot list names, from `dim` on, an even one: as they would be in a tile.
+/// Two values of the entry that a word of the slot list names, from `dim` on: as they would be in a tile.
 ///
 /// # Safety
-/// The slot is one of its list's cache.
+/// The slot is one of its list's cache; `dim` is even, and below the entry's values.
 #[inline(always)]
 pub(crate) unsafe fn entry_pair<G: Gpu, E: MlaEntry>(
     gpu: G,
@@ -19,10 +19,10 @@ pub(crate) unsafe fn entry_pair<G: Gpu, E: MlaEntry>(
     dim: u32,
 ) -> [f32; 2] {
     if slot & SECOND_LIST == 0 {
-        // SAFETY: as the caller promises.
+        // SAFETY: a slot of the first list's cache: the contract of `entry_pair`.
         unsafe { pair_of_list::<G, E>(gpu, &lists[0], slot, dim) }
     } else {
-        // SAFETY: as the caller promises.
+        // SAFETY: a slot of the second list's cache: the contract of `entry_pair`.
         unsafe { pair_of_list::<G, E>(gpu, &lists[1], slot & !SECOND_LIST, dim) }
     }
 }
@@ -30,7 +30,7 @@ pub(crate) unsafe fn entry_pair<G: Gpu, E: MlaEntry>(
 /// The same of a list.
 ///
 /// # Safety
-/// The slot is one of the list's cache.
+/// As [`entry_pair`].
 #[inline(always)]
 unsafe fn pair_of_list<G: Gpu, E: MlaEntry>(
     gpu: G,
@@ -42,7 +42,7 @@ unsafe fn pair_of_list<G: Gpu, E: MlaEntry>(
     let offset = slot - block * list.block_size.divisor();
     let block = list.cache + block as u64 * list.stride_block as u64;
     let words = |word: u32| [word as u16, (word >> 16) as u16].map(|bits| Bf16::widen(gpu, bits));
-    // SAFETY: as the caller promises; the scale of the last value is nobody's that is read.
+    // SAFETY: slot and dim are the entry's: the contract of `pair_of_list`. RoPE values take no notice of the scale.
     unsafe {
         let (values, scale) = E::in_memory(gpu, block, offset, list, dim.min(E::LATENTS - 1));
         if dim < E::LATENTS {

@@ -33,7 +33,8 @@ use crate::params::DecodeMlaParams;
 ///
 /// # Safety
 /// Launched on the grid above with [`MlaTile::threads`] threads and [`MlaTile::shared_bytes`] shared memory for
-/// `params.stages`; `params` names tensors of the shapes it documents, valid for the launch.
+/// `params.stages`; `params` names tensors of the shapes it documents, valid for the launch; the block table names
+/// blocks of the cache for the tokens of each sequence.
 #[inline(always)]
 pub unsafe fn decode_mla<
     G: Gpu,
@@ -73,7 +74,7 @@ pub unsafe fn decode_mla<
         LatentWords::<K_STEPS, WARP_HEAD_TILES>::load::<G, C>(
             gpu,
             OnlineSoftmax::<C, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::first_tile(gpu, cut),
-            |row| cta.query_row::<C>(params, row),
+            |row| cta.query_row(params, row),
             cta.num_rows,
             params.query_dtype,
         )
@@ -98,20 +99,20 @@ pub unsafe fn decode_mla<
     }
     let split_end = seq_len.min(split_start + params.split_len);
 
-    let cache = CacheHead::new::<C>(
+    let cache = CacheHead::new(
         params.cache,
         0,
         params.stride_cache_block,
         params.stride_cache_slot,
         0,
     );
-    // SAFETY: every warp comes here; the ring is as long as the launch promises; the block table names every
-    // token below `seq_len`.
+    // SAFETY: every warp comes here; the ring has `stages` tiles, and tokens lie in blocks of the cache: the kernel's
+    // contract; the block table has a column for each: the host's `max_seq_len`, to which `seq_len` is cut.
     let mut stream = unsafe {
         LatentStream::<C, K_STEPS, WARP_GROUPS>::start(
             gpu,
             cache,
-            params.block_table + 4 * (cta.seq as u64 * params.stride_block_table as u64),
+            params.block_table + cta.seq as u64 * params.stride_block_table as u64,
             params.block_size,
             split_start,
             split_end,
@@ -194,7 +195,7 @@ pub unsafe fn decode_mla<
                     seq_len,
                     (start, seq_len.min(start + params.split_len)),
                 );
-                let cache = CacheHead::new::<C>(
+                let cache = CacheHead::new(
                     params.cache,
                     0,
                     params.stride_cache_block,
@@ -202,12 +203,12 @@ pub unsafe fn decode_mla<
                     0,
                 );
                 let (q_scale, k_scale) = scales::<G, C>(gpu, params);
-                let query = cta.query_row::<C>(params, row);
+                let query = cta.query_row(params, row);
                 let place = |token: u32| {
                     let block_idx = div(token, params.block_size);
                     let table = params.block_table
-                        + 4 * (cta.seq as u64 * params.stride_block_table as u64
-                            + block_idx as u64);
+                        + cta.seq as u64 * params.stride_block_table as u64
+                        + 4 * block_idx as u64;
                     let slot = token - block_idx * params.block_size;
                     cache.slot(gpu.ld_global_b32(table), slot)
                 };
@@ -235,13 +236,13 @@ pub unsafe fn decode_mla<
 /// The scales of query and cache.
 ///
 /// # Safety
-/// Those of an FP8 cache are readable.
+/// Over a cache of bytes `k_scale`, and `q_scale` if it is not 0, are one f32 each.
 #[inline(always)]
 unsafe fn scales<G: Gpu, C: CacheFormat>(gpu: G, params: &DecodeMlaParams) -> (f32, f32) {
     if C::BYTES == 2 {
         return (1.0, 1.0);
     }
-    // SAFETY: as the caller promises.
+    // SAFETY: one f32 each, and a cache of bytes has a `k_scale`: the host's `check_latent_scales`.
     unsafe {
         let q_scale = if params.q_scale != 0 {
             f32::from_bits(gpu.ld_global_b32(params.q_scale))
@@ -308,7 +309,7 @@ where
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &DecodeMlaParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: the contract of `run` is that of `decode_mla`.
         unsafe {
             decode_mla::<
                 G,

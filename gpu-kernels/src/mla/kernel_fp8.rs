@@ -41,7 +41,7 @@ pub const HEAD_SIZE_V: u32 = 512;
 /// # Safety
 /// Launched on the grid above with [`MlaTile::threads`] threads and [`MlaTile::entry_shared_bytes`] shared memory for
 /// `params.rows.stages` and `params.rows.split_len`; `params` names tensors of the shapes it documents, valid
-/// for the launch.
+/// for the launch; without indices the block table names blocks of the cache for the tokens of each sequence.
 #[inline(always)]
 pub unsafe fn decode_mla_entry<
     G: Gpu,
@@ -82,7 +82,7 @@ pub unsafe fn decode_mla_entry<
             OnlineSoftmax::<Bf16, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::first_tile(
                 gpu, cut,
             ),
-            |row| cta.query_row::<Bf16>(rows, row),
+            |row| cta.query_row(rows, row),
             cta.num_rows,
             0,
         )
@@ -107,7 +107,8 @@ pub unsafe fn decode_mla_entry<
             places.slot(gpu, params, position)
         })
     };
-    // SAFETY: every thread comes here; the ring is as long as the launch promises; the slots were checked.
+    // SAFETY: every thread comes here; the ring has `rows.stages` tiles: the kernel's contract; there are `count` slots
+    // in the list, each of its cache: `Places::slot`.
     let mut stream =
         unsafe { EntryStream::<E>::start(gpu, cut, &params.lists, count, rows.stages) };
     let mut running = OnlineSoftmax::<Bf16, HEAD_TILES, WARP_HEAD_TILES, WARP_DIM_TILES>::EMPTY;
@@ -195,7 +196,7 @@ pub unsafe fn decode_mla_entry<
             if params.lists[0].indices == 0 {
                 seen = cta.seen(rows, row, num_positions, seen);
             }
-            let query = cta.query_row::<Bf16>(rows, row);
+            let query = cta.query_row(rows, row);
             let places = Places::of(gpu, params, cta.seq, first_token);
             let pair = |slot: Option<u32>, dim: u32| match slot {
                 Some(slot) => entry_pair::<G, E>(gpu, &params.lists, slot, dim),
@@ -263,14 +264,14 @@ fn own_rows<G: Gpu>(gpu: G, cut: MlaTile, params: &DecodeMlaEntryParams) -> (Cta
 /// Positions of a sequence's groups.
 ///
 /// # Safety
-/// There is a length for it, if there are lengths.
+/// `seq_lens`, if it is given, has a length for it.
 #[inline(always)]
 unsafe fn num_positions<G: Gpu>(gpu: G, params: &DecodeMlaEntryParams, seq: u32) -> u32 {
     let rows = &params.rows;
     if rows.seq_lens == 0 {
         return rows.max_seq_len;
     }
-    // SAFETY: as the caller promises.
+    // SAFETY: there is a length for `seq`: the contract of `num_positions`.
     unsafe {
         seq_len(
             gpu,
@@ -294,35 +295,34 @@ struct Places {
 
 impl Places {
     /// # Safety
-    /// The lists have rows for the query token.
+    /// The lists, and their lengths if there are any, have a row for the query token.
     #[inline(always)]
     unsafe fn of<G: Gpu>(gpu: G, params: &DecodeMlaEntryParams, seq: u32, token: u32) -> Self {
         let indices = |list: &EntryList| {
             list.indices
-                + 4 * (seq as u64 * list.stride_indices_seq as u64
-                    + token as u64 * list.stride_indices_token as u64)
+                + seq as u64 * list.stride_indices_seq as u64
+                + token as u64 * list.stride_indices_token as u64
         };
         let len = |list: &EntryList| {
             if list.lens == 0 {
                 return list.len;
             }
             let at = list.lens
-                + 4 * (seq as u64 * list.stride_lens_seq as u64
-                    + token as u64 * list.stride_lens_token as u64);
-            // SAFETY: as the caller promises.
+                + seq as u64 * list.stride_lens_seq as u64
+                + token as u64 * list.stride_lens_token as u64;
+            // SAFETY: the length of the query token, or of its sequence: the contract of `of`.
             let len = unsafe { gpu.ld_global_b32(at) };
             if (len as i32) < 0 { 0 } else { len }
         };
         let [first, second] = &params.lists;
         Self {
-            block_row: params.rows.block_table
-                + 4 * (seq as u64 * params.rows.stride_block_table as u64),
+            block_row: params.rows.block_table + seq as u64 * params.rows.stride_block_table as u64,
             indices: [indices(first), indices(second)],
             lens: [len(first), len(second)],
         }
     }
 
-    /// The slot at a position, marked if it is the second list's; `None` if there is none.
+    /// The slot at a position, one of its list's cache, marked if it is the second list's; `None` if there is none.
     ///
     /// # Safety
     /// The position exists.
@@ -335,7 +335,7 @@ impl Places {
     ) -> Option<u32> {
         let [first, second] = &params.lists;
         if first.indices == 0 {
-            // SAFETY: the block table names every token of the sequence.
+            // SAFETY: the block table has a column for every token of a sequence: the host's `tokens_of`.
             return Some(unsafe { self.slot_of_token(gpu, first, position) } as u32);
         }
         if position >= first.len {
@@ -368,7 +368,7 @@ impl Places {
     #[inline(always)]
     unsafe fn slot_of_token<G: Gpu>(self, gpu: G, list: &EntryList, token: u32) -> u64 {
         let column = list.block_size.divide(token);
-        // SAFETY: as the caller promises.
+        // SAFETY: the block table has the column: the contract of `slot_of_token`.
         let block = unsafe { gpu.ld_global_b32(self.block_row + 4 * column as u64) };
         let block_size = list.block_size.divisor();
         block as u64 * block_size as u64 + (token - column * block_size) as u64
@@ -412,7 +412,7 @@ where
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &DecodeMlaEntryParams) {
-        // SAFETY: as the caller promises.
+        // SAFETY: the contract of `run` is that of `decode_mla_entry`.
         unsafe {
             decode_mla_entry::<
                 G,

@@ -48,7 +48,7 @@ impl<const K_STEPS: usize, const WARP_HEAD_TILES: usize> LatentWords<K_STEPS, WA
         };
         let address = |head| head_address(tile * HEADS + head);
         let left = num_heads.saturating_sub(tile * HEADS);
-        // SAFETY: as the caller promises.
+        // SAFETY: heads below `num_heads` are in bounds and aligned: the contract of `load`.
         let words = unsafe { QueryWords::load::<G, C>(gpu, address, left, dtype) };
         Self { words }
     }

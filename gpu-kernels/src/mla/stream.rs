@@ -64,7 +64,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const WARP_GROUPS: usize>
     ) -> Self {
         let tile_len = cut.tile_len;
         let first_of_warp = first_token + gpu.warp() * WARP_GROUPS as u32 * 8;
-        // SAFETY: the row covers `end`, as the caller promises.
+        // SAFETY: the row has every block before `end`: the contract of `start`.
         let window = unsafe {
             BlockWindow::new(
                 gpu,
@@ -93,7 +93,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const WARP_GROUPS: usize>
             format: PhantomData,
         };
         for _ in 1..stages {
-            // SAFETY: as the caller promises; the stage is empty.
+            // SAFETY: converged; the ring has `stages` tiles: the contract of `start`; the stage is empty.
             unsafe { stream.load(gpu) };
         }
         stream
@@ -138,7 +138,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const WARP_GROUPS: usize>
         gpu: G,
     ) -> Option<NextRows<C, K_STEPS, WARP_GROUPS>> {
         if Self::SPREAD {
-            // SAFETY: as the caller promises.
+            // SAFETY: converged: the contract of `next_rows`.
             return Some(unsafe { self.take_rows(gpu, gpu.black_box(gpu.lane())) });
         }
         if !self.is_late(gpu) {
@@ -158,7 +158,7 @@ impl<C: CacheFormat, const K_STEPS: usize, const WARP_GROUPS: usize>
         if Self::SPREAD {
             gpu.cp_async_commit();
         } else if self.is_late(gpu) {
-            // SAFETY: as the caller promises.
+            // SAFETY: converged, and nobody uses the memory of late rows: the contract of `end_rows`.
             unsafe { self.load(gpu) };
         }
     }
@@ -180,22 +180,28 @@ impl<C: CacheFormat, const K_STEPS: usize, const WARP_GROUPS: usize>
 
     /// Starts copying the next tile into the next stage. Past the end it only closes an empty group, so that
     /// groups and tiles stay in step.
+    ///
+    /// # Safety
+    /// Converged; the place of this warp's rows in that stage is free.
     #[inline(always)]
     unsafe fn load<G: Gpu>(&mut self, gpu: G) {
         if self.load_token < self.end {
             let lane = gpu.black_box(gpu.lane());
-            // SAFETY: converged; the stage is free, as the caller promises.
+            // SAFETY: converged; the stage is free: the contract of `load`.
             unsafe { self.take_rows(gpu, lane).copy_part(gpu, lane, 0, 1) };
         }
         gpu.cp_async_commit();
     }
 
     /// The rows of the next tile that this warp copies, and goes on to the next stage.
+    ///
+    /// # Safety
+    /// Converged.
     #[inline(always)]
     unsafe fn take_rows<G: Gpu>(&mut self, gpu: G, lane: u32) -> NextRows<C, K_STEPS, WARP_GROUPS> {
         let mut rows = NextRows {
             sources: [0; WARP_GROUPS],
-            stride: self.cache.stride_slot_bytes(),
+            stride: self.cache.stride_slot(),
             target: self.load_row,
             left: self.end.saturating_sub(self.load_token + Self::row(gpu)),
             format: PhantomData,
@@ -274,21 +280,28 @@ impl<C: CacheFormat, const K_STEPS: usize, const WARP_GROUPS: usize>
     #[inline(always)]
     pub unsafe fn copy_step<G: Gpu>(self, gpu: G, step: usize, steps: usize) {
         // There is no register to keep the lane's place in from step to step.
-        // SAFETY: as the caller promises.
+        // SAFETY: the stage is free: the contract of `copy_step`.
         unsafe { self.copy_part(gpu, gpu.black_box(gpu.lane()), step, steps) };
     }
 
+    /// The same by lane `lane`, which is this one.
+    ///
+    /// # Safety
+    /// The stage is free.
     #[inline(always)]
     unsafe fn copy_part<G: Gpu>(self, gpu: G, lane: u32, step: usize, steps: usize) {
         unroll!([36] copy in 0..(Self::COPIES) {
             if step * Self::COPIES / steps <= copy && copy < (step + 1) * Self::COPIES / steps {
-                // SAFETY: as the caller promises.
+                // SAFETY: the stage is free: the contract of `copy_part`.
                 unsafe { self.copy(gpu, lane, copy) };
             }
         });
     }
 
     /// Copies 16 bytes, zero where there is no token. The swizzle of rows 8 apart is the same.
+    ///
+    /// # Safety
+    /// The stage is free.
     #[inline(always)]
     unsafe fn copy<G: Gpu>(self, gpu: G, lane: u32, copy: usize) {
         let (line, part) = (copy % Self::LINES, copy / Self::LINES % Self::PARTS);

@@ -68,7 +68,8 @@ impl<E: MlaEntry> EntryStream<E> {
     /// Starts streaming the `count` slots of the list: `stages` tiles are on their way when this returns.
     ///
     /// # Safety
-    /// Every thread comes here. The ring holds `stages` tiles, and `lists` the caches of the slots.
+    /// Every thread of the thread block comes here. The ring holds `stages` tiles, and the list of slots `count`, each
+    /// in the cache of one of `lists`.
     #[inline(always)]
     pub(crate) unsafe fn start<G: Gpu>(
         gpu: G,
@@ -87,7 +88,7 @@ impl<E: MlaEntry> EntryStream<E> {
             form: PhantomData,
         };
         for _ in 0..stages {
-            // SAFETY: as the caller promises; the stage is empty.
+            // SAFETY: `lists` and `stages` are our own; the stage is empty.
             unsafe {
                 let next = stream.next_entry(gpu, lists, stages);
                 unroll!([16] part in 0..(E::PARTS) {
@@ -103,8 +104,8 @@ impl<E: MlaEntry> EntryStream<E> {
     /// and committed before the next call.
     ///
     /// # Safety
-    /// Every thread comes here, done with the tile of before; there is a next one. `lists` and `stages` are as
-    /// before.
+    /// Every thread of the thread block comes here, done with the tile of before; there is a next one. `lists` and
+    /// `stages` are those of [`EntryStream::start`].
     #[inline(always)]
     pub(crate) unsafe fn next<G: Gpu>(
         &mut self,
@@ -123,7 +124,7 @@ impl<E: MlaEntry> EntryStream<E> {
         unsafe { gpu.sync_cta() };
         // SAFETY: so the tile may be overwritten.
         unsafe { convert::<G, E>(gpu, self.row - Self::own_part(gpu), tile) };
-        // SAFETY: as the caller promises.
+        // SAFETY: `lists` and `stages` are those of `start`: the contract of `next`.
         let next = unsafe { self.next_entry(gpu, lists, stages) };
         // SAFETY: all come here. It shows the tile to all, and means that the warp has read its entries.
         unsafe { gpu.sync_cta() };
@@ -132,6 +133,9 @@ impl<E: MlaEntry> EntryStream<E> {
 
     /// What this lane copies for the next tile, and goes on to the next stage. Past the end these are zeros, so that
     /// groups and tiles stay in step.
+    ///
+    /// # Safety
+    /// `lists` and `stages` are those of [`EntryStream::start`].
     #[inline(always)]
     unsafe fn next_entry<G: Gpu>(
         &mut self,
@@ -144,7 +148,7 @@ impl<E: MlaEntry> EntryStream<E> {
         let list = gpu.shared_base() + self.cut.slot_list(E::FORM, stages);
         let mut slot = 0;
         if exists {
-            // SAFETY: a slot of the list.
+            // SAFETY: one of the list's `count` slots: the contract of `start`.
             slot = unsafe { gpu.ld_shared_b32(list + token * 4) };
         }
         let source = if slot & SECOND_LIST == 0 {
@@ -204,15 +208,17 @@ impl<E: MlaEntry> NextEntry<E> {
     pub(crate) unsafe fn copy_step<G: Gpu>(self, gpu: G, step: usize, steps: usize) {
         unroll!([16] part in 0..(E::PARTS) {
             if step * E::PARTS / steps <= part && part < (step + 1) * E::PARTS / steps {
-                // SAFETY: as the caller promises.
+                // SAFETY: nobody reads the stage: the contract of `copy_step`.
                 unsafe { self.copy(gpu, part) };
             }
         });
     }
 
+    /// # Safety
+    /// Nobody reads the entry's stage.
     #[inline(always)]
     unsafe fn copy<G: Gpu>(self, gpu: G, part: usize) {
-        // SAFETY: the slot was checked; as the caller promises.
+        // SAFETY: a slot of the cache, as `start` wants the list; nobody reads the stage: the contract of `copy`.
         unsafe { E::copy(gpu, part, self.target, self.source, self.exists) };
     }
 }
@@ -241,7 +247,7 @@ unsafe fn convert<G: Gpu, E: MlaEntry>(gpu: G, raw: u32, tile: u32) {
             let mut scales = [0.0; 4];
             unroll!([4] i in 0..4 {
                 let entry = raw + (first_row + i as u32) * E::RAW_BYTES;
-                // SAFETY: the entry is visible, as the caller promises.
+                // SAFETY: the entry is visible: the contract of `convert`.
                 unsafe {
                     words[i] = gpu.ld_shared_b128(entry + lane * 16);
                     scales[i] = E::scale(gpu, entry, lane);

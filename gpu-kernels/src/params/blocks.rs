@@ -3,7 +3,7 @@
 use crate::gpu::fast_divmod::FastDivmod;
 use crate::params::KernelParams;
 
-/// Arguments of `copy_blocks` and `check_pairs`. Strides count bytes.
+/// Arguments of `copy_blocks` and `check_pairs`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CopyBlocksParams {
@@ -43,7 +43,7 @@ const _: () = assert!(size_of::<CopyBlocksParams>() == 9 * 8 + 6 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for CopyBlocksParams {}
 
-/// Arguments of `compact_mark`, `compact_number` and `compact_rename`. Strides count elements.
+/// Arguments of `compact_mark`, `compact_number` and `compact_rename`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CompactParams {

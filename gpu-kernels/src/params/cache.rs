@@ -3,7 +3,7 @@
 use crate::gpu::fast_divmod::FastDivmod;
 use crate::params::KernelParams;
 
-/// One side of a cache write: keys or values; for MLA, latents or RoPE keys. Strides count bytes.
+/// One side of a cache write: keys or values; for MLA, latents or RoPE keys.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CacheSide {
@@ -62,7 +62,7 @@ pub struct ReshapeAndCacheParams {
     pub cache_table: u64,
     /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
     pub check: u64,
-    /// Bytes from a layer's slots to the next layer's.
+    /// From a layer's slots to the next layer's.
     pub stride_slot_mapping_layer: i64,
     /// Tokens, the length of a row of `slot_mapping`.
     pub num_tokens: u32,

@@ -92,7 +92,7 @@ const _: () = assert!(size_of::<CheckFault>() == 32);
 pub struct ScaleList {
     /// `[count]`, f32.
     pub address: u64,
-    /// Bytes from one to the next.
+    /// From one to the next.
     pub stride: i64,
     /// How many; 0 for no list.
     pub count: u32,
@@ -118,11 +118,11 @@ const _: () = assert!(size_of::<ScaleList>() == 24);
 pub struct TokenScaleList {
     /// `[num_blocks, block_size, num_kv_heads]`, f32; 0 for no list.
     pub address: u64,
-    /// Bytes from a block's scales to the next block's.
+    /// From a block's scales to the next block's.
     pub stride_block: i64,
-    /// Bytes from a token's scales to the next in its block.
+    /// From a token's scales to the next in its block.
     pub stride_slot: i64,
-    /// Bytes from a head's scale to the next.
+    /// From a head's scale to the next.
     pub stride_head: i64,
 }
 
@@ -148,9 +148,9 @@ pub struct CheckPagedParams {
     pub check: u64,
     /// `[num_seqs + 1]`, i32, contiguous: first query token of each sequence; 0 if each has `query_len`.
     pub query_start_loc: u64,
-    /// Elements from a row of the block table to the next.
+    /// From a row of the block table to the next.
     pub stride_block_table: i64,
-    /// Elements from a sequence's length to the next one's.
+    /// From a sequence's length to the next one's.
     pub stride_seq_lens: i64,
     /// Blocks in the cache.
     pub num_blocks: i64,
@@ -206,7 +206,7 @@ pub struct CheckSlotsParams {
     pub num_slots: i64,
     /// Rows of the table of angles: positions stay below it.
     pub num_positions: i64,
-    /// Bytes from a layer's slots to the next layer's; the layer is the grid's y.
+    /// From a layer's slots to the next layer's; the layer is the grid's y.
     pub stride_layer: i64,
     /// What is written is divided by these.
     pub scales: [ScaleList; 3],

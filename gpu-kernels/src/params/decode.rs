@@ -2,7 +2,7 @@
 
 use crate::params::{KernelParams, ScoreParams};
 
-/// Arguments of `decode_gqa`. Strides count elements of their tensor.
+/// Arguments of `decode_gqa`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeParams {
@@ -39,15 +39,15 @@ pub struct DecodeParams {
     pub query_start_loc: u64,
     /// What becomes of products; of kernels without score mods only the scale is looked at.
     pub score: ScoreParams,
-    /// Elements from a sequence's query to the next one's.
+    /// From a sequence's query to the next one's.
     pub stride_query_seq: i64,
-    /// Elements from a query head to the next.
+    /// From a query head to the next.
     pub stride_query_head: i64,
-    /// Elements from a block of keys to the next.
+    /// From a block of keys to the next.
     pub stride_key_block: i64,
-    /// Elements from a token's key to the next in the block.
+    /// From a token's key to the next in the block; eight of them fit 32 bits.
     pub stride_key_slot: i64,
-    /// Elements from a head's key to the next head's.
+    /// From a head's key to the next head's.
     pub stride_key_head: i64,
     /// As `stride_key_block`, for values.
     pub stride_value_block: i64,
@@ -55,25 +55,25 @@ pub struct DecodeParams {
     pub stride_value_slot: i64,
     /// As `stride_key_head`, for values.
     pub stride_value_head: i64,
-    /// Elements from a sequence's row of the block table to the next.
+    /// From a sequence's row of the block table to the next.
     pub stride_block_table: i64,
-    /// Elements from a sequence's length to the next one's.
+    /// From a sequence's length to the next one's.
     pub stride_seq_lens: i64,
-    /// Elements from a sequence's output to the next one's.
+    /// From a sequence's output to the next one's.
     pub stride_out_seq: i64,
-    /// Elements from an output head to the next.
+    /// From an output head to the next.
     pub stride_out_head: i64,
-    /// Elements from a sequence's lse to the next one's.
+    /// From a sequence's lse to the next one's.
     pub stride_lse_seq: i64,
-    /// Elements from a head's lse to the next head's.
+    /// From a head's lse to the next head's.
     pub stride_lse_head: i64,
-    /// Elements from a KV head's `k_scale` to the next head's; 0 if they share one.
+    /// From a KV head's `k_scale` to the next head's; 0 if they share one.
     pub stride_k_scale: i64,
     /// As `stride_k_scale`, for values.
     pub stride_v_scale: i64,
-    /// Elements from a block's scales of keys to the next block's, in a format with a scale per token.
+    /// From a block's scales of keys to the next block's, in a format with a scale per token.
     pub stride_k_scale_block: i64,
-    /// Elements from a token's scale to the next in its block.
+    /// From a token's scale to the next in its block.
     pub stride_k_scale_slot: i64,
     /// As `stride_k_scale_block`, for values.
     pub stride_v_scale_block: i64,

@@ -2,8 +2,8 @@
 
 use crate::params::KernelParams;
 
-/// Arguments of `decode_mla`. Strides count elements of their tensor. A row is one query head of one query
-/// token: row `r` of a sequence is head `r % num_query_heads` of token `r / num_query_heads`.
+/// Arguments of `decode_mla`. A row is one query head of one query token: row `r` of a sequence is head
+/// `r % num_query_heads` of token `r / num_query_heads`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeMlaParams {
@@ -29,31 +29,31 @@ pub struct DecodeMlaParams {
     pub k_scale: u64,
     /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
     pub check: u64,
-    /// Elements from a sequence's query to the next one's.
+    /// From a sequence's query to the next one's.
     pub stride_query_seq: i64,
-    /// Elements from a query token to the next.
+    /// From a query token to the next.
     pub stride_query_token: i64,
-    /// Elements from a query head to the next.
+    /// From a query head to the next.
     pub stride_query_head: i64,
-    /// Elements from a block to the next.
+    /// From a block to the next.
     pub stride_cache_block: i64,
-    /// Elements from a token to the next in the block.
+    /// From a token to the next in the block; eight of them fit 32 bits.
     pub stride_cache_slot: i64,
-    /// Elements from a sequence's row of the block table to the next.
+    /// From a sequence's row of the block table to the next.
     pub stride_block_table: i64,
-    /// Elements from a sequence's length to the next one's.
+    /// From a sequence's length to the next one's.
     pub stride_seq_lens: i64,
-    /// Elements from a sequence's output to the next one's.
+    /// From a sequence's output to the next one's.
     pub stride_out_seq: i64,
-    /// Elements from a query token's output to the next one's.
+    /// From a query token's output to the next one's.
     pub stride_out_token: i64,
-    /// Elements from an output head to the next.
+    /// From an output head to the next.
     pub stride_out_head: i64,
-    /// Elements from a sequence's lse to the next one's.
+    /// From a sequence's lse to the next one's.
     pub stride_lse_seq: i64,
-    /// Elements from a query token's lse to the next one's.
+    /// From a query token's lse to the next one's.
     pub stride_lse_token: i64,
-    /// Elements from a head's lse to the next head's.
+    /// From a head's lse to the next head's.
     pub stride_lse_head: i64,
     /// Query heads.
     pub num_query_heads: u32,

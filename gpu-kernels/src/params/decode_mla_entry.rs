@@ -36,17 +36,17 @@ pub struct EntryList {
     pub indices: u64,
     /// `[num_seqs, query_len]`, i32: how many of them count, the first ones; 0 if all do.
     pub lens: u64,
-    /// Bytes from a block of the cache to the next.
+    /// From a block of the cache to the next.
     pub stride_block: i64,
-    /// Bytes from a slot to the next in its block; V4: unused.
+    /// From a slot to the next in its block; V4: unused.
     pub stride_slot: i64,
-    /// Elements from a sequence's indices to the next one's.
+    /// From a sequence's indices to the next one's.
     pub stride_indices_seq: i64,
-    /// Elements from a query token's indices to the next one's.
+    /// From a query token's indices to the next one's.
     pub stride_indices_token: i64,
-    /// Elements from a sequence's length to the next one's.
+    /// From a sequence's length to the next one's.
     pub stride_lens_seq: i64,
-    /// Elements from a query token's length to the next one's.
+    /// From a query token's length to the next one's.
     pub stride_lens_token: i64,
     /// Tokens per cache block.
     pub block_size: FastDivmod,

@@ -3,7 +3,7 @@
 use crate::gpu::fast_divmod::FastDivmod;
 use crate::params::KernelParams;
 
-/// Arguments of `gather_*` and `check_gather`. Strides count bytes.
+/// Arguments of `gather_*` and `check_gather`.
 ///
 /// Which token goes to row `r` of the output, by [`GatherParams::mode`]:
 /// - `RAGGED`: row `r` of sequence `s` with `row_starts[s] <= r < row_starts[s + 1]` is token

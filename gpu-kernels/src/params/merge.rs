@@ -2,7 +2,7 @@
 
 use crate::params::{KernelParams, MaskParams};
 
-/// Arguments of `merge_splits`. Strides count elements.
+/// Arguments of `merge_splits`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MergeParams {
@@ -23,19 +23,19 @@ pub struct MergeParams {
     pub sink: u64,
     /// As in the stage-1 launch, if it has one; else 0.
     pub query_start_loc: u64,
-    /// Elements from a sequence's length to the next one's.
+    /// From a sequence's length to the next one's.
     pub stride_seq_lens: i64,
-    /// Elements from a sequence's output to the next one's.
+    /// From a sequence's output to the next one's.
     pub stride_out_seq: i64,
-    /// Elements from a query token's output to the next one's.
+    /// From a query token's output to the next one's.
     pub stride_out_token: i64,
-    /// Elements from an output head to the next.
+    /// From an output head to the next.
     pub stride_out_head: i64,
-    /// Elements from a sequence's lse to the next one's.
+    /// From a sequence's lse to the next one's.
     pub stride_lse_seq: i64,
-    /// Elements from a query token's lse to the next one's.
+    /// From a query token's lse to the next one's.
     pub stride_lse_token: i64,
-    /// Elements from a head's lse to the next head's.
+    /// From a head's lse to the next head's.
     pub stride_lse_head: i64,
     /// Rows: query tokens of a sequence times query heads.
     pub num_rows: u32,

@@ -3,8 +3,8 @@
 use crate::gpu::fast_divmod::FastDivmod;
 use crate::params::KernelParams;
 
-/// Arguments of `concat_and_cache_mla_fp8_ds` and `concat_and_cache_mla_v4`. Strides count bytes; every
-/// address and stride is a multiple of 16.
+/// Arguments of `concat_and_cache_mla_fp8_ds` and `concat_and_cache_mla_v4`. Every address and stride is a
+/// multiple of 16.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MlaEntryParams {

@@ -1,7 +1,9 @@
 //! What the host tells a kernel: one `#[repr(C)]` struct per kernel, passed by value.
 //!
 //! The whole agreement between host and device lies here and both sides read it. Pointers are device
-//! addresses; the shape stands beside each; strides count elements unless they say bytes.
+//! addresses; the shape stands beside each.
+//!
+//! Every stride counts bytes. Along a dimension with a single index it is 0.
 
 mod blocks;
 mod cache;

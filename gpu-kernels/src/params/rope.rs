@@ -23,7 +23,7 @@ pub struct RopeAndCacheParams {
     pub cos_sin: u64,
     /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
     pub check: u64,
-    /// Bytes from a position's row to the next one's.
+    /// From a position's row to the next one's.
     pub stride_cos_sin: i64,
     /// Bytes from a row's cosines to its sines.
     pub sines_at: u64,

@@ -78,7 +78,7 @@ pub(crate) unsafe fn store_rows<
                 if exists && gpu.lane().is_multiple_of(4) {
                     row.store_lse(gpu, params, lse);
                 }
-                let element = row.element::<V_STEPS>(params);
+                let at = row.address::<V_STEPS>(params);
                 let values = |step: usize| {
                     let [low, high] = partial.acc[tile][step];
                     let [a, b] = [low[2 * half], low[2 * half + 1]];
@@ -89,13 +89,12 @@ pub(crate) unsafe fn store_rows<
                     unroll!([8] steps in 0..(V_STEPS / 2) {
                         let chunk = pack_chunk::<G, C>(gpu, params, is_high, values(2 * steps), values(2 * steps + 1));
                         if exists {
-                            let at = element + (steps as u32 * 32 + gpu.lane() % 4 * 8) as u64;
-                            gpu.st_global_b128(params.out + 2 * at, chunk);
+                            gpu.st_global_b128(at + (steps as u32 * 64 + gpu.lane() % 4 * 16) as u64, chunk);
                         }
                     });
                 } else if exists {
                     unroll!([16] step in 0..V_STEPS {
-                        store_dims::<G, C>(gpu, params, element + step as u64 * 16, values(step), part.is_some());
+                        store_dims::<G, C>(gpu, params, (at, step as u32 * 16), values(step), part.is_some());
                     });
                 }
             }
@@ -181,23 +180,24 @@ impl Row {
     }
 }
 
-/// Stores a lane's four dims of a step of 16 that begins at `element` of the output, or of the parts.
+/// Stores a lane's four dims of the step of 16 that begins at dim `first` of the row at `row`, of the output or among
+/// the parts.
 ///
 /// # Safety
-/// The step is in bounds, aligned to four values, and no other lane writes this lane's dims.
+/// The row has them, and no other lane writes this lane's dims.
 #[inline(always)]
 unsafe fn store_dims<G: Gpu, C: CacheFormat>(
     gpu: G,
     params: &PrefillParams,
-    element: u64,
+    (row, first): (u64, u32),
     [a, b, c, d]: [f32; 4],
     is_part: bool,
 ) {
-    let first = element + gpu.lane() as u64 % 4 * 2;
-    // SAFETY: as the caller promises.
+    let dim = first + gpu.lane() % 4 * 2;
+    // SAFETY: dims of the row that are this lane's: the contract of `store_dims`.
     unsafe {
-        store_pair::<G, C>(gpu, params, first, [a, b], is_part);
-        store_pair::<G, C>(gpu, params, first + 8, [c, d], is_part);
+        store_pair::<G, C>(gpu, params, (row, dim), [a, b], is_part);
+        store_pair::<G, C>(gpu, params, (row, dim + 8), [c, d], is_part);
     }
 }
 
@@ -233,7 +233,7 @@ unsafe fn pack_chunk<G: Gpu, C: CacheFormat>(
     let choose = |mask: u32, yes: u32, no: u32| no ^ ((no ^ yes) & mask);
     let swap = |(low, high): (u32, u32), lane_mask: u32, is_high: u32| {
         let (own, sent) = (choose(is_high, high, low), choose(is_high, low, high));
-        // SAFETY: as the caller promises.
+        // SAFETY: converged: the contract of `pack_chunk`.
         let got = unsafe { gpu.shfl_xor(sent, lane_mask) };
         (choose(is_high, got, own), choose(is_high, own, got))
     };

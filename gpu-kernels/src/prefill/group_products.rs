@@ -6,7 +6,7 @@ use crate::gpu::{Gpu, Pending};
 /// Begins scores; see [`crate::gpu::WarpGroup::group_scores_bf16`].
 ///
 /// # Safety
-/// As there.
+/// As there, whatever the type.
 #[track_caller]
 #[inline(always)]
 pub(crate) unsafe fn group_scores<G: Gpu, H: Half, const STEPS: usize>(
@@ -14,7 +14,7 @@ pub(crate) unsafe fn group_scores<G: Gpu, H: Half, const STEPS: usize>(
     queries: u32,
     keys: u32,
 ) -> Pending<4> {
-    // SAFETY: as the caller promises.
+    // SAFETY: the contract of `group_scores` is that of both.
     unsafe {
         match H::HALF {
             HalfDtype::Bf16 => gpu.group_scores_bf16::<STEPS>(queries, keys),
@@ -26,7 +26,7 @@ pub(crate) unsafe fn group_scores<G: Gpu, H: Half, const STEPS: usize>(
 /// Begins sums of values; see [`crate::gpu::WarpGroup::group_values_bf16`].
 ///
 /// # Safety
-/// As there.
+/// As there, whatever the type.
 #[track_caller]
 #[inline(always)]
 pub(crate) unsafe fn group_values<G: Gpu, H: Half, const STEPS: usize>(
@@ -35,7 +35,7 @@ pub(crate) unsafe fn group_values<G: Gpu, H: Half, const STEPS: usize>(
     probs: [[u32; 4]; 4],
     values: u32,
 ) -> Pending<STEPS> {
-    // SAFETY: as the caller promises.
+    // SAFETY: the contract of `group_values` is that of both.
     unsafe {
         match H::HALF {
             HalfDtype::Bf16 => gpu.group_values_bf16(acc, probs, values),

@@ -46,7 +46,8 @@ const _: () = assert!((LOAD_REGISTERS + GROUPS * REGISTERS) * WARPS * WARP <= 65
 ///
 /// # Safety
 /// Launched on the grid above with [`Kernel::THREADS`] threads and `PrefillTile::shared_bytes` shared memory; `params`
-/// names tensors of the shapes it documents, valid for the launch.
+/// names tensors of the shapes it documents, valid for the launch; the block table names blocks of the caches for the
+/// tokens that each sequence's queries see.
 #[inline(always)]
 pub unsafe fn prefill_gqa_group<
     G: Gpu,

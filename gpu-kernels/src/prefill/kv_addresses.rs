@@ -89,11 +89,11 @@ impl KvAddresses {
     #[inline(always)]
     pub fn new(params: &PrefillParams, seq: u32, kv_head: u32) -> Self {
         Self {
-            keys: params.key_cache + kv_head as u64 * params.stride_key_head_bytes as u64,
-            values: params.value_cache + kv_head as u64 * params.stride_value_head_bytes as u64,
-            block_row: params.block_table + 4 * (seq as u64 * params.stride_block_table as u64),
-            key_stride: params.stride_key_slot_bytes as u32,
-            value_stride: params.stride_value_slot_bytes as u32,
+            keys: params.key_cache + kv_head as u64 * params.stride_key_head as u64,
+            values: params.value_cache + kv_head as u64 * params.stride_value_head as u64,
+            block_row: params.block_table + seq as u64 * params.stride_block_table as u64,
+            key_stride: params.stride_key_slot as u32,
+            value_stride: params.stride_value_slot as u32,
             kv_head,
         }
     }
@@ -157,11 +157,11 @@ impl KvAddresses {
             block,
             slot,
             keys: self.keys
-                + block as u64 * params.stride_key_block_bytes as u64
-                + slot as u64 * params.stride_key_slot_bytes as u64,
+                + block as u64 * params.stride_key_block as u64
+                + slot as u64 * params.stride_key_slot as u64,
             values: self.values
-                + block as u64 * params.stride_value_block_bytes as u64
-                + slot as u64 * params.stride_value_slot_bytes as u64,
+                + block as u64 * params.stride_value_block as u64
+                + slot as u64 * params.stride_value_slot as u64,
             begin: begin.max(token) - token,
             end: end.max(token) - token,
         }

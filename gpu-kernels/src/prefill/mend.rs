@@ -58,9 +58,8 @@ pub(crate) unsafe fn mend_rows<
         };
         let query_bytes = query_bytes::<C>(params.query_dtype);
         let query = params.query
-            + query_bytes
-                * (row.token as u64 * params.stride_query_token as u64
-                    + row.head as u64 * params.stride_query_head as u64);
+            + row.token as u64 * params.stride_query_token as u64
+            + row.head as u64 * params.stride_query_head as u64;
         // SAFETY: converged. The row exists, and the block table names the keys that it sees.
         unsafe {
             let (mut sink, mut scale) = (f32::NEG_INFINITY, v_scale);
@@ -99,12 +98,12 @@ pub(crate) unsafe fn mend_rows<
             if gpu.lane() == 0 {
                 row.store_lse(gpu, params, mended.lse);
             }
-            let element = row.element::<V_STEPS>(params);
+            let at = row.address::<V_STEPS>(params);
             unroll!([8] i in 0..(V_STEPS.div_ceil(4)) {
                 let dim = i as u32 * 64 + 2 * gpu.lane();
                 if dim < V_STEPS as u32 * 16 {
                     let pair = mended.values[i].map(|value| value * scale);
-                    store_pair::<G, C>(gpu, params, element + dim as u64, pair, part.is_some());
+                    store_pair::<G, C>(gpu, params, (at, dim), pair, part.is_some());
                 }
             });
         }

@@ -89,6 +89,9 @@ unsafe fn merge_row<G: Gpu>(
     }
     // A row that saw nothing, and has no sink: 0 and -inf.
     let scale = recip_of_sum(gpu, sum);
+    let row = params.out
+        + token as u64 * params.stride_out_token as u64
+        + head as u64 * params.stride_out_head as u64;
     let mut column = gpu.lane() * 4;
     while column < params.head_size_v {
         let mut acc = [0.0f32; 4];
@@ -101,11 +104,15 @@ unsafe fn merge_row<G: Gpu>(
                 acc[i] = gpu.fma(weight, f32::from_bits(values[i]), acc[i]);
             });
         }
-        let element = token as u64 * params.stride_out_token as u64
-            + head as u64 * params.stride_out_head as u64
-            + column as u64;
         // SAFETY: four columns of this warp's row, this lane's.
-        unsafe { store_columns(gpu, params, element, acc.map(|value| value * out_scale)) };
+        unsafe {
+            store_columns(
+                gpu,
+                params,
+                (row, column),
+                acc.map(|value| value * out_scale),
+            )
+        };
         column += 4 * WARP;
     }
     if gpu.lane() == 0 {
@@ -114,18 +121,18 @@ unsafe fn merge_row<G: Gpu>(
     }
 }
 
-/// Stores four columns that begin at `element`.
+/// Stores four columns, from `column` on, of the row at `row`.
 #[inline(always)]
 unsafe fn store_columns<G: Gpu>(
     gpu: G,
     params: &PrefillParams,
-    element: u64,
+    (row, column): (u64, u32),
     [a, b, c, d]: [f32; 4],
 ) {
     if params.out_dtype == QueryDtype::F8E4m3 as u32 {
         let packed = gpu.pack_e4m3(a, b) as u32 | (gpu.pack_e4m3(c, d) as u32) << 16;
         // SAFETY: the row's element of an output whose strides and columns are multiples of 4 (the host's check).
-        unsafe { gpu.st_global_b32(params.out + element, packed) };
+        unsafe { gpu.st_global_b32(row + column as u64, packed) };
         return;
     }
     let pack = |low, high| {
@@ -137,7 +144,7 @@ unsafe fn store_columns<G: Gpu>(
     };
     let packed = pack(a, b) as u64 | (pack(c, d) as u64) << 32;
     // SAFETY: as above.
-    unsafe { gpu.st_global_b64(params.out + 2 * element, packed) };
+    unsafe { gpu.st_global_b64(row + 2 * column as u64, packed) };
 }
 
 /// [`merge_rows`].

@@ -7,13 +7,13 @@ use crate::params::PrefillParams;
 /// What the output is multiplied by before it is stored as bytes, or 1.
 ///
 /// # Safety
-/// An FP8 output has a scale.
+/// `params.output_scale` is 0 or one f32.
 #[inline(always)]
 pub(crate) unsafe fn out_scale<G: Gpu>(gpu: G, params: &PrefillParams) -> f32 {
     if params.output_scale == 0 {
         return 1.0;
     }
-    // SAFETY: as the caller promises.
+    // SAFETY: one f32: the contract of `out_scale`, and the host's `check_options`.
     gpu.recip(f32::from_bits(unsafe {
         gpu.ld_global_b32(params.output_scale)
     }))
@@ -33,9 +33,9 @@ pub(crate) unsafe fn store_lse<G: Gpu>(
 ) {
     if params.lse != 0 {
         let at = params.lse
-            + 4 * (token as u64 * params.stride_lse_token as u64
-                + head as u64 * params.stride_lse_head as u64);
-        // SAFETY: this row's element, as the caller promises.
+            + token as u64 * params.stride_lse_token as u64
+            + head as u64 * params.stride_lse_head as u64;
+        // SAFETY: a row of the query: the contract of `store_lse`; the lse has as many: the host's `Query::outputs`.
         unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
     }
 }

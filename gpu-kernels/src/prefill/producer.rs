@@ -96,7 +96,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
         // that is followed by another in its stage.
         let wait_until_empty = |token: u32, stage: u32| {
             if token >= first_token + stages * tile_kv {
-                // SAFETY: as above.
+                // SAFETY: all of the team come here, and every group that multiplies, as said above.
                 unsafe { gpu.barrier_sync(empty(stage, stages), empty_threads::<K_STEPS>(groups)) };
             }
         };
@@ -172,14 +172,14 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
         (begin, end): (u32, u32),
     ) -> Self {
         let keys = (
-            params.key_cache + kv_head as u64 * params.stride_key_head_bytes as u64,
-            params.stride_key_block_bytes as u64,
-            params.stride_key_slot_bytes as u32,
+            params.key_cache + kv_head as u64 * params.stride_key_head as u64,
+            params.stride_key_block as u64,
+            params.stride_key_slot as u32,
         );
         let values = (
-            params.value_cache + kv_head as u64 * params.stride_value_head_bytes as u64,
-            params.stride_value_block_bytes as u64,
-            params.stride_value_slot_bytes as u32,
+            params.value_cache + kv_head as u64 * params.stride_value_head as u64,
+            params.stride_value_block as u64,
+            params.stride_value_slot as u32,
         );
         let lane = gpu.lane();
         let (cache, block_stride, slot_stride) = if lane < 16 { keys } else { values };
@@ -201,7 +201,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
             cache,
             block_stride,
             slot_stride,
-            block_row: params.block_table + 4 * (seq as u64 * params.stride_block_table as u64),
+            block_row: params.block_table + seq as u64 * params.stride_block_table as u64,
             token: first_token + gpu.warp() * (Self::PIECES * PIECE) + lane % PIECE,
             block: 0,
             begin,
@@ -260,7 +260,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
             values = raw_values;
         }
         // Hardly ever are any missing, and looking at each one costs as much as copying it.
-        // SAFETY: as the caller promises.
+        // SAFETY: converged, and the target is free: the contract of `copy`; a source that is not 0 is a token's.
         unsafe {
             if some_missing {
                 self.copy_rows::<G, true>(gpu, source, keys, |source| source != 0);
@@ -317,7 +317,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
                     target + Self::apart(part) * Self::ROW_BYTES
                 };
                 let chunk = sources[part] + (self.chunk * 16) as u64;
-                // SAFETY: as the caller promises; the row is only read if its token exists.
+                // SAFETY: the target is free: the contract of `copy_rows`; the row is only read if its token exists.
                 unsafe { gpu.cp_async_b128(target, chunk, is_valid(sources[part]), line) };
             }
         });

@@ -139,7 +139,7 @@ impl GroupQueries {
         if BYTE_KEYS || query_bytes::<C>(params.query_dtype) == 1 {
             let mut bytes = [[[0u32; 4]; 2]; 2];
             unroll!([2] half in 0..2 {
-                if let Some(row) = row_address(gpu, params, rows, (0, half), first, 1) {
+                if let Some(row) = row_address(gpu, params, rows, (0, half), first) {
                     unroll!([2] i in 0..(K_STEPS / 4) {
                         // SAFETY: 16 dims of a row that exists.
                         bytes[half][i] = unsafe { gpu.ld_global_b128(row + (16 * quad + 64 * i as u32) as u64) };
@@ -164,7 +164,7 @@ impl GroupQueries {
         } else {
             let mut words = [[[0u32; 2]; K_STEPS]; 2];
             unroll!([2] half in 0..2 {
-                if let Some(row) = row_address(gpu, params, rows, (0, half), first, 2) {
+                if let Some(row) = row_address(gpu, params, rows, (0, half), first) {
                     unroll!([4] i in 0..(K_STEPS / 2) {
                         // SAFETY: eight dims of a row that exists.
                         let [a, b, c, d] = unsafe { gpu.ld_global_b128(row + (16 * quad + 64 * i as u32) as u64) };
@@ -208,7 +208,7 @@ fn widen<G: Gpu>(gpu: G, [a, b, c, d]: [u32; 4]) -> [[u32; 4]; 2] {
     [[a[0], a[1], b[0], b[1]], [c[0], c[1], d[0], d[1]]]
 }
 
-/// Where the query of row `lane / 4 + 8 * half` of a row tile is, of values of `bytes` bytes, if there is such a row.
+/// Where the query of row `lane / 4 + 8 * half` of a row tile is, if there is such a row.
 #[inline(always)]
 fn row_address<G: Gpu>(
     gpu: G,
@@ -216,7 +216,6 @@ fn row_address<G: Gpu>(
     rows: WarpRows,
     (tile, half): (usize, usize),
     (first_token, first_head): (u32, u32),
-    bytes: u64,
 ) -> Option<u64> {
     let row = rows.of_lane(gpu.lane(), tile, half);
     if row >= rows.end {
@@ -224,8 +223,8 @@ fn row_address<G: Gpu>(
     }
     let token = first_token as u64 + rows.token(row) as u64;
     let head = first_head as u64 + rows.head(row) as u64;
-    let element = token * params.stride_query_token as u64 + head * params.stride_query_head as u64;
-    Some(params.query + bytes * element)
+    let row = token * params.stride_query_token as u64 + head * params.stride_query_head as u64;
+    Some(params.query + row)
 }
 
 /// Two pairs of dims of each step, beginning at `dims`, of rows `lane / 4` and `+ 8` of a row tile; and what their
@@ -246,7 +245,7 @@ unsafe fn read_tile<G: Gpu, C: CacheFormat, const K_STEPS: usize>(
     let mut halves = [[[0u32; 2]; K_STEPS]; 2];
     let mut unscale = [1.0f32; 2];
     unroll!([2] half in 0..2 {
-        if let Some(at) = row_address(gpu, params, rows, (tile, half), first_row, bytes) {
+        if let Some(at) = row_address(gpu, params, rows, (tile, half), first_row) {
             unroll!([16] step in 0..K_STEPS {
                 let dims = at + bytes * step as u64 * 16;
                 let (first, second) = (dims + bytes * first as u64, dims + bytes * second as u64);

@@ -22,7 +22,7 @@ impl Row {
     /// The row exists; one lane stores it.
     #[inline(always)]
     pub(crate) unsafe fn store_lse<G: Gpu>(self, gpu: G, params: &PrefillParams, lse: Lse) {
-        // SAFETY: as the caller promises.
+        // SAFETY: a row that exists, by one lane: the contract of `store_lse`; parts have room: the host's `Partials`.
         unsafe {
             match self.part {
                 None => store_lse(gpu, params, self.token, self.head, lse),
@@ -36,13 +36,14 @@ impl Row {
 
     /// Where its first value is, in the output or among the parts.
     #[inline(always)]
-    pub(crate) fn element<const V_STEPS: usize>(self, params: &PrefillParams) -> u64 {
+    pub(crate) fn address<const V_STEPS: usize>(self, params: &PrefillParams) -> u64 {
         match self.part {
             None => {
-                self.token as u64 * params.stride_out_token as u64
+                params.out
+                    + self.token as u64 * params.stride_out_token as u64
                     + self.head as u64 * params.stride_out_head as u64
             }
-            Some(part) => self.index(params, part) * (V_STEPS as u64 * 16),
+            Some(part) => params.partial_out + self.index(params, part) * (V_STEPS as u64 * 64),
         }
     }
 
@@ -55,27 +56,27 @@ impl Row {
     }
 }
 
-/// Stores two values at `element` of the output, or of the parts.
+/// Stores dims `dim` and `dim + 1` of the row at `row`, of the output or among the parts.
 ///
 /// # Safety
-/// It is in bounds, aligned to two values, and no other lane writes there.
+/// The row has them, `dim` is even, and no other lane writes them.
 #[inline(always)]
 pub(crate) unsafe fn store_pair<G: Gpu, C: CacheFormat>(
     gpu: G,
     params: &PrefillParams,
-    element: u64,
+    (row, dim): (u64, u32),
     [a, b]: [f32; 2],
     is_part: bool,
 ) {
-    // SAFETY: as the caller promises.
+    // SAFETY: dims of the row, this lane's: the contract of `store_pair`; aligned: the host's `Query::outputs`.
     unsafe {
         if is_part {
             let pair = a.to_bits() as u64 | (b.to_bits() as u64) << 32;
-            gpu.st_global_b64(params.partial_out + 4 * element, pair);
+            gpu.st_global_b64(row + 4 * dim as u64, pair);
         } else if params.out_dtype == QueryDtype::F8E4m3 as u32 {
-            gpu.st_global_b16(params.out + element, gpu.pack_e4m3(a, b));
+            gpu.st_global_b16(row + dim as u64, gpu.pack_e4m3(a, b));
         } else {
-            gpu.st_global_b32(params.out + 2 * element, pack::<G, C>(gpu, params, a, b));
+            gpu.st_global_b32(row + 2 * dim as u64, pack::<G, C>(gpu, params, a, b));
         }
     }
 }

@@ -29,7 +29,7 @@ impl StashedWork {
     pub(crate) unsafe fn store<G: Gpu>(self, gpu: G, at: u32) {
         let work = self.work;
         if gpu.thread_idx() == 0 {
-            // SAFETY: as the caller promises.
+            // SAFETY: nobody else touches the memory, which is aligned: the contract of `store`.
             unsafe {
                 gpu.st_shared_b128(
                     at,
@@ -48,7 +48,7 @@ impl StashedWork {
     /// It was stored at `at` before a barrier.
     #[inline(always)]
     pub(crate) unsafe fn load<G: Gpu>(gpu: G, params: &PrefillParams, at: u32) -> Self {
-        // SAFETY: as the caller promises.
+        // SAFETY: stored before a barrier: the contract of `load`.
         let (words, more) = unsafe { (gpu.ld_shared_b128(at), gpu.ld_shared_b128(at + 16)) };
         let [kv_head, seq, query_start, query_len] = words;
         let [first_row, num_rows, seq_len, splits] = more;
@@ -116,20 +116,20 @@ impl KvScales {
     /// Those of this thread block's KV head.
     ///
     /// # Safety
-    /// The scales of a cache of bytes are readable.
+    /// Over a cache of bytes the scales have the shapes that `params` documents.
     #[inline(always)]
     pub(super) unsafe fn load<G: Gpu, C: CacheFormat>(gpu: G, params: &PrefillParams) -> Self {
         let mut scales = Self::NONE;
         if C::BYTES == 1 {
-            // SAFETY: one value for all heads or one for each, as the caller promises.
+            // SAFETY: one f32 for all heads, with stride 0, or one for each: the host's `check_scales`.
             let load = |at: u64| f32::from_bits(unsafe { gpu.ld_global_b32(at) });
             if params.q_scale != 0 {
                 scales.query = load(params.q_scale);
             }
             if !C::TOKEN_SCALES {
                 let head = kv_head(gpu, params) as u64;
-                scales.keys = load(params.k_scale + 4 * (head * params.stride_k_scale as u64));
-                scales.values = load(params.v_scale + 4 * (head * params.stride_v_scale as u64));
+                scales.keys = load(params.k_scale + head * params.stride_k_scale as u64);
+                scales.values = load(params.v_scale + head * params.stride_v_scale as u64);
             }
         }
         scales
@@ -143,7 +143,7 @@ impl KvScales {
     pub(super) unsafe fn store<G: Gpu, C: CacheFormat>(self, gpu: G, at: u32) {
         if C::BYTES == 1 && gpu.thread_idx() == 0 {
             let words = [self.query, self.keys, self.values, 1.0].map(f32::to_bits);
-            // SAFETY: as the caller promises.
+            // SAFETY: nobody else touches the memory, which is aligned: the contract of `store`.
             unsafe { gpu.st_shared_b128(at, words) };
         }
     }
@@ -157,7 +157,7 @@ impl KvScales {
         if C::BYTES == 2 {
             return Self::NONE;
         }
-        // SAFETY: as the caller promises.
+        // SAFETY: stored before a barrier: the contract of `take`.
         let [query, keys, values, _] = unsafe { gpu.ld_shared_b128(at) };
         Self {
             query: f32::from_bits(query),

@@ -1,5 +1,6 @@
 //! Checks that the operations share. Each names the tensor, what it had to be and what it was.
 
+use super::layout::byte_stride;
 use crate::error::RequestError;
 use crate::plan::MOST_CTAS_YZ;
 use crate::tensor::{Dtype, MAX_RANK, TensorView, contiguous_strides};
@@ -267,17 +268,19 @@ pub(super) fn grid_count(name: &'static str, value: usize) -> Result<u32, Reques
         })
 }
 
-/// Within a block the kernel's byte offsets are 32-bit.
+/// Among the eight slots that are looked up together, kernels' byte offsets are 32-bit.
 pub(super) fn slot_stride_fits(
     tensor: &'static str,
     cache: &TensorView<'_>,
 ) -> Result<(), RequestError> {
-    if cache.strides()[1] <= i64::from(i32::MAX) / 32 {
+    const MOST_BYTES: i32 = i32::MAX / 16;
+    if byte_stride(cache, 1) <= i64::from(MOST_BYTES) {
         return Ok(());
     }
+    let most = MOST_BYTES as usize / cache.dtype().size();
     Err(RequestError::Stride {
         tensor,
-        expected: format!("at most {} elements from slot to slot", i32::MAX / 32),
+        expected: format!("at most {most} elements from slot to slot"),
         got: cache.strides().to_vec(),
     })
 }

@@ -10,7 +10,7 @@ use gpu_kernels::entry::Variant;
 use gpu_kernels::params::{CheckFault, ScaleList, TokenScaleList};
 
 use super::checks::named;
-use super::layout::byte_stride;
+use super::layout::{byte_stride, byte_strides};
 use crate::error::{CheckError, RequestError, Result};
 use crate::plan::variants;
 use crate::runtime::{Launch, Launcher};
@@ -220,7 +220,7 @@ pub(super) fn scale_list(tensor: u32, scales: Option<&TensorView<'_>>) -> ScaleL
 
 /// The same of `[num_blocks, block_size, num_kv_heads]`.
 pub(super) fn token_scale_list(scales: &TensorView<'_>) -> TokenScaleList {
-    let [stride_block, stride_slot, stride_head] = [0, 1, 2].map(|dim| byte_stride(scales, dim));
+    let [stride_block, stride_slot, stride_head] = byte_strides(scales);
     TokenScaleList {
         address: scales.address(),
         stride_block,

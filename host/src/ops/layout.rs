@@ -11,6 +11,11 @@ pub(super) fn byte_stride(view: &TensorView<'_>, dim: usize) -> i64 {
     view.strides()[dim].saturating_mul(bytes)
 }
 
+/// The same of the first `N` dimensions.
+pub(super) fn byte_strides<const N: usize>(view: &TensorView<'_>) -> [i64; N] {
+    std::array::from_fn(|dim| byte_stride(view, dim))
+}
+
 /// The power of two up to 16 that divides all of them.
 pub(super) fn alignment(numbers: &[u64]) -> u32 {
     let all = numbers.iter().fold(16, |all, number| all | number);

@@ -8,6 +8,7 @@ use super::split_plan::DecodePlan;
 use crate::error::Result;
 use crate::ops::checks::{named, scale};
 use crate::ops::device_check::workspace_base;
+use crate::ops::layout::{byte_stride, byte_strides};
 use crate::ops::tensors::{Given, alike, given, on_machine};
 use crate::runtime::Launcher;
 use crate::tensor::{TensorView, TensorViewMut};
@@ -77,9 +78,9 @@ impl CheckedDecode<'_> {
             block_table: request.block_table.address(),
             seq_lens: request.seq_lens.address(),
             check,
-            stride_block_table: request.block_table.strides()[0],
+            stride_block_table: decode.stride_block_table,
             num_blocks: self.shape.num_blocks.into(),
-            stride_seq_lens: request.seq_lens.strides()[0],
+            stride_seq_lens: decode.stride_seq_lens,
             num_seqs: self.shape.num_seqs,
             block_size: self.shape.block_size,
             max_seq_len: self.shape.max_seq_len,
@@ -111,9 +112,10 @@ impl CheckedDecode<'_> {
 
     fn decode_params(&self, plan: &DecodePlan, base: u64, check: u64) -> DecodeParams {
         let request = &self.request;
-        let (query, out) = (request.query.strides(), request.out.view().strides());
-        let (key, value) = (request.key_cache.strides(), request.value_cache.strides());
+        let [query, out] = [&request.query, request.out.view()].map(byte_strides::<2>);
+        let [key, value] = [&request.key_cache, &request.value_cache].map(byte_strides::<3>);
         let lse = request.lse.as_ref().map(TensorViewMut::view);
+        let lse_strides = lse.map_or([0; 2], byte_strides);
         let scales = ScaleParams::of(request.scales.as_ref());
         DecodeParams {
             query: request.query.address(),
@@ -142,12 +144,12 @@ impl CheckedDecode<'_> {
             stride_value_block: value[0],
             stride_value_slot: value[1],
             stride_value_head: value[2],
-            stride_block_table: request.block_table.strides()[0],
-            stride_seq_lens: request.seq_lens.strides()[0],
+            stride_block_table: byte_stride(&request.block_table, 0),
+            stride_seq_lens: byte_stride(&request.seq_lens, 0),
             stride_out_seq: out[0],
             stride_out_head: out[1],
-            stride_lse_seq: lse.map_or(0, |lse| lse.strides()[0]),
-            stride_lse_head: lse.map_or(0, |lse| lse.strides()[1]),
+            stride_lse_seq: lse_strides[0],
+            stride_lse_head: lse_strides[1],
             stride_k_scale: scales.k_strides[2],
             stride_v_scale: scales.v_strides[2],
             stride_k_scale_block: scales.k_strides[0],

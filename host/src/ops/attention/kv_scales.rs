@@ -7,6 +7,7 @@ use super::paged::PagedCache;
 use crate::error::RequestError;
 use crate::ops::checks::named;
 use crate::ops::device_check::{scale_list, token_scale_list};
+use crate::ops::layout::{byte_stride, byte_strides};
 use crate::ops::tensors::{Given, given};
 use crate::plan::dtypes;
 use crate::tensor::{Dtype, TensorView};
@@ -151,7 +152,7 @@ pub(super) struct ScaleParams {
     pub(super) q_scale: u64,
     pub(super) k_scale: u64,
     pub(super) v_scale: u64,
-    /// Elements from block to block, slot to slot and head to head of keys' scales, and of values'.
+    /// Bytes from block to block, slot to slot and head to head of keys' scales, and of values'.
     pub(super) k_strides: [i64; 3],
     pub(super) v_strides: [i64; 3],
 }
@@ -173,11 +174,9 @@ impl ScaleParams {
 
 /// Of blocks, slots and heads: none where one scale is for all.
 fn strides(scale: &TensorView<'_>) -> [i64; 3] {
-    match (scale.shape(), scale.strides()) {
-        ([1], _) => [0; 3],
-        ([_], &[head]) => [0, 0, head],
-        (_, &[block, slot, head]) => [block, slot, head],
-        (shape, _) => unreachable!("scales of shape {shape:?} are refused by the checks"),
+    match scale.shape() {
+        [_] => [0, 0, byte_stride(scale, 0)],
+        _ => byte_strides(scale),
     }
 }
 

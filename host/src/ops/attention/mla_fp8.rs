@@ -23,7 +23,7 @@ use super::shape::{AttentionShape, Query, Words, check_seq_lens, nameable};
 use crate::error::{RequestError, Result};
 use crate::ops::checks::{count, grid_count, named, scale};
 use crate::ops::device_check::CheckMode;
-use crate::ops::layout::byte_stride;
+use crate::ops::layout::{byte_stride, byte_strides};
 use crate::ops::mla_entries::check_entries;
 use crate::plan::variants;
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
@@ -364,22 +364,23 @@ fn index_list(
     let named_indices = named(name, indices);
     let [.., len] = named_indices.indices::<3>(Dtype::I32, form)?;
     named_indices.shape(form, &[num_seqs, query_len, len.max(1)])?;
-    list.stride_indices_seq = indices.strides()[0];
-    list.stride_indices_token = indices.strides()[1];
+    [list.stride_indices_seq, list.stride_indices_token] = byte_strides(indices);
     list.len = count(name, len)?;
     let Some(length) = length else { return Ok(()) };
     let named_length = named(length_name, length);
     named_length.dtype(&[Dtype::I32])?;
-    match length.shape() {
-        [_] => named_length.shape("[num_seqs]", &[num_seqs])?,
-        _ => named_length.shape(
-            "[num_seqs] or [num_seqs, query_len]",
-            &[num_seqs, query_len],
-        )?,
-    }
+    [list.stride_lens_seq, list.stride_lens_token] = match length.shape() {
+        [_] => {
+            named_length.shape("[num_seqs]", &[num_seqs])?;
+            [byte_stride(length, 0), 0]
+        }
+        _ => {
+            let form = "[num_seqs] or [num_seqs, query_len]";
+            named_length.shape(form, &[num_seqs, query_len])?;
+            byte_strides(length)
+        }
+    };
     named_length.no_negative_strides()?;
     named_length.aligned(4)?;
-    list.stride_lens_seq = length.strides()[0];
-    list.stride_lens_token = length.strides().get(1).copied().unwrap_or(0);
     Ok(())
 }

@@ -11,6 +11,7 @@ use super::split_plan::{DecodeFacts, DecodePlan, Rows};
 use crate::error::Result;
 use crate::ops::checks::{named, scale};
 use crate::ops::device_check::workspace_base;
+use crate::ops::layout::{byte_stride, byte_strides};
 use crate::ops::made_for::MadeFor;
 use crate::ops::tensors::{Given, alike, given, on_machine, same, same_kind};
 use crate::plan::{DeviceInfo, SplitPolicy, SplitShape, Splits, variants};
@@ -173,9 +174,9 @@ impl CheckedDecodeMlaEntry<'_> {
 
     fn stage1_params(&self, plan: &DecodePlan, base: u64) -> DecodeMlaEntryParams {
         let request = &self.request;
-        let (query, out) = (request.query.strides(), request.out.view().strides());
+        let [query, out] = [&request.query, request.out.view()].map(byte_strides::<3>);
         let lse = request.lse.as_ref().map(TensorViewMut::view);
-        let lse_stride = |dim: usize| lse.map_or(0, |lse| lse.strides()[dim]);
+        let lse_strides = lse.map_or([0; 3], byte_strides);
         let (block_table, seq_lens) = match &request.tokens {
             EntryTokens::All {
                 block_table,
@@ -184,7 +185,7 @@ impl CheckedDecodeMlaEntry<'_> {
             EntryTokens::TopK { block_table, .. } => (block_table.as_ref(), None),
         };
         let address = |view: Option<&TensorView<'_>>| view.map_or(0, TensorView::address);
-        let stride = |view: Option<&TensorView<'_>>| view.map_or(0, |view| view.strides()[0]);
+        let stride = |view: Option<&TensorView<'_>>| view.map_or(0, |view| byte_stride(view, 0));
         DecodeMlaEntryParams {
             rows: DecodeMlaParams {
                 query: request.query.address(),
@@ -208,9 +209,9 @@ impl CheckedDecodeMlaEntry<'_> {
                 stride_out_seq: out[0],
                 stride_out_token: out[1],
                 stride_out_head: out[2],
-                stride_lse_seq: lse_stride(0),
-                stride_lse_token: lse_stride(1),
-                stride_lse_head: lse_stride(2),
+                stride_lse_seq: lse_strides[0],
+                stride_lse_token: lse_strides[1],
+                stride_lse_head: lse_strides[2],
                 num_query_heads: self.shape.num_query_heads,
                 query_len: self.query_len,
                 block_size: self.shape.block_size,

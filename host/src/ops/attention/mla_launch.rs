@@ -9,6 +9,7 @@ use super::split_plan::{DecodeFacts, DecodePlan, Rows};
 use crate::error::Result;
 use crate::ops::checks::{named, scale};
 use crate::ops::device_check::workspace_base;
+use crate::ops::layout::{byte_stride, byte_strides};
 use crate::ops::made_for::MadeFor;
 use crate::ops::tensors::{Given, alike, given, on_machine};
 use crate::plan::{DeviceInfo, SplitShape, Splits, variants};
@@ -125,9 +126,10 @@ impl CheckedDecodeMla<'_> {
 
     fn stage1_params(&self, plan: &DecodePlan, base: u64) -> DecodeMlaParams {
         let request = &self.request;
-        let (query, out) = (request.query.strides(), request.out.view().strides());
+        let [query, out] = [&request.query, request.out.view()].map(byte_strides::<3>);
+        let cache = byte_strides::<2>(&request.cache);
         let lse = request.lse.as_ref().map(TensorViewMut::view);
-        let lse_stride = |dim: usize| lse.map_or(0, |lse| lse.strides()[dim]);
+        let lse_strides = lse.map_or([0; 3], byte_strides);
         let scales = request.scales.as_ref();
         DecodeMlaParams {
             query: request.query.address(),
@@ -146,16 +148,16 @@ impl CheckedDecodeMla<'_> {
             stride_query_seq: query[0],
             stride_query_token: query[1],
             stride_query_head: query[2],
-            stride_cache_block: request.cache.strides()[0],
-            stride_cache_slot: request.cache.strides()[1],
-            stride_block_table: request.block_table.strides()[0],
-            stride_seq_lens: request.seq_lens.strides()[0],
+            stride_cache_block: cache[0],
+            stride_cache_slot: cache[1],
+            stride_block_table: byte_stride(&request.block_table, 0),
+            stride_seq_lens: byte_stride(&request.seq_lens, 0),
             stride_out_seq: out[0],
             stride_out_token: out[1],
             stride_out_head: out[2],
-            stride_lse_seq: lse_stride(0),
-            stride_lse_token: lse_stride(1),
-            stride_lse_head: lse_stride(2),
+            stride_lse_seq: lse_strides[0],
+            stride_lse_token: lse_strides[1],
+            stride_lse_head: lse_strides[2],
             num_query_heads: self.shape.num_query_heads,
             query_len: self.query_len,
             block_size: self.shape.block_size,

@@ -10,6 +10,7 @@ use super::unified_plan::UnifiedPlan;
 use crate::error::Result;
 use crate::ops::checks::{named, scale};
 use crate::ops::device_check::{CHECK_BYTES, empty_record, scale_list, workspace_base};
+use crate::ops::layout::{byte_stride, byte_strides};
 use crate::ops::tensors::{Given, alike, given, on_machine};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{TensorView, TensorViewMut};
@@ -126,23 +127,17 @@ impl CheckedUnified<'_> {
     fn prefill_params(&self, plan: &UnifiedPlan, base: u64) -> PrefillParams {
         let request = &self.request;
         let options = &request.options;
-        let (query, out) = (request.query.strides(), request.out.view().strides());
-        let bytes = i64::from(self.shape.value_bytes());
-        // Along a dimension of one nobody steps, and its stride may be anything.
-        let byte_strides =
-            |cache: &TensorView<'_>| [0, 1, 2].map(|dim| cache.strides()[dim].wrapping_mul(bytes));
-        let (key, value) = (
-            byte_strides(&request.key_cache),
-            byte_strides(&request.value_cache),
-        );
+        let [query, out] = [&request.query, request.out.view()].map(byte_strides::<2>);
+        let [key, value] = [&request.key_cache, &request.value_cache].map(byte_strides::<3>);
         let lse = request.lse.as_ref().map(TensorViewMut::view);
+        let lse_strides = lse.map_or([0; 2], byte_strides);
         let scales = ScaleParams::of(request.scales.as_ref());
-        let stride_block_table = request.block_table.strides()[0];
-        let stride_seq_lens = request.seq_lens.strides()[0];
+        let stride_block_table = byte_stride(&request.block_table, 0);
+        let stride_seq_lens = byte_stride(&request.seq_lens, 0);
+        let stride_starts = byte_stride(&request.query_start_loc, 0);
         let skipped = i64::from(self.num_decodes);
-        let after = |address: u64, stride: i64| {
-            address.wrapping_add_signed((4 * skipped).wrapping_mul(stride))
-        };
+        let after =
+            |address: u64, stride: i64| address.wrapping_add_signed(skipped.wrapping_mul(stride));
         let address = |view: Option<&TensorView<'_>>| view.map_or(0, TensorView::address);
         let num_queries_per_kv = self.shape.num_queries_per_kv();
         PrefillParams {
@@ -151,7 +146,7 @@ impl CheckedUnified<'_> {
             value_cache: request.value_cache.address(),
             block_table: after(request.block_table.address(), stride_block_table),
             seq_lens: after(request.seq_lens.address(), stride_seq_lens),
-            query_start_loc: after(request.query_start_loc.address(), 1),
+            query_start_loc: after(request.query_start_loc.address(), stride_starts),
             causal: options
                 .causal_flags
                 .map_or(0, |flags| flags.address() + u64::from(self.num_decodes)),
@@ -169,18 +164,18 @@ impl CheckedUnified<'_> {
                 .params(request.softmax_scale, options.causal),
             stride_query_token: query[0],
             stride_query_head: query[1],
-            stride_key_block_bytes: key[0],
-            stride_key_slot_bytes: key[1],
-            stride_key_head_bytes: key[2],
-            stride_value_block_bytes: value[0],
-            stride_value_slot_bytes: value[1],
-            stride_value_head_bytes: value[2],
+            stride_key_block: key[0],
+            stride_key_slot: key[1],
+            stride_key_head: key[2],
+            stride_value_block: value[0],
+            stride_value_slot: value[1],
+            stride_value_head: value[2],
             stride_block_table,
             stride_seq_lens,
             stride_out_token: out[0],
             stride_out_head: out[1],
-            stride_lse_token: lse.map_or(0, |lse| lse.strides()[0]),
-            stride_lse_head: lse.map_or(0, |lse| lse.strides()[1]),
+            stride_lse_token: lse_strides[0],
+            stride_lse_head: lse_strides[1],
             stride_k_scale: scales.k_strides[2],
             stride_v_scale: scales.v_strides[2],
             stride_k_scale_block: scales.k_strides[0],

@@ -206,8 +206,8 @@ impl<'a> CompactRequest<'a> {
                 let names = named("renamed", renamed.view());
                 names.indices::<2>(Dtype::I32, form)?;
                 names.shape(form, &[num_seqs, width])?;
-                params.stride_references = byte_stride(block_table, 0) / 4;
-                params.stride_renamed = byte_stride(renamed.view(), 0) / 4;
+                params.stride_references = byte_stride(block_table, 0);
+                params.stride_renamed = byte_stride(renamed.view(), 0);
                 params.num_rows = count("num_seqs", num_seqs)?;
                 params.max_num_blocks_per_seq = count("max_num_blocks_per_seq", width)?;
             }

@@ -3,13 +3,13 @@
 use gpu_kernels::gpu::fast_divmod::FastDivmod;
 use gpu_kernels::params::CacheSide;
 
-use crate::ops::layout::{alignment, byte_stride};
+use crate::ops::layout::{alignment, byte_stride, byte_strides};
 use crate::tensor::TensorView;
 
 /// Where rows of `head_size` values are read and written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Side {
-    /// Strides in bytes; units are filled in by [`Side::in_units`].
+    /// Units are filled in by [`Side::in_units`].
     params: CacheSide,
     /// Values per head.
     head_size: u32,
@@ -21,22 +21,22 @@ impl Side {
     /// From `[num_tokens, num_heads, head_size]` to `[num_blocks, block_size, num_heads, head_size]`. Both
     /// were checked: the last dimension is contiguous and counts fit 32 bits.
     pub(super) fn new(source: &TensorView<'_>, target: &TensorView<'_>) -> Self {
-        let [token, head] = [0, 1].map(|dim| byte_stride(source, dim));
-        let [block, slot, target_head] = [0, 1, 2].map(|dim| byte_stride(target, dim));
+        let [token, head] = byte_strides(source);
+        let [block, slot, target_head] = byte_strides(target);
         Self::single(source, target, token, block, slot, [head, target_head])
     }
 
     /// From `[num_tokens, num_heads, head_size]` to the same shape: token `t` is slot `t` of block 0.
     pub(super) fn rows(source: &TensorView<'_>, target: &TensorView<'_>) -> Self {
-        let [token, head] = [0, 1].map(|dim| byte_stride(source, dim));
-        let [slot, target_head] = [0, 1].map(|dim| byte_stride(target, dim));
+        let [token, head] = byte_strides(source);
+        let [slot, target_head] = byte_strides(target);
         Self::single(source, target, token, 0, slot, [head, target_head])
     }
 
     /// From `[num_tokens, size]` (or a layer's part of `[num_layers, num_tokens, size]`) to `size` values of
     /// `[num_blocks, block_size, entry]` that begin at `first`: a single head.
     pub(super) fn latent(source: &TensorView<'_>, target: &TensorView<'_>, first: usize) -> Self {
-        let [block, slot] = [0, 1].map(|dim| byte_stride(target, dim));
+        let [block, slot] = byte_strides(target);
         let token = byte_stride(source, source.shape().len() - 2);
         let mut side = Self::single(source, target, token, block, slot, [0; 2]);
         side.params.target += (first * target.dtype().size()) as u64;
@@ -115,7 +115,7 @@ impl Side {
             self.params.stride_scale_block,
             self.params.stride_scale_slot,
             self.params.stride_scale_head,
-        ] = [0, 1, 2].map(|dim| byte_stride(scales, dim));
+        ] = byte_strides(scales);
         self
     }
 
