@@ -78,7 +78,6 @@ pub(crate) unsafe fn store_rows<
                 if exists && gpu.lane().is_multiple_of(4) {
                     row.store_lse(gpu, params, lse);
                 }
-                let at = row.address::<V_STEPS>(params);
                 let values = |step: usize| {
                     let [low, high] = partial.acc[tile][step];
                     let [a, b] = [low[2 * half], low[2 * half + 1]];
@@ -86,15 +85,20 @@ pub(crate) unsafe fn store_rows<
                     [a * scale, b * scale, c * scale, d * scale]
                 };
                 if whole_chunks {
+                    let at = row.address::<V_STEPS>(params, gpu.lane() % 4 * 8);
                     unroll!([8] steps in 0..(V_STEPS / 2) {
                         let chunk = pack_chunk::<G, C>(gpu, params, is_high, values(2 * steps), values(2 * steps + 1));
                         if exists {
-                            gpu.st_global_b128(at + (steps as u32 * 64 + gpu.lane() % 4 * 16) as u64, chunk);
+                            gpu.st_global_b128(at + steps as u64 * 64, chunk);
                         }
                     });
                 } else if exists {
+                    let at = row.address::<V_STEPS>(params, gpu.lane() % 4 * 2);
                     unroll!([16] step in 0..V_STEPS {
-                        store_dims::<G, C>(gpu, params, (at, step as u32 * 16), values(step), part.is_some());
+                        let [a, b, c, d] = values(step);
+                        let offset = step as u64 * 16;
+                        store_pair::<G, C>(gpu, params, (at, offset), [a, b], part.is_some());
+                        store_pair::<G, C>(gpu, params, (at, offset + 8), [c, d], part.is_some());
                     });
                 }
             }
@@ -177,27 +181,6 @@ impl Row {
             scale,
             lse,
         }
-    }
-}
-
-/// Stores a lane's four dims of the step of 16 that begins at dim `first` of the row at `row`, of the output or among
-/// the parts.
-///
-/// # Safety
-/// The row has them, and no other lane writes this lane's dims.
-#[inline(always)]
-unsafe fn store_dims<G: Gpu, C: CacheFormat>(
-    gpu: G,
-    params: &PrefillParams,
-    (row, first): (u64, u32),
-    [a, b, c, d]: [f32; 4],
-    is_part: bool,
-) {
-    let dim = first + gpu.lane() % 4 * 2;
-    // SAFETY: dims of the row that are this lane's: the contract of `store_dims`.
-    unsafe {
-        store_pair::<G, C>(gpu, params, (row, dim), [a, b], is_part);
-        store_pair::<G, C>(gpu, params, (row, dim + 8), [c, d], is_part);
     }
 }
 

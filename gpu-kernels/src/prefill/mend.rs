@@ -98,12 +98,11 @@ pub(crate) unsafe fn mend_rows<
             if gpu.lane() == 0 {
                 row.store_lse(gpu, params, mended.lse);
             }
-            let at = row.address::<V_STEPS>(params);
+            let at = row.address::<V_STEPS>(params, 2 * gpu.lane());
             unroll!([8] i in 0..(V_STEPS.div_ceil(4)) {
-                let dim = i as u32 * 64 + 2 * gpu.lane();
-                if dim < V_STEPS as u32 * 16 {
+                if i as u32 * 64 + 2 * gpu.lane() < V_STEPS as u32 * 16 {
                     let pair = mended.values[i].map(|value| value * scale);
-                    store_pair::<G, C>(gpu, params, (at, dim), pair, part.is_some());
+                    store_pair::<G, C>(gpu, params, (at, i as u64 * 64), pair, part.is_some());
                 }
             });
         }

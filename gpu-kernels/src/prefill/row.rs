@@ -34,16 +34,22 @@ impl Row {
         }
     }
 
-    /// Where its first value is, in the output or among the parts.
+    /// Where its value `dim` is, in the output or among the parts. Distances to others of a lane are constants, and are
+    /// added last: so they become a part of the instruction.
     #[inline(always)]
-    pub(crate) fn address<const V_STEPS: usize>(self, params: &PrefillParams) -> u64 {
+    pub(crate) fn address<const V_STEPS: usize>(self, params: &PrefillParams, dim: u32) -> u64 {
+        let dim = dim as u64;
         match self.part {
             None => {
+                let is_byte = params.out_dtype == QueryDtype::F8E4m3 as u32;
                 params.out
                     + self.token as u64 * params.stride_out_token as u64
                     + self.head as u64 * params.stride_out_head as u64
+                    + if is_byte { dim } else { 2 * dim }
             }
-            Some(part) => params.partial_out + self.index(params, part) * (V_STEPS as u64 * 64),
+            Some(part) => {
+                params.partial_out + self.index(params, part) * (V_STEPS as u64 * 64) + 4 * dim
+            }
         }
     }
 
@@ -56,15 +62,15 @@ impl Row {
     }
 }
 
-/// Stores dims `dim` and `dim + 1` of the row at `row`, of the output or among the parts.
+/// Stores two values, `offset` values behind the one at `at`, of the output or among the parts.
 ///
 /// # Safety
-/// The row has them, `dim` is even, and no other lane writes them.
+/// The row has them, they begin at an even dim, and no other lane writes them.
 #[inline(always)]
 pub(crate) unsafe fn store_pair<G: Gpu, C: CacheFormat>(
     gpu: G,
     params: &PrefillParams,
-    (row, dim): (u64, u32),
+    (at, offset): (u64, u64),
     [a, b]: [f32; 2],
     is_part: bool,
 ) {
@@ -72,11 +78,11 @@ pub(crate) unsafe fn store_pair<G: Gpu, C: CacheFormat>(
     unsafe {
         if is_part {
             let pair = a.to_bits() as u64 | (b.to_bits() as u64) << 32;
-            gpu.st_global_b64(row + 4 * dim as u64, pair);
+            gpu.st_global_b64(at + 4 * offset, pair);
         } else if params.out_dtype == QueryDtype::F8E4m3 as u32 {
-            gpu.st_global_b16(row + dim as u64, gpu.pack_e4m3(a, b));
+            gpu.st_global_b16(at + offset, gpu.pack_e4m3(a, b));
         } else {
-            gpu.st_global_b32(row + 2 * dim as u64, pack::<G, C>(gpu, params, a, b));
+            gpu.st_global_b32(at + 2 * offset, pack::<G, C>(gpu, params, a, b));
         }
     }
 }
