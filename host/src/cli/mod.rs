@@ -14,7 +14,6 @@ mod run_attention;
 mod run_blocks;
 mod run_cache;
 mod run_file;
-mod run_job;
 mod run_names;
 mod support_table;
 mod sweep;

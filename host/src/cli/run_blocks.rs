@@ -2,18 +2,16 @@
 
 use anyhow::{Context, ensure};
 
-use super::run_attention::{BLOCK_SIZE, FORM, OUT_DTYPE};
-use super::run_job::{Inputs, Job, extent, run};
-use super::run_names::{Key, Names, Operation};
+use super::run_attention::{FORM, OUT_DTYPE};
+use crate::cases::named::{BLOCK_SIZE, Inputs, Job, Key, Names, Operation, Output, extent, launch};
 use crate::ops::{
     BlockCaches, CheckMode, CompactReferences, CompactRequest, CopyBlocksRequest, EntryForm,
     GatherForm, GatherRequest, GatherRows,
 };
-use crate::reference::HostTensor;
-use crate::runtime::Runtime;
 use crate::tensor::Dtype;
 
 static ROWS_PER_SEQ: Key<u32> = Key::count("rows_per_seq");
+
 static NUM_COMPACT_BLOCKS: Key<u32> = Key::count("num_compact_blocks");
 
 /// What `run` runs, in the order of its help.
@@ -49,12 +47,13 @@ static GATHER: Operation = Operation {
         "entries with scales of their own: form",
     ],
     writes: "out",
-    run: gather,
+    outputs: rows,
+    launch: gather,
 };
 
-fn gather(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
-    let form = inputs.entry(&FORM)?;
-    let (dtype, row) = match form {
+/// The dtype and the width of a row of the output.
+fn row(inputs: &Inputs) -> anyhow::Result<(Dtype, usize)> {
+    Ok(match inputs.entry(&FORM)? {
         None => {
             let [_, _, row] = inputs.shape("cache")?;
             let dtype = if inputs.has("scale") {
@@ -66,14 +65,23 @@ fn gather(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<Host
         }
         Some(EntryForm::Fp8Ds) => (Dtype::Bf16, 576),
         Some(EntryForm::V4) => (Dtype::Bf16, 512),
-    };
+    })
+}
+
+/// As many rows as what chooses them says.
+fn rows(inputs: &Inputs) -> anyhow::Result<Vec<Output>> {
+    let (dtype, row) = row(inputs)?;
     let block_size = inputs.block_size("cache", &BLOCK_SIZE)?;
     let shape = gather_shape(inputs, block_size, row, dtype)?;
-    let job = Job::new(machine, inputs, &[("out", dtype, &shape)])?;
+    Ok(vec![Output::new("out", dtype, &shape)])
+}
+
+fn gather(job: &Job<'_>) -> anyhow::Result<()> {
+    let inputs = job.inputs();
     let checked = GatherRequest {
         cache: job.view("cache")?,
-        block_size,
-        form: match form {
+        block_size: inputs.block_size("cache", &BLOCK_SIZE)?,
+        form: match inputs.entry(&FORM)? {
             Some(EntryForm::Fp8Ds) => GatherForm::Fp8Ds,
             Some(EntryForm::V4) => GatherForm::V4,
             None => match job.optional("scale")? {
@@ -106,15 +114,15 @@ fn gather(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<Host
             }
         },
         zero_missing: true,
-        check: CheckMode::Device,
+        check: job.check(),
     }
     .check()?;
-    run!(job, checked, checked.plan(), CheckMode::Device)
+    launch!(job, checked, checked.plan(), job.check())
 }
 
-/// Shape of a gather's output: as many rows as what chooses them says.
+/// Shape of the output.
 fn gather_shape(
-    inputs: &Inputs<'_>,
+    inputs: &Inputs,
     block_size: usize,
     row: usize,
     dtype: Dtype,
@@ -163,12 +171,12 @@ static COPY_BLOCKS: Operation = Operation {
         "caches along the first dimension: targets, [sources]",
     ],
     writes: "target or targets",
-    run: copy_blocks,
+    outputs: Output::none,
+    launch: copy_blocks,
 };
 
-fn copy_blocks(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
-    let job = Job::new(machine, inputs, &[])?;
-    if inputs.has("targets") {
+fn copy_blocks(job: &Job<'_>) -> anyhow::Result<()> {
+    if job.inputs().has("targets") {
         let sources = job.optional_caches("sources")?;
         let targets = job.caches_mut("targets")?;
         let target = targets.table()?;
@@ -176,7 +184,7 @@ fn copy_blocks(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec
             Some(sources) => sources.table()?,
             None => target,
         };
-        return copy(&job, BlockCaches::Tables { source, target });
+        return copy(job, BlockCaches::Tables { source, target });
     }
     let source = job.optional("source")?;
     let target = job.view_mut("target")?;
@@ -184,17 +192,17 @@ fn copy_blocks(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec
         Some(source) => BlockCaches::Between { source, target },
         None => BlockCaches::Within(target),
     };
-    copy(&job, caches)
+    copy(job, caches)
 }
 
-fn copy(job: &Job<'_>, caches: BlockCaches<'_>) -> anyhow::Result<Vec<HostTensor>> {
+fn copy(job: &Job<'_>, caches: BlockCaches<'_>) -> anyhow::Result<()> {
     let checked = CopyBlocksRequest {
         caches,
         pairs: job.view("pairs")?,
-        check: CheckMode::Device,
+        check: job.check(),
     }
     .check()?;
-    run!(job, checked, checked.plan(), CheckMode::Device)
+    launch!(job, checked, checked.plan(), job.check())
 }
 
 static COMPACT: Operation = Operation {
@@ -213,10 +221,11 @@ static COMPACT: Operation = Operation {
         "named slots: slots",
     ],
     writes: "compact, renamed, num_wanted",
-    run: compact,
+    outputs: compact_blocks,
+    launch: compact,
 };
 
-fn compact(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+fn compact_blocks(inputs: &Inputs) -> anyhow::Result<Vec<Output>> {
     let cache = inputs.get("cache")?;
     let mut compact = cache.shape.clone();
     let num_blocks = compact.first_mut().context("`cache` has no dimensions")?;
@@ -225,19 +234,18 @@ fn compact(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<Hos
     *num_blocks = extent("num_compact_blocks", asked, *num_blocks, block_bytes)?;
     let by_slots = inputs.has("slots");
     let names = inputs.get(if by_slots { "slots" } else { "block_table" })?;
-    let job = Job::new(
-        machine,
-        inputs,
-        &[
-            ("compact", cache.dtype, &compact),
-            ("renamed", Dtype::I32, &names.shape),
-            ("num_wanted", Dtype::I32, &[1]),
-        ],
-    )?;
+    Ok(vec![
+        Output::new("compact", cache.dtype, &compact),
+        Output::new("renamed", Dtype::I32, &names.shape),
+        Output::new("num_wanted", Dtype::I32, &[1]),
+    ])
+}
+
+fn compact(job: &Job<'_>) -> anyhow::Result<()> {
     let checked = CompactRequest {
         caches: vec![(job.view("cache")?, job.view_mut("compact")?)],
-        block_size: inputs.block_size("cache", &BLOCK_SIZE)?,
-        references: if by_slots {
+        block_size: job.inputs().block_size("cache", &BLOCK_SIZE)?,
+        references: if job.inputs().has("slots") {
             CompactReferences::Slots {
                 slots: job.view("slots")?,
                 renamed: job.view_mut("renamed")?,
@@ -252,5 +260,6 @@ fn compact(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<Hos
         num_wanted: job.view_mut("num_wanted")?,
     }
     .check()?;
-    run!(job, checked, checked.plan(), CheckMode::Off)
+    // Nothing of it can be checked on the device.
+    launch!(job, checked, checked.plan(), CheckMode::Off)
 }
