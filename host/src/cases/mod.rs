@@ -5,8 +5,8 @@
 //! wherever nothing may read; [`run_case`] runs them on a machine and [`compare`] judges what came back.
 //!
 //! An operation is a few files of `attention` or `cache`: its parameters and their text, what fills its tensors, the
-//! request over them on a machine, its part of the lists. They stand on `base`, which knows no operation; [`Case`],
-//! [`grid`] and [`fuzz`] stand on them.
+//! request over them on a machine, its part of the lists. They stand on `base`, which knows no operation, and what moves
+//! blocks on `named`, where tensors have the names that files give them; [`Case`], [`grid`] and [`fuzz`] stand on them.
 
 mod attention;
 mod base;

@@ -11,7 +11,8 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::machines::{self, Choice, PtxSet};
 use super::run_file::{self, File};
-use super::{run_attention as attention, run_blocks as blocks, run_cache as cache, run_names};
+use super::{run_attention as attention, run_cache as cache, run_gather as gather, run_names};
+use crate::cases::BlocksOperation;
 use crate::cases::named::{Inputs, Operation, Ready, Stage};
 use crate::ops::{CHECK_BYTES, CheckMode, check_result};
 use crate::reference::HostTensor;
@@ -21,9 +22,21 @@ use crate::tensor::Dtype;
 /// Most bytes of all that an operation makes, and of its workspace: `run --help` says so.
 pub(super) const MOST_BYTES: usize = 1 << 30;
 
-/// Every operation, each file's after the other.
-static OPERATIONS: LazyLock<Vec<&Operation>> =
-    LazyLock::new(|| [attention::OPERATIONS, cache::OPERATIONS, blocks::OPERATIONS].concat());
+/// Every operation, in the order of the help.
+static OPERATIONS: LazyLock<Vec<&Operation>> = LazyLock::new(|| {
+    let mut blocks = BlocksOperation::ALL
+        .map(BlocksOperation::operation)
+        .to_vec();
+    // Of one operation there may be several kinds of cases.
+    blocks.dedup_by_key(|op| op.name);
+    [
+        attention::OPERATIONS,
+        cache::OPERATIONS,
+        &[&gather::GATHER],
+        &blocks,
+    ]
+    .concat()
+});
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {

@@ -85,6 +85,11 @@ impl<'m> Stage<'m> {
         tensors.find(|tensor| tensor.storage.name == name)
     }
 
+    /// The tensors on the machine.
+    pub(crate) fn uploads(&self) -> &Uploads<'m> {
+        &self.uploads
+    }
+
     /// Waits, and reads the tensor of this name.
     ///
     /// # Errors

@@ -1,23 +1,15 @@
-//! Gathers, copies and compaction of blocks on tensors from a file.
+//! Gathers on tensors from a file.
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 
 use super::run_attention::{FORM, OUT_DTYPE};
 use crate::cases::named::{BLOCK_SIZE, Inputs, Job, Key, Names, Operation, Output, extent, launch};
-use crate::ops::{
-    BlockCaches, CheckMode, CompactReferences, CompactRequest, CopyBlocksRequest, EntryForm,
-    GatherForm, GatherRequest, GatherRows,
-};
+use crate::ops::{EntryForm, GatherForm, GatherRequest, GatherRows};
 use crate::tensor::Dtype;
 
 static ROWS_PER_SEQ: Key<u32> = Key::count("rows_per_seq");
 
-static NUM_COMPACT_BLOCKS: Key<u32> = Key::count("num_compact_blocks");
-
-/// What `run` runs, in the order of its help.
-pub(super) static OPERATIONS: &[&Operation] = &[&GATHER, &COPY_BLOCKS, &COMPACT];
-
-static GATHER: Operation = Operation {
+pub(super) static GATHER: Operation = Operation {
     name: "gather",
     about: "tokens of a paged cache as rows side by side; rows without a token are zeros",
     tensors: Names {
@@ -156,110 +148,4 @@ fn gather_shape(
     let end = usize::try_from(end)?;
     let end = extent(&name, end, num_seqs.saturating_mul(most_tokens), row_bytes)?;
     Ok(vec![end, row])
-}
-
-static COPY_BLOCKS: Operation = Operation {
-    name: "copy_blocks",
-    about: "whole blocks, each from the first of a pair to the second",
-    tensors: Names {
-        needed: &["pairs"],
-        optional: &["target", "source", "targets", "sources"],
-    },
-    metadata: Names::NONE,
-    choices: &[
-        "one cache, or two: target, [source]",
-        "caches along the first dimension: targets, [sources]",
-    ],
-    writes: "target or targets",
-    outputs: Output::none,
-    launch: copy_blocks,
-};
-
-fn copy_blocks(job: &Job<'_>) -> anyhow::Result<()> {
-    if job.inputs().has("targets") {
-        let sources = job.optional_caches("sources")?;
-        let targets = job.caches_mut("targets")?;
-        let target = targets.table()?;
-        let source = match &sources {
-            Some(sources) => sources.table()?,
-            None => target,
-        };
-        return copy(job, BlockCaches::Tables { source, target });
-    }
-    let source = job.optional("source")?;
-    let target = job.view_mut("target")?;
-    let caches = match source {
-        Some(source) => BlockCaches::Between { source, target },
-        None => BlockCaches::Within(target),
-    };
-    copy(job, caches)
-}
-
-fn copy(job: &Job<'_>, caches: BlockCaches<'_>) -> anyhow::Result<()> {
-    let checked = CopyBlocksRequest {
-        caches,
-        pairs: job.view("pairs")?,
-        check: job.check(),
-    }
-    .check()?;
-    launch!(job, checked, checked.plan(), job.check())
-}
-
-static COMPACT: Operation = Operation {
-    name: "compact",
-    about: "the blocks that are referred to, and no others, as a cache of their own",
-    tensors: Names {
-        needed: &["cache"],
-        optional: &["block_table", "seq_lens", "slots"],
-    },
-    metadata: Names {
-        needed: &[&NUM_COMPACT_BLOCKS],
-        optional: &[&BLOCK_SIZE],
-    },
-    choices: &[
-        "whole sequences: block_table, seq_lens",
-        "named slots: slots",
-    ],
-    writes: "compact, renamed, num_wanted",
-    outputs: compact_blocks,
-    launch: compact,
-};
-
-fn compact_blocks(inputs: &Inputs) -> anyhow::Result<Vec<Output>> {
-    let cache = inputs.get("cache")?;
-    let mut compact = cache.shape.clone();
-    let num_blocks = compact.first_mut().context("`cache` has no dimensions")?;
-    let asked = inputs.needed(&NUM_COMPACT_BLOCKS)? as usize;
-    let block_bytes = cache.shape[1..].iter().product::<usize>() * cache.dtype.size();
-    *num_blocks = extent("num_compact_blocks", asked, *num_blocks, block_bytes)?;
-    let by_slots = inputs.has("slots");
-    let names = inputs.get(if by_slots { "slots" } else { "block_table" })?;
-    Ok(vec![
-        Output::new("compact", cache.dtype, &compact),
-        Output::new("renamed", Dtype::I32, &names.shape),
-        Output::new("num_wanted", Dtype::I32, &[1]),
-    ])
-}
-
-fn compact(job: &Job<'_>) -> anyhow::Result<()> {
-    let checked = CompactRequest {
-        caches: vec![(job.view("cache")?, job.view_mut("compact")?)],
-        block_size: job.inputs().block_size("cache", &BLOCK_SIZE)?,
-        references: if job.inputs().has("slots") {
-            CompactReferences::Slots {
-                slots: job.view("slots")?,
-                renamed: job.view_mut("renamed")?,
-            }
-        } else {
-            CompactReferences::Tables {
-                block_table: job.view("block_table")?,
-                seq_lens: job.view("seq_lens")?,
-                renamed: job.view_mut("renamed")?,
-            }
-        },
-        num_wanted: job.view_mut("num_wanted")?,
-    }
-    .check()?;
-    // Nothing of it can be checked on the device.
-    launch!(job, checked, checked.plan(), CheckMode::Off)
 }
