@@ -51,14 +51,3 @@ fn run_says_what_is_wrong_with_a_file() {
     let bad = file(&decode_inputs(&tensors), "softmax_scale=1");
     assert!(refusal(&bad).contains("is 1000000, outside 0.."));
 }
-
-#[test]
-fn run_names_its_operations() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let output = run("attention", folder.path(), b"");
-    assert_refused(&output);
-    let names = "[possible values: decode, unified, decode_mla, decode_mla_entry, reshape_and_cache_flash, \
-                 rope_and_cache, concat_and_cache_mla, concat_and_cache_mla_grouped, gather, copy_blocks, compact]\n";
-    let stderr = text(&output.stderr);
-    assert!(stderr.contains(names), "{stderr}");
-}

@@ -14,7 +14,8 @@ mod tensors;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::program::{ferroattn, text};
+use common::files::run;
+use common::program::{assert_refused, ferroattn, text};
 use ferroattn::emulator::Emulator;
 use ferroattn::tensor::Dtype::{Bf16, F8E4m3};
 use run_input::*;
@@ -94,6 +95,34 @@ fn the_help_names_what_is_read() {
             assert!(entries.iter().any(|(entry, _)| *entry == name), "{name}");
         }
     }
+}
+
+#[test]
+fn run_names_its_operations() {
+    let mut names: Vec<_> = inputs().iter().map(|input| input.op).collect();
+    names.dedup();
+    // Whatever the inputs are, none of these is lost.
+    for name in [
+        "decode",
+        "unified",
+        "decode_mla",
+        "decode_mla_entry",
+        "reshape_and_cache_flash",
+        "rope_and_cache",
+        "concat_and_cache_mla",
+        "concat_and_cache_mla_grouped",
+        "gather",
+        "copy_blocks",
+        "compact",
+    ] {
+        assert!(names.contains(&name), "{name}");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = run("attention", folder.path(), b"");
+    assert_refused(&output);
+    let names = format!("[possible values: {}]\n", names.join(", "));
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains(&names), "{stderr}");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 
+use ferroattn::cases::grid::GRIDS;
+use ferroattn::cases::{BlocksCase, Case, FileContents};
 use ferroattn::cli::run_operation;
 use ferroattn::reference::{HostTensor, fp8_value};
 use ferroattn::runtime::Runtime;
@@ -33,6 +35,15 @@ impl Input {
             op,
             tensors: tensors.to_vec(),
             metadata: Vec::new(),
+        }
+    }
+
+    fn of(op: &'static str, contents: FileContents) -> Self {
+        let FileContents { tensors, metadata } = contents;
+        Self {
+            op,
+            tensors,
+            metadata,
         }
     }
 
@@ -107,13 +118,12 @@ pub(crate) fn inputs() -> Vec<Input> {
         .with(filled("v_scale_cache", F32, &[1, BLOCK_SIZE, 1], |_| 0.0));
 
     let cache = filled("cache", F8E4m3, &[1, BLOCK_SIZE, 16], |at| at as f32 / 16.0);
-    let gather = Input::new("gather", std::slice::from_ref(&cache));
+    let gather = Input::new("gather", &[cache]);
     let by_table = gather.clone().with(table.clone());
     let pairs = tensor("pairs", I64, &[1, 2], le_bytes(&[0, 1]));
     let caches = |name| filled(name, Bf16, &[2, 2, BLOCK_SIZE, 16], |at| at as f32);
     let blocks = |name| filled(name, Bf16, &[2, BLOCK_SIZE, 16], |at| at as f32);
     let copy = Input::new("copy_blocks", &[pairs]);
-    let compact = Input::new("compact", &[cache]).entry("num_compact_blocks", 1);
     let latents = Input::new(
         "concat_and_cache_mla",
         &[
@@ -122,7 +132,7 @@ pub(crate) fn inputs() -> Vec<Input> {
             slot_mapping(&[1, 0]),
         ],
     );
-    vec![
+    let by_hand = vec![
         decode(Bf16),
         decode(F8E4m3),
         decode(F8E4m3)
@@ -243,16 +253,29 @@ pub(crate) fn inputs() -> Vec<Input> {
             .with(ints("row_starts", &[2], &[0, 3]))
             .with(ints("first_tokens", &[1], &[2])),
         by_table
-            .with(seq_lens.clone())
+            .with(seq_lens)
             .with(ints("lens", &[1], &[2]))
             .entry("rows_per_seq", 4),
-        copy.clone().with(blocks("target")),
         copy.clone().with(blocks("target")).with(blocks("source")),
         copy.clone().with(caches("targets")),
         copy.with(caches("targets")).with(caches("sources")),
-        compact.clone().with(slots).entry("block_size", 8),
-        compact.with(table).with(seq_lens),
-    ]
+    ];
+    by_hand.into_iter().chain(of_cases()).collect()
+}
+
+/// One of each operation that has cases on blocks.
+fn of_cases() -> Vec<Input> {
+    let smoke = GRIDS.iter().find(|grid| grid.name == "smoke");
+    let smoke = (smoke.expect("a list of small cases").cases)();
+    let mut cases: Vec<BlocksCase> = Vec::new();
+    for case in smoke {
+        let Case::Blocks(case) = case else { continue };
+        if !cases.iter().any(|other| other.operation == case.operation) {
+            cases.push(case);
+        }
+    }
+    let input = |case: &BlocksCase| Input::of(case.operation.run_name(), case.file_contents(1));
+    cases.iter().map(input).collect()
 }
 
 /// One head of 64 values over one block: the query and the keys are 0, so that each key counts the same; the values of

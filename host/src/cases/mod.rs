@@ -5,8 +5,8 @@
 //! wherever nothing may read; [`run_case`] runs them on a machine and [`compare`] judges what came back.
 //!
 //! An operation is a few files of `attention` or `cache`: its parameters and their text, what fills its tensors, the
-//! request over them on a machine, its part of the lists. They stand on `base`, which knows no operation; [`Case`],
-//! [`grid`] and [`fuzz`] stand on them.
+//! request over them on a machine, its part of the lists. They stand on `base`, which knows no operation, and what moves
+//! blocks on `named`, where tensors have the names that files give them; [`Case`], [`grid`] and [`fuzz`] stand on them.
 
 mod attention;
 mod base;
@@ -17,6 +17,14 @@ mod corrupt_memory;
 mod draw;
 pub mod fuzz;
 pub mod grid;
+#[cfg_attr(
+    not(feature = "cli"),
+    allow(
+        dead_code,
+        reason = "files, their metadata and the help are the program's"
+    )
+)]
+pub(crate) mod named;
 mod run;
 
 pub use attention::decode::DecodeCase;
@@ -46,6 +54,7 @@ pub use cache::mla_write_grouped::MlaWriteGroupedCase;
 pub use cache::write::{CacheWriteCase, RopeCase};
 pub use cache::write_device::DeviceCacheWrite;
 pub use case::Case;
+pub use named::FileContents;
 pub use run::{Outcome, run_case, run_case_again};
 
 /// From a case and a seed to tensors.

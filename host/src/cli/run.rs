@@ -5,20 +5,38 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::machines::{self, Choice, PtxSet};
 use super::run_file::{self, File};
-use super::run_job::Inputs;
-use super::run_names::{self, Operation};
-use super::{run_attention as attention, run_blocks as blocks, run_cache as cache};
-use crate::runtime::{Route, Runtime};
+use super::{run_attention as attention, run_cache as cache, run_gather as gather, run_names};
+use crate::cases::BlocksOperation;
+use crate::cases::named::{Inputs, Operation, Ready, Stage};
+use crate::ops::{CHECK_BYTES, CheckMode, check_result};
+use crate::reference::HostTensor;
+use crate::runtime::{Buffer, Route, Runtime};
+use crate::tensor::Dtype;
 
-/// Every operation, each file's after the other.
-static OPERATIONS: LazyLock<Vec<&Operation>> =
-    LazyLock::new(|| [attention::OPERATIONS, cache::OPERATIONS, blocks::OPERATIONS].concat());
+/// Most bytes of all that an operation makes, and of its workspace: `run --help` says so.
+pub(super) const MOST_BYTES: usize = 1 << 30;
+
+/// Every operation, in the order of the help.
+static OPERATIONS: LazyLock<Vec<&Operation>> = LazyLock::new(|| {
+    let mut blocks = BlocksOperation::ALL
+        .map(BlocksOperation::operation)
+        .to_vec();
+    // Of one operation there may be several kinds of cases.
+    blocks.dedup_by_key(|op| op.name);
+    [
+        attention::OPERATIONS,
+        cache::OPERATIONS,
+        &[&gather::GATHER],
+        &blocks,
+    ]
+    .concat()
+});
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -63,7 +81,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let file = File::read(&bytes).with_context(in_file)?;
     let inputs = read(args.op, &file).with_context(in_file)?;
     let machine = machines::open_one(args.runtime, args.ptx.map(Route::from))?;
-    let results = (args.op.run)(&inputs, machine.as_ref())?;
+    let results = launch(inputs, machine.as_ref())?;
     fs::write(&args.output, run_file::bytes(&results)?)
         .with_context(|| format!("writing {}", args.output.display()))?;
     Ok(ExitCode::SUCCESS)
@@ -78,11 +96,38 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
 pub fn run_operation(op: &str, file: &[u8], machine: &dyn Runtime) -> anyhow::Result<Vec<u8>> {
     let op = operation(op)?;
     let file = File::read(file)?;
-    run_file::bytes(&(op.run)(&read(op, &file)?, machine)?)
+    run_file::bytes(&launch(read(op, &file)?, machine)?)
 }
 
-fn read<'f>(op: &'static Operation, file: &'f File<'f>) -> anyhow::Result<Inputs<'f>> {
+fn read(op: &'static Operation, file: &File<'_>) -> anyhow::Result<Inputs> {
     let (tensors, entries) = (file.names().into_iter(), file.entries().into_iter());
     op.refuse_unknown(tensors, entries, &OPERATIONS)?;
-    Inputs::read(op, file)
+    file.inputs(op)
+}
+
+/// What the operation writes, in the order of its request.
+fn launch(inputs: Inputs, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+    let mut stage = Stage::new(machine, inputs, MOST_BYTES)?;
+    let written = stage.launch(CheckMode::Device, &|ready| finish(&ready, machine))?;
+    written.into_iter().map(|name| stage.read(name)).collect()
+}
+
+/// Prints the plan, launches it, and says what the check on the device has found, if there was one.
+fn finish(ready: &Ready<'_>, machine: &dyn Runtime) -> anyhow::Result<()> {
+    let bytes = ready.workspace_bytes;
+    ensure!(
+        bytes <= MOST_BYTES,
+        "this needs a workspace of {bytes} bytes, which is more than {MOST_BYTES}"
+    );
+    eprintln!("{}", ready.plan);
+    // Zeros: a check record that says that nothing was found, even if nothing is launched.
+    let bytes = bytes.max(CHECK_BYTES);
+    let mut workspace = Buffer::uninit(machine, "workspace", Dtype::U8, &[bytes])?;
+    workspace.write(&vec![0; bytes])?;
+    (ready.launch)(&mut workspace.view_mut(), machine)?;
+    machine.synchronize()?;
+    if ready.check == CheckMode::Device {
+        check_result(&workspace.read()?[..CHECK_BYTES])?;
+    }
+    Ok(())
 }

@@ -2,16 +2,13 @@
 
 use anyhow::bail;
 
-use super::run_job::{Inputs, Job, extent, run};
-use super::run_names::{Key, Names, Operation};
+use crate::cases::named::{BLOCK_SIZE, Inputs, Job, Key, Names, Operation, Output, extent, launch};
 use crate::ops::{
     AlibiForm, AlibiSlopes, CheckMode, DecodeMlaEntryRequest, DecodeMlaRequest, DecodeOptions,
     DecodeRequest, EntryForm, EntryTokens, KvScales, MlaScales, ScoreMods, UnifiedOptions,
     UnifiedRequest, WindowTokens,
 };
 use crate::plan::SplitPolicy;
-use crate::reference::HostTensor;
-use crate::runtime::Runtime;
 use crate::tensor::Dtype;
 
 static SOFTMAX_SCALE: Key<f32> = Key::number("softmax_scale");
@@ -46,7 +43,6 @@ pub(super) static FORM: Key<EntryForm> = Key::words(
     "form",
     &[("fp8_ds_mla", EntryForm::Fp8Ds), ("v4", EntryForm::V4)],
 );
-pub(super) static BLOCK_SIZE: Key<u32> = Key::count("block_size");
 static WINDOW_BLOCK_SIZE: Key<u32> = Key::count("window_block_size");
 
 /// What `run` runs, in the order of its help.
@@ -77,13 +73,13 @@ static DECODE: Operation = Operation {
     },
     choices: &[],
     writes: "out, lse",
-    run: decode,
+    outputs: head_rows,
+    launch: decode,
 };
 
-fn decode(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+fn decode(job: &Job<'_>) -> anyhow::Result<()> {
+    let inputs = job.inputs();
     let softmax_scale = inputs.needed(&SOFTMAX_SCALE)?;
-    let [_, _, _, head_size_v] = inputs.shape("value_cache")?;
-    let job = job::<3>(inputs, machine, out_dtype(inputs)?, head_size_v)?;
     let checked = DecodeRequest {
         query: job.view("query")?,
         key_cache: job.view("key_cache")?,
@@ -93,18 +89,18 @@ fn decode(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<Host
         out: job.view_mut("out")?,
         lse: Some(job.view_mut("lse")?),
         softmax_scale,
-        scales: scales(&job)?,
+        scales: scales(job)?,
         options: DecodeOptions {
-            score_mods: score_mods(inputs, &job)?,
-            ..options(inputs, CheckMode::Device)?
+            score_mods: score_mods(inputs, job)?,
+            ..options(inputs, job.check())?
         },
     }
     .check()?;
-    run!(
+    launch!(
         job,
         checked,
-        checked.plan(&machine.device())?,
-        CheckMode::Device
+        checked.plan(&job.machine().device())?,
+        job.check()
     )
 }
 
@@ -146,24 +142,24 @@ static UNIFIED: Operation = Operation {
     },
     choices: &[],
     writes: "out, lse",
-    run: unified,
+    outputs: head_rows,
+    launch: unified,
 };
 
-fn unified(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+fn unified(job: &Job<'_>) -> anyhow::Result<()> {
+    let inputs = job.inputs();
     let softmax_scale = inputs.needed(&SOFTMAX_SCALE)?;
-    let [_, _, _, head_size_v] = inputs.shape("value_cache")?;
-    let job = job::<3>(inputs, machine, out_dtype(inputs)?, head_size_v)?;
     let options = UnifiedOptions {
         causal: inputs.entry(&CAUSAL)?.unwrap_or(true),
         causal_flags: job.optional("causal_flags")?,
-        score_mods: score_mods(inputs, &job)?,
+        score_mods: score_mods(inputs, job)?,
         output_scale: job.optional("output_scale")?,
         num_decodes: inputs.entry(&NUM_DECODES)?.unwrap_or(0),
         max_query_len: inputs.entry(&MAX_QUERY_LEN)?,
         max_seq_len: inputs.entry(&MAX_SEQ_LEN)?,
         f32_scores: inputs.entry(&F32_SCORES)?.unwrap_or(false),
         split_policy: split_policy(inputs)?,
-        check: CheckMode::Device,
+        check: job.check(),
     };
     let checked = UnifiedRequest {
         query: job.view("query")?,
@@ -175,15 +171,15 @@ fn unified(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<Hos
         out: job.view_mut("out")?,
         lse: Some(job.view_mut("lse")?),
         softmax_scale,
-        scales: scales(&job)?,
+        scales: scales(job)?,
         options,
     }
     .check()?;
-    run!(
+    launch!(
         job,
         checked,
-        checked.plan(&machine.device())?,
-        CheckMode::Device
+        checked.plan(&job.machine().device())?,
+        job.check()
     )
 }
 
@@ -200,17 +196,13 @@ static DECODE_MLA: Operation = Operation {
     },
     choices: &[],
     writes: "out, lse",
-    run: decode_mla,
+    outputs: latent_rows,
+    launch: decode_mla,
 };
 
-fn decode_mla(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+fn decode_mla(job: &Job<'_>) -> anyhow::Result<()> {
+    let inputs = job.inputs();
     let softmax_scale = inputs.needed(&SOFTMAX_SCALE)?;
-    let head_size_v = inputs.needed(&KV_LORA_RANK)? as usize;
-    let [num_seqs, query_len, num_query_heads, _] = inputs.shape("query")?;
-    let [_, _, head_size] = inputs.shape("cache")?;
-    let rows = num_seqs * query_len * num_query_heads;
-    let head_size_v = extent("kv_lora_rank", head_size_v, head_size, 2 * rows)?;
-    let job = job::<4>(inputs, machine, out_dtype(inputs)?, head_size_v)?;
     let scales = match job.optional("k_scale")? {
         Some(k_scale) => Some(MlaScales {
             q_scale: job.optional("q_scale")?,
@@ -227,14 +219,14 @@ fn decode_mla(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<
         lse: Some(job.view_mut("lse")?),
         softmax_scale,
         scales,
-        options: options(inputs, CheckMode::Device)?,
+        options: options(inputs, job.check())?,
     }
     .check()?;
-    run!(
+    launch!(
         job,
         checked,
-        checked.plan(&machine.device())?,
-        CheckMode::Device
+        checked.plan(&job.machine().device())?,
+        job.check()
     )
 }
 
@@ -264,13 +256,14 @@ static DECODE_MLA_ENTRY: Operation = Operation {
         "listed tokens of a second cache, too: window_cache, window_indices, [window_length, window_block_size]",
     ],
     writes: "out, lse",
-    run: decode_mla_entry,
+    outputs: |inputs| rows::<4>(inputs, Dtype::Bf16, 512),
+    launch: decode_mla_entry,
 };
 
-fn decode_mla_entry(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+fn decode_mla_entry(job: &Job<'_>) -> anyhow::Result<()> {
+    let inputs = job.inputs();
     let softmax_scale = inputs.needed(&SOFTMAX_SCALE)?;
     let form = inputs.needed(&FORM)?;
-    let job = job::<4>(inputs, machine, Dtype::Bf16, 512)?;
     let by_list = inputs.has("topk_indices");
     let tokens = if by_list {
         let window = if inputs.has("window_cache") {
@@ -296,11 +289,7 @@ fn decode_mla_entry(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Resul
         }
     };
     // Bad indices of lists are skipped.
-    let check = if by_list {
-        CheckMode::Off
-    } else {
-        CheckMode::Device
-    };
+    let check = if by_list { CheckMode::Off } else { job.check() };
     let checked = DecodeMlaEntryRequest {
         query: job.view("query")?,
         form,
@@ -314,27 +303,41 @@ fn decode_mla_entry(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Resul
         options: options(inputs, check)?,
     }
     .check()?;
-    run!(job, checked, checked.plan(&machine.device())?, check)
+    launch!(job, checked, checked.plan(&job.machine().device())?, check)
 }
 
-/// The file's tensors, and an output and an lse for each row of a query of `RANK` dimensions.
-fn job<'m, const RANK: usize>(
-    inputs: &'m Inputs<'_>,
-    machine: &'m dyn Runtime,
+/// An output and an lse for each row of queries `[num_tokens, num_query_heads, head_size]`.
+fn head_rows(inputs: &Inputs) -> anyhow::Result<Vec<Output>> {
+    let [_, _, _, head_size_v] = inputs.shape("value_cache")?;
+    rows::<3>(inputs, out_dtype(inputs)?, head_size_v)
+}
+
+/// The same of queries over latents.
+fn latent_rows(inputs: &Inputs) -> anyhow::Result<Vec<Output>> {
+    let head_size_v = inputs.needed(&KV_LORA_RANK)? as usize;
+    let [num_seqs, query_len, num_query_heads, _] = inputs.shape("query")?;
+    let [_, _, head_size] = inputs.shape("cache")?;
+    let num_rows = num_seqs * query_len * num_query_heads;
+    let head_size_v = extent("kv_lora_rank", head_size_v, head_size, 2 * num_rows)?;
+    rows::<4>(inputs, out_dtype(inputs)?, head_size_v)
+}
+
+/// An output and an lse for each row of a query of `RANK` dimensions.
+fn rows<const RANK: usize>(
+    inputs: &Inputs,
     out_dtype: Dtype,
     head_size_v: usize,
-) -> anyhow::Result<Job<'m>> {
+) -> anyhow::Result<Vec<Output>> {
     let mut out: [usize; RANK] = inputs.shape("query")?;
     let rows = out;
     out[RANK - 1] = head_size_v;
-    let outputs = [
-        ("out", out_dtype, &out[..]),
-        ("lse", Dtype::F32, &rows[..RANK - 1]),
-    ];
-    Job::new(machine, inputs, &outputs)
+    Ok(vec![
+        Output::new("out", out_dtype, &out),
+        Output::new("lse", Dtype::F32, &rows[..RANK - 1]),
+    ])
 }
 
-fn score_mods<'j>(inputs: &Inputs<'_>, job: &'j Job<'_>) -> anyhow::Result<ScoreMods<'j>> {
+fn score_mods<'j>(inputs: &Inputs, job: &'j Job<'_>) -> anyhow::Result<ScoreMods<'j>> {
     let form = AlibiForm::Linear;
     let slopes = job.optional("alibi_slopes")?;
     Ok(ScoreMods {
@@ -345,7 +348,7 @@ fn score_mods<'j>(inputs: &Inputs<'_>, job: &'j Job<'_>) -> anyhow::Result<Score
     })
 }
 
-fn options(inputs: &Inputs<'_>, check: CheckMode) -> anyhow::Result<DecodeOptions<'static>> {
+fn options(inputs: &Inputs, check: CheckMode) -> anyhow::Result<DecodeOptions<'static>> {
     Ok(DecodeOptions {
         max_seq_len: inputs.entry(&MAX_SEQ_LEN)?,
         split_policy: split_policy(inputs)?,
@@ -355,7 +358,7 @@ fn options(inputs: &Inputs<'_>, check: CheckMode) -> anyhow::Result<DecodeOption
 }
 
 /// The output's dtype: the query's, unless the metadata says another.
-fn out_dtype(inputs: &Inputs<'_>) -> anyhow::Result<Dtype> {
+fn out_dtype(inputs: &Inputs) -> anyhow::Result<Dtype> {
     Ok(
         match (inputs.entry(&OUT_DTYPE)?, inputs.get("query")?.dtype) {
             (Some(dtype), _) => dtype,
@@ -365,7 +368,7 @@ fn out_dtype(inputs: &Inputs<'_>) -> anyhow::Result<Dtype> {
     )
 }
 
-fn split_policy(inputs: &Inputs<'_>) -> anyhow::Result<SplitPolicy> {
+fn split_policy(inputs: &Inputs) -> anyhow::Result<SplitPolicy> {
     Ok(inputs.entry(&SPLIT_POLICY)?.unwrap_or_default())
 }
 

@@ -1,15 +1,11 @@
 //! Cache writes on tensors from a file.
 
-use super::run_attention::{BLOCK_SIZE, FORM};
-use super::run_job::{Inputs, Job, run};
-use super::run_names::{Key, Names, Operation};
+use super::run_attention::FORM;
+use crate::cases::named::{BLOCK_SIZE, Inputs, Job, Key, Names, Operation, Output, launch};
 use crate::ops::{
-    CacheScales, CacheWriteRequest, CheckMode, ConcatAndCacheMlaGroupedRequest,
-    ConcatAndCacheMlaRequest, EntryForm, MlaCacheForm, RopeAndCacheRequest, RopeQuery, RopeStyle,
-    RopeTable, ScaleRule,
+    CacheScales, CacheWriteRequest, ConcatAndCacheMlaGroupedRequest, ConcatAndCacheMlaRequest,
+    EntryForm, MlaCacheForm, RopeAndCacheRequest, RopeQuery, RopeStyle, RopeTable, ScaleRule,
 };
-use crate::reference::HostTensor;
-use crate::runtime::Runtime;
 use crate::tensor::Dtype;
 
 static STYLE: Key<RopeStyle> = Key::words(
@@ -43,13 +39,13 @@ static WRITE: Operation = Operation {
         "a scale per token and head, which are written: k_scale_cache, v_scale_cache",
     ],
     writes: "key_cache, value_cache, [k_scale_cache, v_scale_cache]",
-    run: write,
+    outputs: Output::none,
+    launch: write,
 };
 
-fn write(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
-    let job = Job::new(machine, inputs, &[])?;
-    let checked = write_request(inputs, &job)?.check()?;
-    run!(job, checked, checked.plan(), CheckMode::Device)
+fn write(job: &Job<'_>) -> anyhow::Result<()> {
+    let checked = write_request(job)?.check()?;
+    launch!(job, checked, checked.plan(), job.check())
 }
 
 static ROPE: Operation = Operation {
@@ -73,21 +69,26 @@ static ROPE: Operation = Operation {
     },
     choices: &["queries, which become fp8_e4m3 if they have a scale: query, [q_scale]"],
     writes: "key_cache, value_cache, [query_out]",
-    run: rope,
+    outputs: rotated_queries,
+    launch: rope,
 };
 
-fn rope(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
+/// Rotated queries, if there are queries.
+fn rotated_queries(inputs: &Inputs) -> anyhow::Result<Vec<Output>> {
+    let Ok(query) = inputs.get("query") else {
+        return Ok(Vec::new());
+    };
+    let dtype = if inputs.has("q_scale") {
+        Dtype::F8E4m3
+    } else {
+        query.dtype
+    };
+    Ok(vec![Output::new("query_out", dtype, &query.shape)])
+}
+
+fn rope(job: &Job<'_>) -> anyhow::Result<()> {
+    let inputs = job.inputs();
     let style = inputs.entry(&STYLE)?.unwrap_or(RopeStyle::Neox);
-    let mut outputs = Vec::new();
-    if let Ok(query) = inputs.get("query") {
-        let dtype = if inputs.has("q_scale") {
-            Dtype::F8E4m3
-        } else {
-            query.dtype
-        };
-        outputs.push(("query_out", dtype, &query.shape[..]));
-    }
-    let job = Job::new(machine, inputs, &outputs)?;
     let query = match (job.optional("query")?, job.optional_mut("query_out")?) {
         (Some(query), Some(out)) => Some(RopeQuery {
             query,
@@ -97,7 +98,7 @@ fn rope(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTe
         _ => None,
     };
     let checked = RopeAndCacheRequest {
-        write: write_request(inputs, &job)?,
+        write: write_request(job)?,
         table: RopeTable {
             positions: job.view("positions")?,
             cos_sin: job.view("cos_sin")?,
@@ -106,13 +107,11 @@ fn rope(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTe
         query,
     }
     .check()?;
-    run!(job, checked, checked.plan(), CheckMode::Device)
+    launch!(job, checked, checked.plan(), job.check())
 }
 
-fn write_request<'j>(
-    inputs: &Inputs<'_>,
-    job: &'j Job<'_>,
-) -> anyhow::Result<CacheWriteRequest<'j>> {
+fn write_request<'j>(job: &'j Job<'_>) -> anyhow::Result<CacheWriteRequest<'j>> {
+    let inputs = job.inputs();
     let scales = if inputs.has("k_scale_cache") {
         CacheScales::PerTokenHead {
             k_scale: job.view_mut("k_scale_cache")?,
@@ -134,7 +133,7 @@ fn write_request<'j>(
         slot_mapping: job.view("slot_mapping")?,
         block_size: inputs.block_size("key_cache", &BLOCK_SIZE)?,
         scales,
-        check: CheckMode::Device,
+        check: job.check(),
     })
 }
 
@@ -154,11 +153,12 @@ static MLA_WRITE: Operation = Operation {
         "entries with scales of their own: form, [scale_rule]",
     ],
     writes: "kv_cache",
-    run: mla_write,
+    outputs: Output::none,
+    launch: mla_write,
 };
 
-fn mla_write(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
-    let job = Job::new(machine, inputs, &[])?;
+fn mla_write(job: &Job<'_>) -> anyhow::Result<()> {
+    let inputs = job.inputs();
     let form = match inputs.entry(&FORM)? {
         None => match job.optional("scale")? {
             None => MlaCacheForm::Plain,
@@ -176,10 +176,10 @@ fn mla_write(inputs: &Inputs<'_>, machine: &dyn Runtime) -> anyhow::Result<Vec<H
         slot_mapping: job.view("slot_mapping")?,
         block_size: inputs.block_size("kv_cache", &BLOCK_SIZE)?,
         form,
-        check: CheckMode::Device,
+        check: job.check(),
     }
     .check()?;
-    run!(job, checked, checked.plan(), CheckMode::Device)
+    launch!(job, checked, checked.plan(), job.check())
 }
 
 static MLA_WRITE_GROUPED: Operation = Operation {
@@ -192,15 +192,13 @@ static MLA_WRITE_GROUPED: Operation = Operation {
     metadata: Names::NONE,
     choices: &[],
     writes: "kv_caches",
-    run: mla_write_grouped,
+    outputs: Output::none,
+    launch: mla_write_grouped,
 };
 
-fn mla_write_grouped(
-    inputs: &Inputs<'_>,
-    machine: &dyn Runtime,
-) -> anyhow::Result<Vec<HostTensor>> {
+fn mla_write_grouped(job: &Job<'_>) -> anyhow::Result<()> {
+    let inputs = job.inputs();
     let [_, _, block_size, _] = inputs.shape("kv_caches")?;
-    let job = Job::new(machine, inputs, &[])?;
     let kv_caches = job.caches_mut("kv_caches")?;
     let checked = ConcatAndCacheMlaGroupedRequest {
         kv_c: job.view("kv_c")?,
@@ -209,8 +207,8 @@ fn mla_write_grouped(
         slot_mapping: job.view("slot_mapping")?,
         block_size,
         scales: job.optional("scales")?,
-        check: CheckMode::Device,
+        check: job.check(),
     }
     .check()?;
-    run!(job, checked, checked.plan(), CheckMode::Device)
+    launch!(job, checked, checked.plan(), job.check())
 }

@@ -6,6 +6,8 @@ use anyhow::{bail, ensure};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView as FileView;
 
+use crate::cases::FileContents;
+use crate::cases::named::{Inputs, Operation, span_bytes};
 use crate::reference::HostTensor;
 use crate::tensor::Dtype;
 
@@ -55,12 +57,32 @@ impl<'a> File<'a> {
         names
     }
 
+    /// What it has for an operation.
+    pub(super) fn inputs(&self, op: &'static Operation) -> anyhow::Result<Inputs> {
+        let mut tensors = Vec::new();
+        for name in op.tensors.needed {
+            tensors.push(self.tensor(name)?);
+        }
+        for name in op.tensors.optional {
+            tensors.extend(self.optional_tensor(name)?);
+        }
+        let needed = op.metadata.needed.iter().map(|entry| entry.name());
+        for name in needed {
+            let is_there = self.metadata.contains_key(name);
+            ensure!(is_there, "the metadata must have {name}");
+        }
+        let names = op.metadata.all().map(|entry| entry.name());
+        let entry = |name| Some((name, self.metadata.get(name)?.clone()));
+        let metadata = names.filter_map(entry).collect();
+        Ok(Inputs::new(op, FileContents { tensors, metadata }))
+    }
+
     pub(super) fn optional_tensor(&self, name: &'static str) -> anyhow::Result<Option<HostTensor>> {
         let there = self.tensors.names().contains(&name);
         there.then(|| self.tensor(name)).transpose()
     }
 
-    pub(super) fn tensor(&self, name: &'static str) -> anyhow::Result<HostTensor> {
+    fn tensor(&self, name: &'static str) -> anyhow::Result<HostTensor> {
         let Ok(view) = self.tensors.tensor(name) else {
             bail!("there is no tensor `{name}`, only {:?}", self.names());
         };
@@ -82,17 +104,6 @@ impl<'a> File<'a> {
             view.data().to_vec(),
         ))
     }
-
-    /// An entry of the metadata.
-    pub(super) fn text(&self, name: &str) -> Option<&str> {
-        self.metadata.get(name).map(String::as_str)
-    }
-}
-
-/// Bytes of a tensor if those of its extents that are 0 were 1: strides are made from products like it.
-pub(super) fn span_bytes(dtype: Dtype, shape: &[usize]) -> Option<usize> {
-    let extent = |product: usize, &extent: &usize| product.checked_mul(extent.max(1));
-    shape.iter().try_fold(dtype.size(), extent)
 }
 
 /// A file of tensors.

@@ -81,7 +81,7 @@ impl ViewMistake {
     fn apply(self, name: &str, parts: &mut Parts) -> bool {
         let rank = parts.shape.len();
         // The dtype and the rank of caches whose blocks are only copied are the caller's.
-        let is_opaque = matches!(name, "cache" | "compact") && parts.dtype != Dtype::U8;
+        let is_opaque = matches!(name, "cache" | "target" | "compact") && parts.dtype != Dtype::U8;
         // Indices, scales, and an lse may lie in any order.
         let is_rows = matches!(
             name,

@@ -1,7 +1,6 @@
 //! The cases of operations that write, gather, copy and compact caches: right to the last byte, or wrong.
 
 pub(crate) mod blocks;
-pub(crate) mod blocks_device;
 pub(crate) mod draw;
 pub(crate) mod gather;
 pub(crate) mod gather_device;

@@ -1,4 +1,13 @@
-//! Parameters of a copy or a compaction of whole blocks.
+//! Cases of operations on whole blocks: their parameters, and which operations there are.
+//!
+//! Each operation has a file here. It says once what the operation's tensors are called and what request they make
+//! ([`Operation`], which `ferroattn run` has from here too), what is in those of a case, and what they have to become
+//! ([`BlocksRules`]). `device` runs cases of all by that.
+
+mod compact;
+mod copy;
+mod device;
+mod rules;
 
 use std::fmt;
 
@@ -6,10 +15,13 @@ use crate::cases::base::device_case::Described;
 use crate::cases::base::fill::Fill;
 use crate::cases::base::options::{read_check, write_check};
 use crate::cases::base::text::{CaseError, Fields, MAX_BLOCK_SIZE, MAX_HEADS, MAX_TOKENS};
+use crate::cases::named::{FileContents, Operation};
 use crate::ops::CheckMode;
 use crate::tensor::Dtype;
 
-/// Parameters of a copy or a compaction of blocks.
+use rules::{BlocksRules, BlocksTensors};
+
+/// Parameters of an operation on blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlocksCase {
     /// Of the cache.
@@ -22,9 +34,9 @@ pub struct BlocksCase {
     pub row: usize,
     /// Blocks of the cache.
     pub num_blocks: usize,
-    /// Pairs of blocks, tokens of a sequence, or slots.
+    /// Pairs of blocks, tokens of a sequence, or slots: as many things as name blocks.
     pub count: usize,
-    /// Whether the pairs of a copy are checked on the device; nothing of a compaction is.
+    /// Whether what names blocks is checked on the device, of operations that can.
     pub check: CheckMode,
     /// What the numbers are like: they have to arrive as they are.
     pub fill: Fill,
@@ -41,22 +53,22 @@ pub enum BlocksOperation {
     CompactSlots,
 }
 
-/// Every so many names one names nothing.
-pub(crate) const GAP: usize = 7;
-/// Sequences of a compaction.
-pub(crate) const SEQS: usize = 4;
-
 impl BlocksOperation {
-    /// All of them: every named list has some of each, and cases of each are drawn.
+    /// All of them: every named list has some of each, cases of each are drawn, and `ferroattn run` runs each.
     pub(crate) const ALL: [Self; 3] = [Self::Copy, Self::CompactTables, Self::CompactSlots];
+
+    /// What its file says of it.
+    const fn rules(self) -> &'static BlocksRules {
+        match self {
+            Self::Copy => &copy::COPY,
+            Self::CompactTables => &compact::TABLES,
+            Self::CompactSlots => &compact::SLOTS,
+        }
+    }
 
     /// As a case's line begins.
     pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Copy => "copy_blocks",
-            Self::CompactTables => "compact_tables",
-            Self::CompactSlots => "compact_slots",
-        }
+        self.rules().name
     }
 
     /// The operation of this name.
@@ -64,20 +76,24 @@ impl BlocksOperation {
         Self::ALL.into_iter().find(|it| it.name() == name)
     }
 
+    /// The request over named tensors.
+    pub(crate) fn operation(self) -> &'static Operation {
+        self.rules().operation
+    }
+
+    /// As `ferroattn run` calls it, which has one name for all ways to compact.
+    pub fn run_name(self) -> &'static str {
+        self.operation().name
+    }
+
     /// Whether its indices can be checked on the device.
     pub(crate) fn is_checkable(self) -> bool {
-        match self {
-            Self::Copy => true,
-            Self::CompactTables | Self::CompactSlots => false,
-        }
+        self.rules().mistakes.is_some()
     }
 
     /// The largest [`BlocksCase::count`] over `num_blocks` blocks of `block_size` tokens.
     pub(crate) fn most(self, num_blocks: usize, block_size: usize) -> usize {
-        match self {
-            Self::Copy => num_blocks / 2,
-            Self::CompactTables | Self::CompactSlots => num_blocks * block_size / SEQS,
-        }
+        (self.rules().most)(num_blocks, block_size)
     }
 }
 
@@ -105,6 +121,16 @@ impl BlocksCase {
         }
         Ok(case)
     }
+
+    /// Bytes of a block.
+    fn block_bytes(&self) -> usize {
+        self.block_size * self.row * self.dtype.size()
+    }
+
+    /// The case as a file for `ferroattn run`, by [`BlocksOperation::run_name`].
+    pub fn file_contents(&self, seed: u64) -> FileContents {
+        BlocksTensors::new(self, seed).file_contents()
+    }
 }
 
 impl Described for BlocksCase {
@@ -112,17 +138,8 @@ impl Described for BlocksCase {
         self.to_string()
     }
 
-    /// Blocks that are moved, in and out, at most, and what names them.
     fn unavoidable_bytes(&self, _seed: u64) -> u64 {
-        let block = self.block_size * self.row * self.dtype.size();
-        let (blocks, names) = match self.operation {
-            // See `GAP`: in this many pairs one of the two is padding.
-            BlocksOperation::Copy => (self.count - 2 * self.count / GAP, 16 * self.count),
-            BlocksOperation::CompactTables | BlocksOperation::CompactSlots => {
-                (self.num_blocks / 4, 8 * SEQS * self.count)
-            }
-        };
-        (2 * blocks * block + names) as u64
+        (self.operation.rules().moved_bytes)(self) as u64
     }
 }
 
