@@ -19,6 +19,7 @@ const SEED: u64 = 5;
 fn split_policy(policy: SplitPolicy) -> String {
     match policy {
         SplitPolicy::BatchInvariant => "invariant".into(),
+        SplitPolicy::Scheduled => "scheduled".into(),
         SplitPolicy::Fixed(tokens) => tokens.to_string(),
         _ => "auto".into(),
     }

@@ -300,7 +300,11 @@ fn other_entries_are_read_whole() {
         ("sliding_window", "1.5", "a whole number below 2^32"),
         ("sliding_window", "4294967296", "a whole number below 2^32"),
         ("softcap", "big", "a number"),
-        ("split_policy", "-1", "auto, invariant or tokens per split"),
+        (
+            "split_policy",
+            "-1",
+            "auto, invariant, scheduled or tokens per split",
+        ),
         ("out_dtype", "bfloat16", "bf16, f16, f32 or fp8_e4m3"),
     ] {
         let expected = format!("the metadata's {name} is `{value}`; it may be {may_be}");

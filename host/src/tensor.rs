@@ -43,7 +43,7 @@ impl<'a> TensorView<'a> {
     /// Every element that the shape and strides name lies in memory of the device that will run the
     /// launches, is initialised where the operation's documentation says it is read, and stays allocated
     /// and unwritten by others until those launches have finished: replays too, if they are captured into a graph. Block
-    /// tables, slots, starts and lengths hold what the operation's documentation says, unless the launch checks them
+    /// tables, slots, starts, lengths and schedules hold what the operation's documentation says, unless the launch checks them
     /// ([`crate::ops::CheckMode::Device`]).
     pub unsafe fn from_raw(
         address: u64,

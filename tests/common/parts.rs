@@ -114,6 +114,17 @@ pub fn launched(
     recorder.0.into_inner()
 }
 
+/// The message with which a launch is refused, having put nothing on the machine.
+pub fn refused_launch(
+    launch: impl FnOnce(&mut TensorViewMut<'_>, &dyn Launcher) -> Result<()>,
+) -> String {
+    let mut workspace = parts(Dtype::U8, &[1 << 40]).view_mut();
+    match launch(&mut workspace, &Untouched) {
+        Err(Error::Request(error)) => error.to_string(),
+        other => panic!("expected a refused launch, got {other:?}"),
+    }
+}
+
 /// The message with which a launch refuses its plan, having put nothing on the machine.
 pub fn refused_plan(
     launch: impl FnOnce(&mut TensorViewMut<'_>, &dyn Launcher) -> Result<()>,

@@ -33,9 +33,9 @@ pub(crate) unsafe fn found_fault<G: Gpu>(gpu: G, check: u64) -> bool {
 /// Checks what attention over a paged cache reads: of a sequence that has query tokens its length, and of the row of
 /// the block table the entries between the first key that a query sees and the last.
 ///
+/// # Safety
 /// Launched on the grid above with [`THREADS`] threads; `params` names tensors of the shapes it documents, and a record
 /// that was all 0 before the launch.
-/// Launched on the grid above with [`THREADS`] threads; `params` names tensors of the shapes it documents.
 #[inline(always)]
 pub unsafe fn check_paged<G: Gpu>(gpu: G, params: &CheckPagedParams) {
     let (seq, part) = (gpu.cta_idx_x(), gpu.cta_idx_y());

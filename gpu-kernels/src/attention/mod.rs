@@ -3,11 +3,13 @@
 
 pub(crate) mod careful;
 pub mod check;
+pub mod item;
 pub mod lse;
 pub mod mask;
 pub(crate) mod out;
 pub mod paged_kv;
 pub mod query;
+pub mod schedule;
 pub mod score_mods;
 pub(crate) mod sequence;
 pub mod tile;

@@ -150,7 +150,7 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
             // SAFETY: this thread block's head, by one lane: this function's contract; it is the sequence's only split.
             unsafe { store_natural_lse(gpu, params, self.row, head, lse) };
         } else {
-            let at = params.partial_lse + Lse::BYTES * self.part(params, head);
+            let at = params.partial_lse + Lse::BYTES * self.part_row(params, head);
             // SAFETY: this split's element, by one lane: this function's contract; the workspace has one for each
             // (`Partials` on the host).
             unsafe { gpu.st_global_b64(at, lse.to_bits()) };
@@ -184,18 +184,17 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const RULED:
             unsafe { gpu.st_global_b64(at, packed) };
         } else {
             let at = params.partial_out
-                + 4 * (self.part(params, head) * Self::HEAD_SIZE_V as u64 + dim as u64);
+                + 4 * (self.part_row(params, head) * Self::HEAD_SIZE_V as u64 + dim as u64);
             // SAFETY: this lane's dims of this split's part: this function's contract; 16-byte aligned, as `Partials`
             // on the host and rows of 16 values are.
             unsafe { gpu.st_global_b128(at, [a.to_bits(), b.to_bits(), c.to_bits(), d.to_bits()]) };
         }
     }
 
-    /// Index of this split's part of a head.
+    /// Index of a head's row of the part.
     #[inline(always)]
-    fn part(self, params: &DecodeParams, head: u32) -> u64 {
-        let row = self.seq as u64 * params.num_query_heads as u64 + head as u64;
-        row * params.num_kv_splits as u64 + self.split as u64
+    fn part_row(self, params: &DecodeParams, head: u32) -> u64 {
+        self.part as u64 * params.num_query_heads as u64 + head as u64
     }
 
     /// The output of a sequence without tokens: zero, and minus infinity or the sink.

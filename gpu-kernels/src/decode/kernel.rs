@@ -2,8 +2,9 @@
 //!
 //! Grid: x = KV head and head tile (fastest, because the heads of a token lie side by side in an NHD
 //! cache), y = split, z = sequence. A thread block owns the tokens
-//! `split_idx * split_len .. + split_len` of one sequence and up to `8 * HEAD_TILES` query heads. Its warps
-//! take tiles of 16 tokens in turn and never wait for each other:
+//! `split_idx * split_len .. + split_len` of one sequence and up to `8 * HEAD_TILES` query heads; or, if a
+//! [`schedule`](crate::attention::schedule) was made, those of item y, and z is 0. Its warps take tiles of 16 tokens in turn
+//! and never wait for each other:
 //!
 //! ```text
 //! for each tile of this warp, four or so ahead in flight:
@@ -12,7 +13,7 @@
 //!     max, sum, acc rescaled                       online softmax, base 2
 //!     acc    += valuesᵀ · probs                    head_size_v x 8 heads, tensor cores
 //! partials of the warps are merged through shared memory
-//! a sequence of one split is finished: out, lse; else partial_out, partial_lse
+//! a sequence that was seen whole is finished: out, lse; else partial_out, partial_lse
 //! ```
 //!
 //! Kernels with score mods count tokens and splits from the window's first group of 8, so that a window needs no more
@@ -20,6 +21,7 @@
 
 use core::marker::PhantomData;
 
+use crate::attention::item::Item;
 use crate::attention::paged_kv::{CacheHead, TokenScales};
 use crate::attention::sequence::{clamp_len, first_key, query_row};
 use crate::attention::tile::{HEADS, TILE_GROUP, TILE_KV};
@@ -66,12 +68,24 @@ pub unsafe fn decode_gqa<
         });
         shape
     };
-    let mut cta = Cta::<C, V_STEPS, HEAD_TILES, MODS>::new(gpu, params);
+    // SAFETY: y is a split, or one of the items: the plan.
+    let item = unsafe {
+        Item::of(
+            gpu,
+            params.items,
+            (gpu.cta_idx_z(), gpu.cta_idx_y()),
+            (params.split_len, params.num_kv_splits),
+        )
+    };
+    if item.seq >= params.num_seqs {
+        return;
+    }
+    let mut cta = Cta::<C, V_STEPS, HEAD_TILES, MODS>::new(gpu, params, item);
     let len_at = params.seq_lens + cta.seq as u64 * params.stride_seq_lens as u64;
-    // SAFETY: z is a sequence, and each has a length: the host's `check_seq_lens`.
+    // SAFETY: a sequence, and each has a length: the host's `check_seq_lens`.
     let seq_len = unsafe { gpu.ld_global_b32(len_at) };
     if MODS {
-        // SAFETY: z is a sequence; where there are starts, they are one more than sequences: the host's
+        // SAFETY: a sequence; where there are starts, they are one more than sequences: the host's
         // `UnifiedRequest::check`.
         let row = unsafe { query_row(gpu, params.query_start_loc, params.num_tokens, cta.seq) };
         let Some(row) = row else { return };
@@ -101,15 +115,14 @@ pub unsafe fn decode_gqa<
         begin = first_key(seq_len, params.score.mask);
         first = begin / TILE_GROUP * TILE_GROUP;
     }
-    let split_start = first + cta.split * params.split_len;
-    if split_start >= seq_len {
-        if cta.split == 0 {
-            // SAFETY: the first split, whose sequence sees no token; `params` as they are.
+    let (start, end) = item.tokens(first, seq_len);
+    if start >= end {
+        if item.is_first() {
+            // SAFETY: the sequence sees no token, and no other thread block has its first; `params` as they are.
             unsafe { cta.store_empty(gpu, params) };
         }
         return;
     }
-    let split_end = seq_len.min(split_start + params.split_len);
 
     let keys = CacheHead::new(
         params.key_cache,
@@ -126,7 +139,7 @@ pub unsafe fn decode_gqa<
         params.stride_value_head,
     );
     let row = params.block_table + cta.seq as u64 * params.stride_block_table as u64;
-    let first_token = split_start + gpu.warp() * TILE_KV;
+    let first_token = start + gpu.warp() * TILE_KV;
     let ring_tiles = if MODS {
         params.ring_tiles
     } else {
@@ -145,7 +158,7 @@ pub unsafe fn decode_gqa<
             params.block_size,
             first_token,
             shape.tokens_per_cta(),
-            (begin, split_end),
+            (begin, end),
             ring,
         )
     };
@@ -185,17 +198,18 @@ pub unsafe fn decode_gqa<
             &partial,
             shape.warps,
             v_scale,
-            seq_len - first <= params.split_len,
+            item.is_first() && end == seq_len,
         )
     };
 }
 
-/// What a thread block owns.
+/// What a thread block owns of a sequence.
 #[derive(Clone, Copy)]
 pub(crate) struct Cta<C, const V_STEPS: usize, const HEAD_TILES: usize, const MODS: bool> {
     kv_head: u32,
-    pub(crate) split: u32,
     pub(crate) seq: u32,
+    /// The workspace's part that is its own, if it does not finish the sequence.
+    pub(crate) part: u32,
     /// The row of query, output and lse.
     pub(crate) row: u32,
     /// First query head, and how many.
@@ -211,16 +225,16 @@ impl<C: CacheFormat, const V_STEPS: usize, const HEAD_TILES: usize, const MODS: 
     pub(crate) const MAX_HEADS: u32 = HEAD_TILES as u32 * HEADS;
 
     #[inline(always)]
-    fn new<G: Gpu>(gpu: G, params: &DecodeParams) -> Self {
+    fn new<G: Gpu>(gpu: G, params: &DecodeParams, item: Item) -> Self {
         // SAFETY: a KV head has query heads, so it has a head tile: the host's `Query::shares`, and the plan.
         let kv_head = unsafe { div(gpu.cta_idx_x(), params.head_tiles) };
         let head_tile = gpu.cta_idx_x() - kv_head * params.head_tiles;
         let skipped = head_tile * Self::MAX_HEADS;
         Self {
             kv_head,
-            split: gpu.cta_idx_y(),
-            seq: gpu.cta_idx_z(),
-            row: gpu.cta_idx_z(),
+            seq: item.seq,
+            part: item.part,
+            row: item.seq,
             first_head: kv_head * params.num_queries_per_kv + skipped,
             num_heads: Self::MAX_HEADS.min(params.num_queries_per_kv - skipped),
             format: PhantomData,

@@ -14,26 +14,24 @@
 //! Of at most four splits a warp takes all, so that no warp waits for another: then a thread block owns such tiles of a
 //! query token, one a warp; x counts thread blocks, and z is the query token. Both ways add in the same order.
 //!
-//! Sequences of one split were finished by stage 1.
+//! Sequences of one split were finished by stage 1. If stage 1 attended by [`schedule`](crate::attention::schedule), y is a
+//! cut, of whose sequence all is merged if it is that one's first.
 
 use core::marker::PhantomData;
 
 use crate::attention::lse::Lse;
 use crate::attention::out::recip_of_sum;
-use crate::attention::sequence::{first_key, query_row, seq_len};
-use crate::attention::tile::TILE_GROUP;
+use crate::decode::parts::{Divided, Part, Parts, UNROLL, total_of};
 use crate::dtype::Half;
 use crate::entry::Variant;
 use crate::gpu::unroll::unroll;
-use crate::gpu::{Gpu, WARP, div};
+use crate::gpu::{Gpu, WARP};
 use crate::kernel::Kernel;
 use crate::params::MergeParams;
 
 const WARPS: u32 = 4;
 /// Threads per thread block.
 pub const THREADS: u32 = WARPS * WARP;
-/// Splits whose loads are in flight together.
-const UNROLL: usize = 4;
 /// Columns of a warp.
 const COLUMNS: u32 = WARP * 4;
 
@@ -75,7 +73,6 @@ pub const fn grid(
 pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
     let is_alone = is_warp_alone(params.num_kv_splits);
     let tiles = column_tiles(params.head_size_v);
-    let seq = gpu.cta_idx_y();
     let (head, tile, token) = if is_alone {
         let index = gpu.cta_idx_x() * WARPS + gpu.warp();
         (
@@ -90,48 +87,31 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
             gpu.cta_idx_z() >> tiles.trailing_zeros(),
         )
     };
-    let seq_len = if params.seq_lens == 0 {
-        params.max_seq_len
-    } else {
-        // SAFETY: y is a sequence, and each has a length: the host's `check_seq_lens`; nobody writes it: this
-        // function's contract.
-        unsafe {
-            seq_len(
-                gpu,
-                params.seq_lens,
-                params.stride_seq_lens,
-                seq,
-                params.max_seq_len,
-            )
-        }
-    };
-    // Stage 1's splits begin at the window's first group of tokens.
-    let first = first_key(seq_len, params.mask) / TILE_GROUP * TILE_GROUP;
-    // SAFETY: y is a sequence, and there is one start more: the host's `UnifiedRequest::check`; nobody writes it: this
-    // function's contract.
-    let out_row = unsafe { query_row(gpu, params.query_start_loc, params.num_tokens, seq) };
+    // SAFETY: this function's contract.
+    let divided = unsafe { Divided::of(gpu, params, gpu.cta_idx_y()) };
     // Also where there is nothing to merge: a kernel behind this one may begin when all of it has, and stage 1 has to be
     // done by then.
     gpu.wait_for_previous_kernels();
-    if seq_len - first <= params.split_len || head >= params.num_query_heads {
+    let Some(divided) = divided else { return };
+    if head >= params.num_query_heads {
         return;
     }
-    let Some(out_row) = out_row else { return };
     // SAFETY: `check` is 0 or a finished check's record: the host's `launch`.
     if unsafe { crate::attention::check::found_fault(gpu, params.check) } {
         return;
     }
-    // SAFETY: splits hold at least a tile: the host's `Splits::of_len`.
-    let num_splits = unsafe { div(seq_len - first - 1, params.split_len) } + 1;
     let row = Row {
-        out_row,
+        out_row: divided.out_row,
         token,
         head,
         column: tile * COLUMNS + gpu.lane() * 4,
     };
-    let index =
-        seq as u64 * params.num_rows as u64 + (token * params.num_query_heads + head) as u64;
-    let parts = Parts::of(params, index, row.column, num_splits);
+    let parts = Parts::of(
+        params,
+        divided,
+        token * params.num_query_heads + head,
+        row.column,
+    );
     let sink = if params.sink == 0 {
         f32::NEG_INFINITY
     } else {
@@ -161,9 +141,9 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
         let mut split = gpu.warp();
         // What the loop below begins with is under way before the lse, on which its weights depend, is waited for.
         let mut batch = parts.load(gpu, split, WARPS);
-        let splits = Softmax::of(gpu, total(gpu, parts.lse, num_splits), sink);
+        let splits = Softmax::of(gpu, parts.total(gpu), sink);
         let mut acc = [0.0f32; 4];
-        while split < num_splits {
+        while split < divided.num_parts {
             split += UNROLL as u32 * WARPS;
             let next = parts.load(gpu, split, WARPS);
             unroll!([4] i in 0..UNROLL {
@@ -275,127 +255,6 @@ impl Row {
         // SAFETY: the row's element, which this lane alone writes: this function's contract.
         unsafe { gpu.st_global_b32(at, lse.natural(gpu).to_bits()) };
     }
-}
-
-/// Four columns of one split's part, and its lse.
-type Part = ([u32; 4], Lse);
-
-/// Four columns of a lane in the parts of a row.
-#[derive(Clone, Copy)]
-struct Parts {
-    /// Those of split 0, and bytes to the next split's.
-    out: u64,
-    row_bytes: u64,
-    /// The splits' lse.
-    lse: u64,
-    /// Splits end here; of columns that a row does not have, there are none.
-    end: u32,
-}
-
-impl Parts {
-    /// The lane's columns, from `column` on, of row `row` of the workspace.
-    #[inline(always)]
-    fn of(params: &MergeParams, row: u64, column: u32, num_splits: u32) -> Self {
-        let first = row * params.num_kv_splits as u64;
-        let row_bytes = params.head_size_v as u64 * 4;
-        Self {
-            out: params.partial_out + first * row_bytes + column as u64 * 4,
-            row_bytes,
-            lse: params.partial_lse + Lse::BYTES * first,
-            end: if column < params.head_size_v {
-                num_splits
-            } else {
-                0
-            },
-        }
-    }
-
-    /// Those of `split` and the next ones, each `step` further; zeros past the end.
-    ///
-    /// # Safety
-    /// Stage 1 wrote the parts below `end`, and their lse.
-    #[inline(always)]
-    unsafe fn load<G: Gpu>(self, gpu: G, split: u32, step: u32) -> [Part; UNROLL] {
-        let mut batch = [([0u32; 4], Lse::EMPTY); UNROLL];
-        unroll!([4] i in 0..UNROLL {
-            let split = split + i as u32 * step;
-            if split < self.end {
-                // SAFETY: `split` is below `end`, so stage 1 wrote its part and its lse: this function's contract.
-                batch[i] = unsafe {
-                    (
-                        gpu.ld_global_b128(self.out + split as u64 * self.row_bytes),
-                        Lse::load(gpu, self.lse, split as u64),
-                    )
-                };
-            }
-        });
-        batch
-    }
-}
-
-/// The lse of all parts of a batch, added up as [`total`] does.
-#[inline(always)]
-fn total_of<G: Gpu>(gpu: G, batch: &[Part; UNROLL]) -> Lse {
-    let [a, b, c, d] = batch.map(|(_, lse)| lse);
-    let max = gpu.max(gpu.max(a.max, b.max), gpu.max(c.max, d.max));
-    let [a, b, c, d] = [a, b, c, d].map(|lse| lse.weight(gpu, max));
-    Lse {
-        max,
-        sum: (a + b) + (c + d),
-    }
-}
-
-/// The lse of all parts, in every lane.
-///
-/// # Safety
-/// Converged; stage 1 wrote `num_splits` elements at `partial_lse`.
-#[inline(always)]
-unsafe fn total<G: Gpu>(gpu: G, partial_lse: u64, num_splits: u32) -> Lse {
-    // A lane keeps what it takes first, under way together: there are seldom more.
-    const KEPT: usize = 4;
-    let mut own = [Lse::EMPTY; KEPT];
-    let mut max = f32::NEG_INFINITY;
-    unroll!([4] i in 0..KEPT {
-        let split = i as u32 * WARP + gpu.lane();
-        if split < num_splits {
-            // SAFETY: `split < num_splits`, so stage 1 wrote it: this function's contract.
-            own[i] = unsafe { Lse::load(gpu, partial_lse, split as u64) };
-        }
-    });
-    unroll!([4] i in 0..KEPT {
-        max = gpu.max(max, own[i].max);
-    });
-    let mut split = KEPT as u32 * WARP + gpu.lane();
-    while split < num_splits {
-        // SAFETY: `split < num_splits`, so stage 1 wrote it: this function's contract.
-        max = gpu.max(
-            max,
-            unsafe { Lse::load(gpu, partial_lse, split as u64) }.max,
-        );
-        split += WARP;
-    }
-    for mask in [1, 2, 4, 8, 16] {
-        // SAFETY: converged again after the loop: this function's contract.
-        max = gpu.max(
-            max,
-            f32::from_bits(unsafe { gpu.shfl_xor(max.to_bits(), mask) }),
-        );
-    }
-    let mut sum = 0.0;
-    unroll!([4] i in 0..KEPT {
-        sum += own[i].weight(gpu, max);
-    });
-    let mut split = KEPT as u32 * WARP + gpu.lane();
-    while split < num_splits {
-        // SAFETY: `split < num_splits`, so stage 1 wrote it: this function's contract.
-        sum += unsafe { Lse::load(gpu, partial_lse, split as u64) }.weight(gpu, max);
-        split += WARP;
-    }
-    for mask in [1, 2, 4, 8, 16] {
-        // SAFETY: converged again after the loop: this function's contract.
-        sum += f32::from_bits(unsafe { gpu.shfl_xor(sum.to_bits(), mask) });
-    }
-    Lse { max, sum }
 }
 
 /// [`merge_splits`] into outputs of `T`.

@@ -8,6 +8,7 @@
 
 use super::{Arch, ArchSet, Entry, section};
 use crate::attention::check::{CheckPaged, CheckSlots};
+use crate::attention::schedule::Schedule;
 use crate::bench::read_ceiling::ReadCeiling;
 use crate::cache::compact::{CompactMark, CompactNumber, CompactRename};
 use crate::cache::concat_and_cache_mla::{ConcatAndCacheMlaFp8Ds, ConcatAndCacheMlaV4};
@@ -250,6 +251,7 @@ entries! {
     gather_scaled_e5m2_f32_odd: GatherScaled<E5m2, F32, false>;
     gather_mla_fp8_ds: GatherMlaFp8Ds;
     gather_mla_v4: GatherMlaV4;
+    schedule: Schedule, may_spill;
     copy_blocks: CopyBlocks;
     compact_mark: CompactMark, may_spill;
     compact_number: CompactNumber, may_spill;

@@ -9,11 +9,12 @@ use crate::gpu::{Gpu, WARP, div};
 use crate::mla::MlaTile;
 use crate::params::DecodeMlaParams;
 
-/// What a thread block owns.
+/// What a thread block owns of a sequence.
 #[derive(Clone, Copy)]
 pub(crate) struct Cta {
-    pub(crate) split: u32,
     pub(crate) seq: u32,
+    /// The workspace's part that is its own, if it does not finish the sequence.
+    pub(crate) part: u32,
     /// First row, and how many.
     pub(crate) first_row: u32,
     pub(crate) num_rows: u32,
@@ -21,25 +22,16 @@ pub(crate) struct Cta {
 
 impl Cta {
     #[inline(always)]
-    pub(crate) fn new<G: Gpu>(gpu: G, cut: MlaTile, params: &DecodeMlaParams) -> Self {
+    pub(crate) fn new<G: Gpu>(
+        gpu: G,
+        cut: MlaTile,
+        params: &DecodeMlaParams,
+        (seq, part): (u32, u32),
+    ) -> Self {
         let first_row = gpu.cta_idx_x() * cut.heads;
         Self {
-            split: gpu.cta_idx_y(),
-            seq: gpu.cta_idx_z(),
-            first_row,
-            num_rows: cut
-                .heads
-                .min(params.query_len * params.num_query_heads - first_row),
-        }
-    }
-
-    /// The same, by numbers that the compiler does not take for those it has.
-    #[inline(always)]
-    pub(crate) fn again<G: Gpu>(gpu: G, cut: MlaTile, params: &DecodeMlaParams) -> Self {
-        let first_row = gpu.black_box(gpu.cta_idx_x()) * cut.heads;
-        Self {
-            split: gpu.black_box(gpu.cta_idx_y()),
-            seq: gpu.black_box(gpu.cta_idx_z()),
+            seq,
+            part,
             first_row,
             num_rows: cut
                 .heads
@@ -89,18 +81,17 @@ impl Cta {
         params.out + self.offset(params, row, strides)
     }
 
-    /// Index of this split's part of a row.
+    /// Index of a row of the part.
     #[inline(always)]
-    fn part(self, params: &DecodeMlaParams, row: u32) -> u64 {
+    fn part_row(self, params: &DecodeMlaParams, row: u32) -> u64 {
         let rows = params.query_len * params.num_query_heads;
-        let row = self.seq as u64 * rows as u64 + (self.first_row + row) as u64;
-        row * params.num_kv_splits as u64 + self.split as u64
+        self.part as u64 * rows as u64 + (self.first_row + row) as u64
     }
 
     /// Where this split's values of a row are, `head_size_v` of them.
     #[inline(always)]
     fn partial_row(self, head_size_v: u32, params: &DecodeMlaParams, row: u32) -> u64 {
-        params.partial_out + 4 * (self.part(params, row) * head_size_v as u64)
+        params.partial_out + 4 * (self.part_row(params, row) * head_size_v as u64)
     }
 
     /// Stores the lse of a row, if there is such a row.
@@ -117,7 +108,7 @@ impl Cta {
             return;
         }
         if !is_whole {
-            let at = params.partial_lse + Lse::BYTES * self.part(params, row);
+            let at = params.partial_lse + Lse::BYTES * self.part_row(params, row);
             // SAFETY: this split's element of the workspace.
             unsafe { gpu.st_global_b64(at, lse.to_bits()) };
         } else if params.lse != 0 {

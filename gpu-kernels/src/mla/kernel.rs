@@ -2,7 +2,8 @@
 //!
 //! Grid: x = tile of rows (fastest, because all rows of a sequence want the same tokens), y = split,
 //! z = sequence. A row is a query head of a query token. A thread block owns the tokens
-//! `split_idx * split_len .. + split_len` of one sequence and up to `8 * HEAD_TILES` rows:
+//! `split_idx * split_len .. + split_len` of one sequence and up to `8 * HEAD_TILES` rows; or, if a
+//! [`schedule`](crate::attention::schedule) was made, those of item y, and z is 0:
 //!
 //! ```text
 //! for each tile of 32 or 64 tokens, one or more ahead in flight:      barrier: it is there, the last one is free
@@ -10,12 +11,13 @@
 //!     maxima of all token warps    barrier
 //!     acc rescaled; probabilities  barrier
 //!     acc   += valuesᵀ · probs     warps share out columns, tensor cores
-//! a sequence of one split is finished: out, lse; else partial_out, partial_lse
+//! a sequence that was seen whole is finished: out, lse; else partial_out, partial_lse
 //! ```
 
 use core::marker::PhantomData;
 
 use crate::attention::careful::{careful_row, load_pair, load_query_pair};
+use crate::attention::item::Item;
 use crate::attention::paged_kv::CacheHead;
 use crate::attention::query::query_bytes;
 use crate::attention::sequence::seq_len;
@@ -67,7 +69,19 @@ pub unsafe fn decode_mla<
         assert!(cut.tile_len.is_multiple_of(32) && cut.tile_len <= 64);
         cut
     };
-    let cta = Cta::new(gpu, cut, params);
+    // SAFETY: y is a split, or one of the items: the plan.
+    let item = unsafe {
+        Item::of(
+            gpu,
+            params.items,
+            (gpu.cta_idx_z(), gpu.cta_idx_y()),
+            (params.split_len, params.num_kv_splits),
+        )
+    };
+    if item.seq >= params.num_seqs {
+        return;
+    }
+    let cta = Cta::new(gpu, cut, params, (item.seq, item.part));
     // The query is under way before the length, on which all else depends, is waited for.
     // SAFETY: the rows exist.
     let words = unsafe {
@@ -89,15 +103,19 @@ pub unsafe fn decode_mla<
             params.max_seq_len,
         )
     };
-    let split_start = cta.split * params.split_len;
-    if split_start >= seq_len {
-        if cta.split == 0 {
+    let (start, end) = item.tokens(0, seq_len);
+    let owned = gpu.shared_base() + cut.owned();
+    if gpu.thread_idx() == 0 {
+        // SAFETY: nobody else writes it; it is read behind barriers.
+        unsafe { gpu.st_shared_b128(owned, [item.seq, item.part, start, end]) };
+    }
+    if start >= end {
+        if item.is_first() {
             // SAFETY: rows of this thread block.
             unsafe { cta.store_empty(gpu, cut, params) };
         }
         return;
     }
-    let split_end = seq_len.min(split_start + params.split_len);
 
     let cache = CacheHead::new(
         params.cache,
@@ -114,8 +132,8 @@ pub unsafe fn decode_mla<
             cache,
             params.block_table + cta.seq as u64 * params.stride_block_table as u64,
             params.block_size,
-            split_start,
-            split_end,
+            start,
+            end,
             cut,
             gpu.shared_base() + cut.ring(),
             params.stages,
@@ -135,18 +153,16 @@ pub unsafe fn decode_mla<
         )
     };
     // What a row sees ends with its own token: `query_len - 1` before the end for the first one.
-    let all_see = (seq_len + 1)
-        .saturating_sub(params.query_len)
-        .min(split_end);
-    let mut token = split_start;
-    while token < split_end {
+    let all_see = (seq_len + 1).saturating_sub(params.query_len).min(end);
+    let mut token = start;
+    while token < end {
         // SAFETY: every thread comes here; there is a tile for each step of this loop.
         let (tile, next) = unsafe { (stream.next(gpu), stream.next_rows(gpu)) };
         let len_of = |row: u32| {
             let query_token = cta.token_of(params, row);
             (seq_len + 1 + query_token)
                 .saturating_sub(params.query_len)
-                .min(split_end)
+                .min(end)
                 .saturating_sub(token)
         };
         // SAFETY: every thread comes here; the tile was just handed out.
@@ -169,7 +185,10 @@ pub unsafe fn decode_mla<
         token += cut.tile_len;
     }
     gpu.let_next_kernel_start();
-    let is_whole = seq_len <= params.split_len;
+    // SAFETY: written before the barriers of the query's statistics.
+    let [seq, part, start, end] = unsafe { gpu.ld_shared_b128(owned) };
+    let cta = Cta::new(gpu, cut, params, (seq, part));
+    let is_whole = start == 0 && end == seq_len;
     // SAFETY: every thread comes here, after the last tile; each row's lse is stored once.
     unsafe {
         let rows = running.finish(gpu, cut, k_scale, |row, lse| {
@@ -184,17 +203,11 @@ pub unsafe fn decode_mla<
             |_| 1.0,
             |row| {
                 // Found out again: the loop has no register to keep it in.
-                let cta = Cta::again(gpu, cut, params);
+                let [seq, part, start, end] = gpu.ld_shared_b128(owned);
+                let cta = Cta::new(gpu, cut, params, (seq, part));
                 let stride = params.stride_seq_lens;
-                let seq_len =
-                    self::seq_len(gpu, params.seq_lens, stride, cta.seq, params.max_seq_len);
-                let start = cta.split * params.split_len;
-                let seen = cta.seen(
-                    params,
-                    row,
-                    seq_len,
-                    (start, seq_len.min(start + params.split_len)),
-                );
+                let seq_len = self::seq_len(gpu, params.seq_lens, stride, seq, params.max_seq_len);
+                let seen = cta.seen(params, row, seq_len, (start, end));
                 let cache = CacheHead::new(
                     params.cache,
                     0,

@@ -73,7 +73,7 @@ pub unsafe fn decode_mla_entry<
         assert!(tile_row_bytes::<E>() == K_STEPS as u32 * 32);
         cut
     };
-    let (cta, first_token) = own_rows(gpu, cut, params);
+    let (cta, split, first_token) = own_rows(gpu, cut, params);
     // The query is under way before the length and the slots are waited for.
     // SAFETY: the rows exist.
     let words = unsafe {
@@ -89,9 +89,9 @@ pub unsafe fn decode_mla_entry<
     };
     // SAFETY: one length per sequence of the grid, if there are lengths.
     let num_positions = unsafe { num_positions(gpu, params, cta.seq) };
-    let split_start = cta.split * rows.split_len;
+    let split_start = split * rows.split_len;
     if split_start >= num_positions {
-        if cta.split == 0 {
+        if split == 0 {
             // SAFETY: rows of this thread block.
             unsafe { cta.store_empty(gpu, cut, rows) };
         }
@@ -189,9 +189,9 @@ pub unsafe fn decode_mla_entry<
         };
         cta.store_out::<G, Bf16, V_STEPS>(gpu, cut, rows, out, is_whole, factor, |row| {
             // Found out again: the loop has no register to keep it in.
-            let (cta, first_token) = own_rows(gpu, cut, params);
+            let (cta, split, first_token) = own_rows(gpu, cut, params);
             let num_positions = self::num_positions(gpu, params, cta.seq);
-            let start = cta.split * rows.split_len;
+            let start = split * rows.split_len;
             let mut seen = (start, num_positions.min(start + rows.split_len));
             if params.lists[0].indices == 0 {
                 seen = cta.seen(rows, row, num_positions, seen);
@@ -239,9 +239,9 @@ fn sink_factor<G: Gpu>(gpu: G, sink: f32, lse_log2: f32) -> f32 {
     gpu.recip(1.0 + gpu.exp2(sink * core::f32::consts::LOG2_E - lse_log2))
 }
 
-/// The rows of this thread block, and the first query token of its group.
+/// The rows of this thread block, its split, and the first query token of its group.
 #[inline(always)]
-fn own_rows<G: Gpu>(gpu: G, cut: MlaTile, params: &DecodeMlaEntryParams) -> (Cta, u32) {
+fn own_rows<G: Gpu>(gpu: G, cut: MlaTile, params: &DecodeMlaEntryParams) -> (Cta, u32, u32) {
     let rows = &params.rows;
     // What is made of them is made again where it is asked for again.
     let [x, y, z] =
@@ -251,14 +251,14 @@ fn own_rows<G: Gpu>(gpu: G, cut: MlaTile, params: &DecodeMlaEntryParams) -> (Cta
     let first_token = z * params.tokens_per_group - seq * rows.query_len;
     let skipped = x * cut.heads;
     let cta = Cta {
-        split: y,
         seq,
+        part: seq * rows.num_kv_splits + y,
         first_row: first_token * rows.num_query_heads + skipped,
         num_rows: cut
             .heads
             .min(params.tokens_per_group * rows.num_query_heads - skipped),
     };
-    (cta, first_token)
+    (cta, y, first_token)
 }
 
 /// Positions of a sequence's groups.

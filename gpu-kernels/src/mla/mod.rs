@@ -129,10 +129,11 @@ impl MlaTile {
     // output rows.
 
     /// Of each head a maximum or a sum of each token warp (there is room for 4); then of each head its scale, at the
-    /// end its maximum; what its output has to be rescaled by; and, of each group of heads, whether it has to be.
+    /// end its maximum; what its output has to be rescaled by; of each group of heads, whether it has to be; and what the
+    /// thread block owns: sequence, part, first token, end.
     /// Whole lines, so that the rows of the ring lie in whole lines too.
     pub(crate) const fn stats_bytes(self) -> u32 {
-        (self.grew() + 16).next_multiple_of(128)
+        (self.owned() + 16).next_multiple_of(128)
     }
     pub(crate) const fn stats_of(head: u32) -> u32 {
         head * 4 * 4
@@ -145,6 +146,9 @@ impl MlaTile {
     }
     pub(crate) const fn grew(self) -> u32 {
         self.heads * 6 * 4
+    }
+    pub(crate) const fn owned(self) -> u32 {
+        self.grew() + 16
     }
     pub(crate) const fn probs(self) -> u32 {
         self.stats_bytes()

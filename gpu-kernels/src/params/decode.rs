@@ -20,10 +20,11 @@ pub struct DecodeParams {
     pub out: u64,
     /// `[num_seqs, num_query_heads]`, f32, natural logarithm; 0 if not wanted.
     pub lse: u64,
-    /// `[num_seqs, num_query_heads, num_kv_splits, head_size_v]`, f32, each split normalised by itself.
+    /// `[parts, num_query_heads, head_size_v]`, f32, each part normalised by itself: `num_kv_splits` for each sequence, or
+    /// two for each run.
     pub partial_out: u64,
-    /// `[num_seqs, num_query_heads, num_kv_splits]`, each an [`Lse`](crate::attention::lse::Lse); splits past a sequence's end are not
-    /// written.
+    /// `[parts, num_query_heads]`, each an [`Lse`](crate::attention::lse::Lse); those of splits past a sequence's end are
+    /// not written.
     pub partial_lse: u64,
     /// One f32 that an FP8 query was divided by; 0 for 1. The scales are only read if the cache is FP8.
     pub q_scale: u64,
@@ -37,6 +38,8 @@ pub struct DecodeParams {
     /// `[num_seqs + 1]`, i32, contiguous: the row of `query`, `out` and `lse` that each sequence has, none if the next
     /// one's is the same; 0 if every sequence has its own number. Only kernels with score mods look at it.
     pub query_start_loc: u64,
+    /// An [`Item`](crate::attention::item::Item) for each y of the grid; 0 if y are splits.
+    pub items: u64,
     /// What becomes of products; of kernels without score mods only the scale is looked at.
     pub score: ScoreParams,
     /// From a sequence's query to the next one's.
@@ -91,7 +94,7 @@ pub struct DecodeParams {
     pub max_seq_len: u32,
     /// Tokens per split, a multiple of the thread block's tile.
     pub split_len: u32,
-    /// Splits of the longest sequence: the row length of `partial_lse`.
+    /// Splits of the longest sequence, or runs.
     pub num_kv_splits: u32,
     /// If the cache is FP8: a [`crate::dtype::QueryDtype`].
     pub query_dtype: u32,
@@ -102,11 +105,11 @@ pub struct DecodeParams {
     /// Tiles that a warp's ring has room for, in kernels with score mods: no more than a split has tiles for a warp, so
     /// that more thread blocks fit on a multiprocessor if a window leaves them little to do.
     pub ring_tiles: u32,
-    /// Zero; keeps the size a multiple of 8.
-    pub reserved: u32,
+    /// Sequences: what the items are held to.
+    pub num_seqs: u32,
 }
 
 const _: () =
-    assert!(size_of::<DecodeParams>() == 14 * 8 + size_of::<ScoreParams>() + 20 * 8 + 12 * 4);
+    assert!(size_of::<DecodeParams>() == 15 * 8 + size_of::<ScoreParams>() + 20 * 8 + 12 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for DecodeParams {}

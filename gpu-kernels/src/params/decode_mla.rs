@@ -19,9 +19,10 @@ pub struct DecodeMlaParams {
     pub out: u64,
     /// `[num_seqs, query_len, num_query_heads]`, f32, natural logarithm; 0 if not wanted.
     pub lse: u64,
-    /// `[num_seqs, rows, num_kv_splits, head_size_v]`, f32, each split normalised by itself.
+    /// `[parts, rows, head_size_v]`, f32, each part normalised by itself: `num_kv_splits` for each sequence, or two for
+    /// each run.
     pub partial_out: u64,
-    /// `[num_seqs, rows, num_kv_splits]`, each an [`Lse`](crate::attention::lse::Lse); splits past a sequence's end are not written.
+    /// `[parts, rows]`, each an [`Lse`](crate::attention::lse::Lse); those of splits past a sequence's end are not written.
     pub partial_lse: u64,
     /// One f32 that an FP8 query was divided by; 0 for 1. The scales are only read if the cache is FP8.
     pub q_scale: u64,
@@ -29,6 +30,8 @@ pub struct DecodeMlaParams {
     pub k_scale: u64,
     /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
     pub check: u64,
+    /// An [`Item`](crate::attention::item::Item) for each y of the grid; 0 if y are splits.
+    pub items: u64,
     /// From a sequence's query to the next one's.
     pub stride_query_seq: i64,
     /// From a query token to the next.
@@ -65,7 +68,7 @@ pub struct DecodeMlaParams {
     pub max_seq_len: u32,
     /// Tokens per split, a multiple of the thread block's tile.
     pub split_len: u32,
-    /// Splits of the longest sequence: the row length of `partial_lse`.
+    /// Splits of the longest sequence, or runs.
     pub num_kv_splits: u32,
     /// Tiles in the ring of shared memory.
     pub stages: u32,
@@ -75,8 +78,12 @@ pub struct DecodeMlaParams {
     pub query_dtype: u32,
     /// If the cache is FP8: a [`crate::dtype::QueryDtype`], of 16 bits.
     pub out_dtype: u32,
+    /// Sequences: what the items are held to.
+    pub num_seqs: u32,
+    /// Zero; keeps the size a multiple of 8.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<DecodeMlaParams>() == 11 * 8 + 13 * 8 + 10 * 4);
+const _: () = assert!(size_of::<DecodeMlaParams>() == 12 * 8 + 13 * 8 + 12 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for DecodeMlaParams {}

@@ -6,10 +6,12 @@ use crate::params::{KernelParams, MaskParams};
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MergeParams {
-    /// `[num_seqs, rows, num_kv_splits, head_size_v]`, f32; a row is one query head of one query token.
+    /// `[parts, rows, head_size_v]`, f32, as in the stage-1 launch; a row is one query head of one query token.
     pub partial_out: u64,
-    /// `[num_seqs, rows, num_kv_splits]`, each an [`Lse`](crate::attention::lse::Lse).
+    /// `[parts, rows]`, each an [`Lse`](crate::attention::lse::Lse).
     pub partial_lse: u64,
+    /// As in the stage-1 launch: then the grid's y are cuts, from the second on; 0 if they are sequences.
+    pub cuts: u64,
     /// `[num_seqs]`, i32; 0 if all are `max_seq_len`.
     pub seq_lens: u64,
     /// `[num_seqs, query_len, num_query_heads, head_size_v]`, bf16 or f16.
@@ -55,13 +57,15 @@ pub struct MergeParams {
     pub sink_in_lse: u32,
     /// As in the stage-1 launch.
     pub num_tokens: u32,
+    /// As in the stage-1 launch.
+    pub num_seqs: u32,
     /// Zero; keeps the size a multiple of 8.
-    pub reserved: [u32; MaskParams::reserved(8)],
+    pub reserved: [u32; MaskParams::reserved(9)],
 }
 
 const _: () = assert!(
     size_of::<MergeParams>()
-        == 15 * 8 + size_of::<MaskParams>() + (8 + MaskParams::reserved(8)) * 4
+        == 16 * 8 + size_of::<MaskParams>() + (9 + MaskParams::reserved(9)) * 4
 );
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for MergeParams {}

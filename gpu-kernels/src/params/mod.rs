@@ -17,6 +17,7 @@ mod mla;
 mod prefill;
 mod read_ceiling;
 mod rope;
+mod schedule;
 mod score;
 
 pub use blocks::*;
@@ -31,6 +32,7 @@ pub use mla::*;
 pub use prefill::*;
 pub use read_ceiling::*;
 pub use rope::*;
+pub use schedule::*;
 pub use score::*;
 
 /// A parameter block that may be sent to a kernel as bytes.

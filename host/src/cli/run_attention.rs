@@ -27,6 +27,7 @@ static SPLIT_POLICY: Key<SplitPolicy> = Key::words(
     &[
         ("auto", SplitPolicy::Auto),
         ("invariant", SplitPolicy::BatchInvariant),
+        ("scheduled", SplitPolicy::Scheduled),
     ],
 )
 .or("tokens per split", |text| {

@@ -41,7 +41,7 @@ impl Splits {
         let wanted = match policy {
             SplitPolicy::BatchInvariant => keys,
             SplitPolicy::Fixed(len) => len,
-            SplitPolicy::Auto => {
+            SplitPolicy::Auto | SplitPolicy::Scheduled => {
                 let ctas_per_sm = device.shared_bytes_per_sm / shape.shared_bytes.max(1);
                 let slots = device.num_sms * ctas_per_sm.clamp(1, shape.most_ctas_per_sm);
                 let filling = (slots / shape.ctas.max(1)).max(1);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{DeviceInfo, MOST_CTAS_YZ};
+use super::{DeviceInfo, MOST_CTAS_YZ, Runs};
 
 /// Who decides how many tokens a split has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,6 +16,21 @@ pub enum SplitPolicy {
     BatchInvariant,
     /// This many tokens per split, rounded up to whole tiles.
     Fixed(u32),
+    /// The device decides, by the lengths that it finds: for plans that do not know them, as of captured graphs, and for
+    /// batches of unequal lengths. A small kernel cuts the batch into runs of equal work, as many as fill the machine; the
+    /// workspace does not grow with sequences or bound. Decode attention over keys and values, and over latents; others
+    /// take it as [`SplitPolicy::Auto`].
+    Scheduled,
+}
+
+impl SplitPolicy {
+    /// How the device cuts a batch of this shape, if it does.
+    pub(crate) fn runs(self, shape: &SplitShape, device: &DeviceInfo) -> Option<Runs> {
+        match self {
+            Self::Scheduled => Some(Runs::choose(shape, device)),
+            Self::Auto | Self::BatchInvariant | Self::Fixed(_) => None,
+        }
+    }
 }
 
 /// What the choice depends on.
@@ -37,6 +52,21 @@ pub struct SplitShape {
     pub tile_len: u32,
     /// Shared memory of a thread block: how many fit on a multiprocessor.
     pub shared_bytes: u32,
+}
+
+impl SplitShape {
+    /// Thread blocks that are resident together.
+    pub(super) fn slots(&self, device: &DeviceInfo) -> u32 {
+        let ctas_per_sm = device.shared_bytes_per_sm / self.shared_bytes.max(1);
+        device.num_sms * ctas_per_sm.clamp(1, MOST_CTAS_PER_SM)
+    }
+
+    /// How long a thread block waits for the bytes of a tile if all that are resident read.
+    pub(super) fn tile_read_nanoseconds(&self, device: &DeviceInfo) -> f64 {
+        let ctas_per_sm = self.slots(device) / device.num_sms.max(1);
+        let bytes = self.tile_len.saturating_mul(self.token_bytes);
+        f64::from(bytes) * f64::from(ctas_per_sm) / Cost::SM_RATE
+    }
 }
 
 /// The choice. A sequence has `ceil(seq_len / split_len)` splits.
@@ -68,7 +98,7 @@ impl Splits {
     /// Chooses for a shape on a machine.
     pub fn choose(shape: &SplitShape, device: &DeviceInfo, policy: SplitPolicy) -> Self {
         match policy {
-            SplitPolicy::Auto => Self::fastest(shape, device),
+            SplitPolicy::Auto | SplitPolicy::Scheduled => Self::fastest(shape, device),
             SplitPolicy::BatchInvariant => Self::of_len(shape, INVARIANT_LEN),
             SplitPolicy::Fixed(len) => Self::of_len(shape, len),
         }
@@ -145,10 +175,8 @@ impl Cost {
     const MERGE_MANY: f64 = 30.0;
 
     fn of(shape: &SplitShape, device: &DeviceInfo) -> Self {
-        let ctas_per_sm = device.shared_bytes_per_sm / shape.shared_bytes.max(1);
-        let ctas_per_sm = ctas_per_sm.clamp(1, MOST_CTAS_PER_SM);
         Self {
-            slots: device.num_sms * ctas_per_sm,
+            slots: shape.slots(device),
             ctas_per_split: shape.num_seqs.saturating_mul(shape.ctas_per_split).max(1),
             token_bytes: f64::from(shape.token_bytes),
             token_time: shape.tile_nanoseconds / f64::from(shape.tile_len),

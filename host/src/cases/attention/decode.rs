@@ -42,6 +42,8 @@ pub struct DecodeCase {
     pub scales: ScaleForm,
     /// How the KV range is split.
     pub split_policy: SplitPolicy,
+    /// Whether one schedule serves all launches, if the device makes any.
+    pub schedule_once: bool,
     /// Whether indices are checked on the device.
     pub check: CheckMode,
     /// The bound that the host knows, if any.
@@ -154,6 +156,13 @@ impl DecodeCase {
             softmax_scale: fields.optional("scale")?,
             scales: ScaleForm::read(fields)?,
             split_policy: read_split(fields)?,
+            schedule_once: match fields.text("schedule") {
+                None => false,
+                Some("once") => true,
+                Some(other) => {
+                    return Err(CaseError(format!("`schedule={other}`: given, it is once")));
+                }
+            },
             check: read_check(fields)?,
             max_seq_len: fields.optional("max_len")?,
             latent: match is_latent {
@@ -194,10 +203,23 @@ impl Described for DecodeCase {
             Lens::Ragged(num_seqs, max) | Lens::RaggedMean(num_seqs, max, _) => {
                 format!("b={num_seqs} ctx={max} ragged")
             }
+            Lens::Zipf(num_seqs, max) => format!("b={num_seqs} ctx={max} zipf"),
+            Lens::OneLong(num_seqs, len, max) => {
+                format!("b={num_seqs} ctx={max} and {len}")
+            }
             Lens::List(lens) => {
                 let max = lens.iter().copied().max().unwrap_or(0);
                 format!("b={} ctx={max} ragged", lens.len())
             }
+        };
+        let lens = if self.split_policy == SplitPolicy::Scheduled {
+            let once = if self.schedule_once { " once" } else { "" };
+            format!(
+                "{lens} bound={} scheduled{once}",
+                self.max_seq_len.unwrap_or(0)
+            )
+        } else {
+            lens
         };
         let kv = match self.cache.dtype {
             Dtype::F8E4m3 => "fp8".to_owned(),
@@ -286,6 +308,9 @@ impl fmt::Display for DecodeCase {
             write!(f, " scale={scale}")?;
         }
         write_split(self.split_policy, f)?;
+        if self.schedule_once {
+            f.write_str(" schedule=once")?;
+        }
         write_check(self.check, f)?;
         if let Some(tokens) = self.max_seq_len {
             write!(f, " max_len={tokens}")?;

@@ -20,6 +20,7 @@ use crate::ops::{
 use crate::plan::DeviceInfo;
 use crate::reference::HostTensor;
 use crate::runtime::{Buffer, Launcher, Runtime};
+use crate::tensor::Dtype;
 
 /// A decode case on a machine.
 pub struct DeviceDecode<'m> {
@@ -80,7 +81,25 @@ impl<'m> DeviceDecode<'m> {
         workspace: &mut Buffer<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
-        let (scale, options) = (case.scale(), case.options());
+        self.launch_on(case, set, plan, (workspace, None), launcher)
+    }
+
+    /// The same, by a schedule that was made already.
+    ///
+    /// # Errors
+    /// As [`DeviceDecode::launch`].
+    pub fn launch_on(
+        &mut self,
+        case: &DecodeCase,
+        set: usize,
+        plan: &DecodePlan,
+        (workspace, schedule): (&mut Buffer<'_>, Option<&Buffer<'_>>),
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        let scale = case.scale();
+        let mut options = case.options();
+        let schedule = schedule.map(Buffer::view);
+        options.schedule = schedule;
         let workspace = &mut workspace.view_mut();
         match self.tensors.latent {
             None => self
@@ -91,6 +110,32 @@ impl<'m> DeviceDecode<'m> {
                 .mla_request(set, scale, options)?
                 .check()?
                 .launch(plan, workspace, launcher),
+        }
+    }
+
+    /// Enqueues the schedule of copy `set` of the batch, into `out`.
+    ///
+    /// # Errors
+    /// As [`DeviceDecode::launch`].
+    pub fn schedule(
+        &mut self,
+        case: &DecodeCase,
+        set: usize,
+        plan: &DecodePlan,
+        (workspace, out): (&mut Buffer<'_>, &mut Buffer<'_>),
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        let (scale, options) = (case.scale(), case.options());
+        let (workspace, out) = (&mut workspace.view_mut(), &mut out.view_mut());
+        match self.tensors.latent {
+            None => self
+                .request(set, scale, options)?
+                .check()?
+                .schedule(plan, out, workspace, launcher),
+            Some(_) => self
+                .mla_request(set, scale, options)?
+                .check()?
+                .schedule(plan, out, workspace, launcher),
         }
     }
 
@@ -202,11 +247,14 @@ impl<'m> DeviceDecode<'m> {
 
 /// A decode case on a machine, with what its launches need.
 struct DecodeRun<'m> {
+    runtime: &'m dyn Runtime,
     case: DecodeCase,
     seed: u64,
     sets: usize,
     device: DeviceDecode<'m>,
     workspaces: Workspaces<'m>,
+    /// Of each copy, if the case wants one for all launches.
+    schedules: Vec<Buffer<'m>>,
 }
 
 impl Runnable for DecodeCase {
@@ -226,6 +274,8 @@ impl Runnable for DecodeCase {
             sets: amount.sets,
             device: DeviceDecode::new(runtime, decode(self, seed, amount))?,
             workspaces: Workspaces::new(runtime, self.check),
+            schedules: Vec::new(),
+            runtime,
         }))
     }
 }
@@ -235,7 +285,19 @@ impl<'m> DeviceCase<'m> for DecodeRun<'m> {
         let (case, device) = (&self.case, &mut self.device);
         let plan = device.plan(case, &launcher.device())?;
         let workspace = self.workspaces.of(set, plan.workspace_bytes())?;
-        device.launch(case, set, &plan, workspace, launcher)?;
+        if !case.schedule_once {
+            device.launch(case, set, &plan, workspace, launcher)?;
+            return Ok(plan.to_string());
+        }
+        if let (true, Some(runs)) = (set == self.schedules.len(), plan.runs()) {
+            let rows =
+                runs.schedule_rows(u32::try_from(device.tensors.num_seqs).unwrap_or(u32::MAX));
+            let mut schedule = Buffer::uninit(self.runtime, "schedule", Dtype::I32, &[rows, 4])?;
+            device.schedule(case, set, &plan, (workspace, &mut schedule), launcher)?;
+            self.schedules.push(schedule);
+        }
+        let schedule = self.schedules.get(set);
+        device.launch_on(case, set, &plan, (workspace, schedule), launcher)?;
         Ok(plan.to_string())
     }
 

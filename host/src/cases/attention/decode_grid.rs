@@ -40,6 +40,7 @@ pub(crate) fn decode(
         softmax_scale: None,
         scales: ScaleForm::Tensor,
         split_policy: SplitPolicy::Auto,
+        schedule_once: false,
         check: CheckMode::Off,
         max_seq_len: None,
         latent: None,
@@ -136,6 +137,17 @@ pub(crate) fn smoke() -> Vec<DecodeCase> {
             max_seq_len: Some(150),
             ..plain()
         },
+        DecodeCase {
+            split_policy: SplitPolicy::Scheduled,
+            ..plain()
+        },
+        DecodeCase {
+            split_policy: SplitPolicy::Scheduled,
+            schedule_once: true,
+            check: CheckMode::Device,
+            max_seq_len: Some(150),
+            ..plain()
+        },
     ]);
     cases
 }
@@ -182,6 +194,20 @@ pub(crate) fn edges() -> Vec<DecodeCase> {
     );
     invariant.split_policy = SplitPolicy::BatchInvariant;
     cases.push(invariant);
+    // Runs that end anywhere, more sequences than runs, and more than a thread block has threads.
+    for lens in [
+        Lens::Ragged(7, 700),
+        Lens::Zipf(20, 2000),
+        Lens::OneLong(9, 16, 1500),
+        Lens::Uniform(16, 64),
+        Lens::Ragged(600, 20),
+        Lens::List(vec![0; 4]),
+        Lens::List(vec![0, 0, 900, -3, 0, 1]),
+    ] {
+        let mut case = decode(Dtype::Bf16, (4, 2), 64, 16, lens);
+        case.split_policy = SplitPolicy::Scheduled;
+        cases.push(case);
+    }
     cases
 }
 
@@ -250,13 +276,44 @@ pub(crate) fn sweep() -> Vec<DecodeCase> {
         SplitPolicy::BatchInvariant,
         SplitPolicy::Fixed(1),
         SplitPolicy::Fixed(500),
+        SplitPolicy::Scheduled,
     ] {
         let mut case = decode(Dtype::Bf16, (32, 8), 128, 16, Lens::Ragged(6, 9000));
         case.split_policy = policy;
         case.check = CheckMode::Device;
         cases.push(case);
     }
+    for dtype in DTYPES {
+        for lens in unequal() {
+            let mut case = decode(dtype, (32, 8), 128, 16, lens);
+            case.split_policy = SplitPolicy::Scheduled;
+            cases.push(case);
+        }
+    }
     cases
+}
+
+/// Batches of unequal lengths that peers were timed at.
+pub(crate) fn unequal() -> [Lens; 3] {
+    [
+        Lens::RaggedMean(64, 8192, 4128),
+        Lens::Zipf(64, 131_072),
+        Lens::OneLong(64, 1024, 131_072),
+    ]
+}
+
+/// Those, and batches of equal ones, for a plan that knows no more than that a sequence has at most 131,072 tokens.
+pub(crate) fn scheduled() -> impl Iterator<Item = Lens> {
+    let batches = [
+        (1, 1024),
+        (1, 8192),
+        (8, 8192),
+        (64, 1024),
+        (64, 8192),
+        (128, 1024),
+    ];
+    let equal = batches.map(|(num_seqs, len)| Lens::Uniform(num_seqs, len));
+    equal.into_iter().chain(unequal())
 }
 
 /// The shapes that peers were timed at.
@@ -283,6 +340,15 @@ pub(crate) fn bench() -> Vec<DecodeCase> {
     ] {
         for num_seqs in [1, 64] {
             push(heads, d, Lens::Uniform(num_seqs, 8192), 8192);
+        }
+    }
+    for lens in scheduled() {
+        for schedule_once in [true, false] {
+            let mut case = decode(Dtype::Bf16, (32, 8), 128, 16, lens.clone());
+            case.lse = LseForm::Off;
+            case.max_seq_len = Some(131_072);
+            (case.split_policy, case.schedule_once) = (SplitPolicy::Scheduled, schedule_once);
+            cases.push(case);
         }
     }
     cases

@@ -23,10 +23,11 @@ fn page(random: &mut ChaCha8Rng) -> usize {
 }
 
 fn split(random: &mut ChaCha8Rng) -> SplitPolicy {
-    match random.random_range(0..6) {
+    match random.random_range(0..8) {
         0 => SplitPolicy::BatchInvariant,
         1 => SplitPolicy::Fixed(1),
         2 => SplitPolicy::Fixed(random.random_range(1..200)),
+        3 | 4 => SplitPolicy::Scheduled,
         _ => SplitPolicy::Auto,
     }
 }

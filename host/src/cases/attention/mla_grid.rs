@@ -1,7 +1,7 @@
 //! The cases over latent (MLA) caches, in every named list.
 
 use super::decode::DecodeCase;
-use super::decode_grid::{decode, edge_lens};
+use super::decode_grid::{decode, edge_lens, scheduled, unequal};
 use crate::cases::base::layout::Layout;
 use crate::cases::base::lens::Lens;
 use crate::cases::base::mla_entry::{LATENTS, ROPE, SOFTMAX_SCALE};
@@ -92,6 +92,19 @@ pub(crate) fn edges() -> Vec<DecodeCase> {
         let lens = Lens::List(vec![0, 1, 65]);
         cases.push(with(mla(Dtype::F16, heads, 64, lens), |_| {}));
     }
+    for (heads, q_len) in [(16, 1), (40, 2)] {
+        for lens in [
+            Lens::Zipf(9, 700),
+            Lens::OneLong(7, 8, 900),
+            Lens::List(vec![0, 0, 300, 1]),
+        ] {
+            cases.push(with(mla(Dtype::Bf16, heads, 16, lens), |case| {
+                (case.cache.head_size, case.cache.head_size_v) = (288, 256);
+                case.split_policy = SplitPolicy::Scheduled;
+                case.latent = Some(q_len);
+            }));
+        }
+    }
     cases
 }
 
@@ -120,6 +133,13 @@ pub(crate) fn sweep() -> Vec<DecodeCase> {
             }
         }
     }
+    for heads in [16, 128] {
+        for lens in unequal() {
+            cases.push(with(mla(Dtype::Bf16, heads, 64, lens), |case| {
+                case.split_policy = SplitPolicy::Scheduled;
+            }));
+        }
+    }
     // Long contexts: many small probabilities must not be lost.
     for kv in caches(Dtype::Bf16) {
         for heads in [16, 128] {
@@ -146,6 +166,18 @@ pub(crate) fn bench() -> Vec<DecodeCase> {
                         case.lse = LseForm::Off;
                     }));
                 }
+            }
+        }
+    }
+    for heads in [16, 128] {
+        for lens in scheduled() {
+            for schedule_once in [true, false] {
+                cases.push(with(mla(Dtype::Bf16, heads, 64, lens.clone()), |case| {
+                    case.lse = LseForm::Off;
+                    case.max_seq_len = Some(131_072);
+                    (case.split_policy, case.schedule_once) =
+                        (SplitPolicy::Scheduled, schedule_once);
+                }));
             }
         }
     }

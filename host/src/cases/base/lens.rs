@@ -21,6 +21,10 @@ pub enum Lens {
     /// `ragged:B:MAX:MEAN`: B lengths between 1 and MAX whose mean is MEAN to within one token, in a drawn
     /// order. Their sum is the same for every seed, so that bandwidths can be compared.
     RaggedMean(usize, usize, usize),
+    /// `zipf:B:MAX`: MAX, a half of it, a third and so on, in a drawn order.
+    Zipf(usize, usize),
+    /// `long:B:L:MAX`: one sequence of MAX tokens among B - 1 of L, anywhere.
+    OneLong(usize, usize, usize),
 }
 
 impl Lens {
@@ -30,7 +34,9 @@ impl Lens {
             Self::List(lens) => lens.len(),
             &Self::Uniform(num_seqs, _)
             | &Self::Ragged(num_seqs, _)
-            | &Self::RaggedMean(num_seqs, _, _) => num_seqs,
+            | &Self::RaggedMean(num_seqs, _, _)
+            | &Self::Zipf(num_seqs, _)
+            | &Self::OneLong(num_seqs, _, _) => num_seqs,
         }
     }
 
@@ -46,6 +52,18 @@ impl Lens {
             Self::RaggedMean(num_seqs, max, mean) => {
                 let mut lens = skewed(num_seqs, max, mean);
                 lens.shuffle(&mut random);
+                lens
+            }
+            Self::Zipf(num_seqs, max) => {
+                let mut lens: Vec<i32> = (1..=num_seqs).map(|rank| small(max / rank)).collect();
+                lens.shuffle(&mut random);
+                lens
+            }
+            Self::OneLong(num_seqs, len, max) => {
+                let mut lens = vec![small(len); num_seqs];
+                if num_seqs > 0 {
+                    lens[random.random_range(0..num_seqs)] = small(max);
+                }
                 lens
             }
         }
@@ -84,6 +102,8 @@ impl fmt::Display for Lens {
             Self::Uniform(num_seqs, len) => write!(f, "uniform:{num_seqs}:{len}"),
             Self::Ragged(num_seqs, max) => write!(f, "ragged:{num_seqs}:{max}"),
             Self::RaggedMean(num_seqs, max, mean) => write!(f, "ragged:{num_seqs}:{max}:{mean}"),
+            Self::Zipf(num_seqs, max) => write!(f, "zipf:{num_seqs}:{max}"),
+            Self::OneLong(num_seqs, len, max) => write!(f, "long:{num_seqs}:{len}:{max}"),
         }
     }
 }
@@ -103,6 +123,8 @@ impl FromStr for Lens {
             ("ragged", 4) if size(3)? <= size(2)? => {
                 Ok(Self::RaggedMean(size(1)?, size(2)?, size(3)?))
             }
+            ("zipf", 3) => Ok(Self::Zipf(size(1)?, size(2)?)),
+            ("long", 4) => Ok(Self::OneLong(size(1)?, size(2)?, size(3)?)),
             (list, 1) => {
                 let lens: Vec<i32> = list
                     .split(',')
@@ -117,7 +139,8 @@ impl FromStr for Lens {
                 Ok(Self::List(lens))
             }
             _ => Err(CaseError(format!(
-                "`lens={text}` is none of LEN,LEN,..., uniform:B:LEN, ragged:B:MAX, ragged:B:MAX:MEAN"
+                "`lens={text}` is none of LEN,LEN,..., uniform:B:LEN, ragged:B:MAX, ragged:B:MAX:MEAN, zipf:B:MAX, \
+                 long:B:LEN:MAX"
             ))),
         }
     }

@@ -109,6 +109,7 @@ pub(crate) fn read_split(fields: &mut Fields<'_>) -> Result<SplitPolicy, CaseErr
     match fields.text("split") {
         None => Ok(SplitPolicy::Auto),
         Some("invariant") => Ok(SplitPolicy::BatchInvariant),
+        Some("scheduled") => Ok(SplitPolicy::Scheduled),
         Some(tokens) => Ok(SplitPolicy::Fixed(parse("split", tokens)?)),
     }
 }
@@ -117,6 +118,7 @@ pub(crate) fn write_split(policy: SplitPolicy, f: &mut fmt::Formatter<'_>) -> fm
     match policy {
         SplitPolicy::Auto => Ok(()),
         SplitPolicy::BatchInvariant => f.write_str(" split=invariant"),
+        SplitPolicy::Scheduled => f.write_str(" split=scheduled"),
         SplitPolicy::Fixed(tokens) => write!(f, " split={tokens}"),
     }
 }

@@ -1,10 +1,12 @@
 //! A checked decode at other tensors, and its launch.
 
-use gpu_kernels::params::{CheckPagedParams, DecodeParams, KernelParams, MergeParams, ScaleList};
+use gpu_kernels::params::{
+    CheckPagedParams, DecodeParams, KernelParams, MergeParams, ScaleList, ScheduleParams,
+};
 
 use super::decode::{CheckedDecode, DecodeRequest, Starts};
 use super::kv_scales::{ScaleParams, given_scales, scales_to_check};
-use super::split_plan::DecodePlan;
+use super::split_plan::{DecodePlan, Lengths};
 use crate::error::Result;
 use crate::ops::checks::{named, scale};
 use crate::ops::device_check::workspace_base;
@@ -70,7 +72,12 @@ impl CheckedDecode<'_> {
         let base = workspace_base(workspace, plan.workspace_bytes())?;
         let check = if plan.check.is_some() { base } else { 0 };
         let request = &self.request;
-        let decode = self.decode_params(plan, base, check);
+        let given = request.options.schedule.as_ref();
+        let schedule = plan.schedule_at(given, base, self.lengths())?;
+        let decode = DecodeParams {
+            items: schedule.map_or(0, |schedule| schedule.items),
+            ..self.decode_params(plan, base, check)
+        };
         let ([q_scale, k_scale, v_scale], token_scales) =
             scales_to_check(request.scales.as_ref(), self.shape.token_scales());
         let starts = self.starts.as_ref();
@@ -96,7 +103,7 @@ impl CheckedDecode<'_> {
             num_parts: self.check_parts(),
             reserved: Default::default(),
         };
-        let merge = self.merge_params(plan, &decode);
+        let merge = self.merge_params(plan, &decode, schedule.as_ref());
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised;
         // `check()` made shapes and strides agree, and the plan fits them.
         unsafe {
@@ -104,9 +111,48 @@ impl CheckedDecode<'_> {
                 launcher,
                 [self.shape.num_seqs; 2],
                 &checks,
+                schedule.as_ref().filter(|_| given.is_none()),
                 decode.as_bytes(),
                 &merge,
             )
+        }
+    }
+
+    /// Enqueues the schedule of `plan` alone, which it has under [`crate::plan::SplitPolicy::Scheduled`]: launches of the
+    /// same step whose [`crate::ops::DecodeOptions::schedule`] it is do not make one of their own. `out` is `[rows, 4]`,
+    /// i32, contiguous, 16-byte aligned (see [`crate::plan::Runs::schedule_rows`]). Allocates nothing and waits for
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`CheckedDecode::launch`]; [`crate::error::RequestError`] for a plan without a schedule, or `out` of another
+    /// shape.
+    pub fn schedule(
+        &self,
+        plan: &DecodePlan,
+        out: &mut TensorViewMut<'_>,
+        workspace: &mut TensorViewMut<'_>,
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        plan.fits(&self.made_for())?;
+        let own = [
+            Some(named("seq_lens", &self.request.seq_lens)),
+            Some(named("schedule", out.view())),
+        ];
+        on_machine(launcher, &own, workspace)?;
+        let base = workspace_base(workspace, plan.workspace_bytes())?;
+        // SAFETY: views and workspace are valid until the launch has finished, as their makers promised.
+        unsafe { plan.enqueue_schedule(out, base, self.lengths(), launcher) }
+    }
+
+    fn lengths(&self) -> Lengths {
+        Lengths {
+            seq_lens: self.request.seq_lens.address(),
+            stride_seq_lens: byte_stride(&self.request.seq_lens, 0),
+            query_start_loc: self.query_start_loc.as_ref().map_or(0, TensorView::address),
+            num_seqs: self.shape.num_seqs,
+            num_tokens: self.num_tokens,
+            max_seq_len: self.shape.max_seq_len,
+            mask: self.request.options.score_mods.mask(),
         }
     }
 
@@ -132,6 +178,7 @@ impl CheckedDecode<'_> {
             v_scale: scales.v_scale,
             check,
             query_start_loc: self.query_start_loc.as_ref().map_or(0, TensorView::address),
+            items: 0,
             score: request
                 .options
                 .score_mods
@@ -162,19 +209,25 @@ impl CheckedDecode<'_> {
             block_size: self.shape.block_size,
             max_seq_len: self.shape.max_seq_len,
             split_len: plan.splits.split_len,
-            num_kv_splits: plan.splits.num_kv_splits,
+            num_kv_splits: plan.num_kv_splits(),
             query_dtype: self.shape.query as u32,
             out_dtype: self.shape.out as u32,
             num_tokens: self.num_tokens,
             ring_tiles: plan.stages,
-            reserved: 0,
+            num_seqs: self.shape.num_seqs,
         }
     }
 
-    fn merge_params(&self, plan: &DecodePlan, stage1: &DecodeParams) -> MergeParams {
+    fn merge_params(
+        &self,
+        plan: &DecodePlan,
+        stage1: &DecodeParams,
+        schedule: Option<&ScheduleParams>,
+    ) -> MergeParams {
         MergeParams {
             partial_out: stage1.partial_out,
             partial_lse: stage1.partial_lse,
+            cuts: schedule.map_or(0, |schedule| schedule.cuts),
             seq_lens: stage1.seq_lens,
             out: stage1.out,
             lse: stage1.lse,
@@ -193,17 +246,18 @@ impl CheckedDecode<'_> {
             head_size_v: self.shape.head_size_v,
             max_seq_len: self.shape.max_seq_len,
             split_len: plan.splits.split_len,
-            num_kv_splits: plan.splits.num_kv_splits,
+            num_kv_splits: stage1.num_kv_splits,
             mask: stage1.score.mask,
             sink_in_lse: u32::from(stage1.score.sinks != 0),
             num_tokens: self.num_tokens,
+            num_seqs: self.shape.num_seqs,
             reserved: Default::default(),
         }
     }
 }
 
 impl<'a> DecodeRequest<'a> {
-    fn tensors(&self) -> [Given<'_, 'a>; 12] {
+    fn tensors(&self) -> [Given<'_, 'a>; 13] {
         let [q_scale, k_scale, v_scale] = given_scales(self.scales.as_ref());
         let [alibi_slopes, sinks] = self.options.score_mods.tensors();
         [
@@ -219,6 +273,7 @@ impl<'a> DecodeRequest<'a> {
             v_scale,
             alibi_slopes,
             sinks,
+            given("schedule", self.options.schedule.as_ref()),
         ]
     }
 }

@@ -35,28 +35,32 @@ impl CheckedDecode<'_> {
             });
         }
         let visible = self.most_visible();
-        let splits = Splits::choose(
-            &SplitShape {
-                num_seqs: shape.num_seqs,
-                ctas_per_split: shape.num_kv_heads * head_tiles,
-                max_seq_len: visible,
-                token_bytes: shape.value_bytes() * (shape.head_size + shape.head_size_v),
-                tile_nanoseconds: warp_tile_nanoseconds(shape.head_size.max(shape.head_size_v)),
-                cta_nanoseconds: 0.0,
-                tile_len: tile.tokens_per_cta(),
-                shared_bytes: self.shared_bytes(tile, visible).0,
-            },
-            device,
-            self.request.options.split_policy,
-        );
-        let (shared_bytes, ring_tiles) = self.shared_bytes(tile, splits.split_len.min(visible));
+        let split_shape = SplitShape {
+            num_seqs: shape.num_seqs,
+            ctas_per_split: shape.num_kv_heads * head_tiles,
+            max_seq_len: visible,
+            token_bytes: shape.value_bytes() * (shape.head_size + shape.head_size_v),
+            tile_nanoseconds: warp_tile_nanoseconds(shape.head_size.max(shape.head_size_v)),
+            cta_nanoseconds: 0.0,
+            tile_len: tile.tokens_per_cta(),
+            shared_bytes: self.shared_bytes(tile, visible).0,
+        };
+        let policy = self.request.options.split_policy;
+        let splits = Splits::choose(&split_shape, device, policy);
+        let runs = policy.runs(&split_shape, device);
+        let most_len = if runs.is_some() {
+            visible
+        } else {
+            splits.split_len.min(visible)
+        };
+        let (y, z) = match runs {
+            Some(runs) => (runs.most_items(shape.num_seqs), 1),
+            None => (splits.num_kv_splits, shape.num_seqs),
+        };
+        let (shared_bytes, ring_tiles) = self.shared_bytes(tile, most_len);
         let stage1 = Launch {
             kernel: self.stage1.id,
-            grid: [
-                shape.num_kv_heads * head_tiles,
-                splits.num_kv_splits,
-                shape.num_seqs,
-            ],
+            grid: [shape.num_kv_heads * head_tiles, y, z],
             shared_bytes,
             overlaps_previous: false,
         };
@@ -65,7 +69,8 @@ impl CheckedDecode<'_> {
             check_parts: self.check_parts(),
         };
         let check = self.request.options.check;
-        let mut plan = DecodePlan::around(stage1, splits, shape, rows, self.made_for(), check)?;
+        let mut plan =
+            DecodePlan::around(stage1, (splits, runs), shape, rows, self.made_for(), check)?;
         plan.head_tiles = head_tiles;
         plan.stages = ring_tiles;
         Ok(plan)

@@ -102,7 +102,8 @@ impl CheckedDecodeMlaEntry<'_> {
             check_parts: 1,
         };
         let (made_for, check) = (self.made_for(), options.check);
-        let mut plan = DecodePlan::around(stage1, splits, &self.shape, rows, made_for, check)?;
+        let mut plan =
+            DecodePlan::around(stage1, (splits, None), &self.shape, rows, made_for, check)?;
         plan.stages = stages;
         Ok(plan)
     }
@@ -169,7 +170,7 @@ impl CheckedDecodeMlaEntry<'_> {
         let seqs = [self.shape.num_seqs, self.groups()];
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`
         // made shapes and strides agree, and the plan fits them.
-        unsafe { plan.enqueue(launcher, seqs, &checks, stage1.as_bytes(), &merge) }
+        unsafe { plan.enqueue(launcher, seqs, &checks, None, stage1.as_bytes(), &merge) }
     }
 
     fn stage1_params(&self, plan: &DecodePlan, base: u64) -> DecodeMlaEntryParams {
@@ -199,6 +200,7 @@ impl CheckedDecodeMlaEntry<'_> {
                 q_scale: 0,
                 k_scale: 0,
                 check: if plan.check.is_some() { base } else { 0 },
+                items: 0,
                 stride_query_seq: query[0],
                 stride_query_token: query[1],
                 stride_query_head: query[2],
@@ -222,6 +224,8 @@ impl CheckedDecodeMlaEntry<'_> {
                 qk_scale_log2: request.softmax_scale * std::f32::consts::LOG2_E,
                 query_dtype: 0,
                 out_dtype: 0,
+                num_seqs: self.shape.num_seqs,
+                reserved: 0,
             },
             lists: self.lists,
             sink: request.sinks.map_or(0, |sinks| sinks.address()),

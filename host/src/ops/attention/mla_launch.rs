@@ -1,11 +1,11 @@
 //! Planning and launching a checked decode over latents.
 
 use gpu_kernels::mla::{MlaTile, STAGES};
-use gpu_kernels::params::{DecodeMlaParams, KernelParams};
+use gpu_kernels::params::{DecodeMlaParams, KernelParams, MaskParams, MergeParams};
 
 use super::mla::{CheckedDecodeMla, DecodeMlaRequest};
 use super::mla_rows::{self, Choice, Need};
-use super::split_plan::{DecodeFacts, DecodePlan, Rows};
+use super::split_plan::{DecodeFacts, DecodePlan, Lengths, Rows};
 use crate::error::Result;
 use crate::ops::checks::{named, scale};
 use crate::ops::device_check::workspace_base;
@@ -42,23 +42,26 @@ impl CheckedDecodeMla<'_> {
     pub fn plan(&self, device: &DeviceInfo) -> Result<DecodePlan> {
         let Choice { entry, cut, stages } = self.choose(device)?;
         let row_tiles = self.rows().div_ceil(cut.heads);
-        let splits = Splits::choose(
-            &SplitShape {
-                num_seqs: self.shape.num_seqs,
-                ctas_per_split: row_tiles,
-                max_seq_len: self.shape.max_seq_len,
-                token_bytes: self.shape.value_bytes() * self.shape.head_size,
-                tile_nanoseconds: mla_rows::tile_nanoseconds(cut, self.shape.head_size),
-                cta_nanoseconds: mla_rows::cta_nanoseconds(cut),
-                tile_len: cut.tile_len,
-                shared_bytes: cut.shared_bytes(stages),
-            },
-            device,
-            self.request.options.split_policy,
-        );
+        let split_shape = SplitShape {
+            num_seqs: self.shape.num_seqs,
+            ctas_per_split: row_tiles,
+            max_seq_len: self.shape.max_seq_len,
+            token_bytes: self.shape.value_bytes() * self.shape.head_size,
+            tile_nanoseconds: mla_rows::tile_nanoseconds(cut, self.shape.head_size),
+            cta_nanoseconds: mla_rows::cta_nanoseconds(cut),
+            tile_len: cut.tile_len,
+            shared_bytes: cut.shared_bytes(stages),
+        };
+        let policy = self.request.options.split_policy;
+        let splits = Splits::choose(&split_shape, device, policy);
+        let runs = policy.runs(&split_shape, device);
+        let (y, z) = match runs {
+            Some(runs) => (runs.most_items(self.shape.num_seqs), 1),
+            None => (splits.num_kv_splits, self.shape.num_seqs),
+        };
         let stage1 = Launch {
             kernel: entry.id,
-            grid: [row_tiles, splits.num_kv_splits, self.shape.num_seqs],
+            grid: [row_tiles, y, z],
             shared_bytes: cut.shared_bytes(stages),
             overlaps_previous: false,
         };
@@ -67,8 +70,14 @@ impl CheckedDecodeMla<'_> {
             check_parts: 1,
         };
         let check = self.request.options.check;
-        let mut plan =
-            DecodePlan::around(stage1, splits, &self.shape, rows, self.made_for(), check)?;
+        let mut plan = DecodePlan::around(
+            stage1,
+            (splits, runs),
+            &self.shape,
+            rows,
+            self.made_for(),
+            check,
+        )?;
         plan.stages = stages;
         Ok(plan)
     }
@@ -115,13 +124,65 @@ impl CheckedDecodeMla<'_> {
             return plan.launch_nothing(workspace, launcher);
         }
         let base = workspace_base(workspace, plan.workspace_bytes())?;
-        let stage1 = self.stage1_params(plan, base);
+        let given = self.request.options.schedule.as_ref();
+        let schedule = plan.schedule_at(given, base, self.lengths())?;
+        let stage1 = DecodeMlaParams {
+            items: schedule.map_or(0, |schedule| schedule.items),
+            ..self.stage1_params(plan, base)
+        };
         let checks = mla_rows::checks(&stage1, &self.shape);
-        let merge = mla_rows::merge(&stage1, self.shape.head_size_v, 0);
+        let cuts = schedule.map_or(0, |schedule| schedule.cuts);
+        let merge = MergeParams {
+            cuts,
+            ..mla_rows::merge(&stage1, self.shape.head_size_v, 0)
+        };
         let seqs = [self.shape.num_seqs; 2];
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`
         // made shapes and strides agree, and the plan fits them.
-        unsafe { plan.enqueue(launcher, seqs, &checks, stage1.as_bytes(), &merge) }
+        unsafe {
+            plan.enqueue(
+                launcher,
+                seqs,
+                &checks,
+                schedule.as_ref().filter(|_| given.is_none()),
+                stage1.as_bytes(),
+                &merge,
+            )
+        }
+    }
+
+    /// Enqueues the schedule of `plan` alone, as [`super::CheckedDecode::schedule`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn schedule(
+        &self,
+        plan: &DecodePlan,
+        out: &mut TensorViewMut<'_>,
+        workspace: &mut TensorViewMut<'_>,
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        plan.fits(&self.made_for())?;
+        let own = [
+            Some(named("seq_lens", &self.request.seq_lens)),
+            Some(named("schedule", out.view())),
+        ];
+        on_machine(launcher, &own, workspace)?;
+        let base = workspace_base(workspace, plan.workspace_bytes())?;
+        // SAFETY: views and workspace are valid until the launch has finished, as their makers promised.
+        unsafe { plan.enqueue_schedule(out, base, self.lengths(), launcher) }
+    }
+
+    fn lengths(&self) -> Lengths {
+        Lengths {
+            seq_lens: self.request.seq_lens.address(),
+            stride_seq_lens: byte_stride(&self.request.seq_lens, 0),
+            query_start_loc: 0,
+            num_seqs: self.shape.num_seqs,
+            num_tokens: 0,
+            max_seq_len: self.shape.max_seq_len,
+            mask: MaskParams::ALL,
+        }
     }
 
     fn stage1_params(&self, plan: &DecodePlan, base: u64) -> DecodeMlaParams {
@@ -145,6 +206,7 @@ impl CheckedDecodeMla<'_> {
                 .map_or(0, |scale| scale.address()),
             k_scale: scales.map_or(0, |scales| scales.k_scale.address()),
             check: if plan.check.is_some() { base } else { 0 },
+            items: 0,
             stride_query_seq: query[0],
             stride_query_token: query[1],
             stride_query_head: query[2],
@@ -163,17 +225,19 @@ impl CheckedDecodeMla<'_> {
             block_size: self.shape.block_size,
             max_seq_len: self.shape.max_seq_len,
             split_len: plan.splits.split_len,
-            num_kv_splits: plan.splits.num_kv_splits,
+            num_kv_splits: plan.num_kv_splits(),
             stages: plan.stages,
             qk_scale_log2: request.softmax_scale * std::f32::consts::LOG2_E,
             query_dtype: self.shape.query as u32,
             out_dtype: self.shape.out as u32,
+            num_seqs: self.shape.num_seqs,
+            reserved: 0,
         }
     }
 }
 
 impl<'a> DecodeMlaRequest<'a> {
-    fn tensors(&self) -> [Given<'_, 'a>; 8] {
+    fn tensors(&self) -> [Given<'_, 'a>; 9] {
         let scales = self.scales.as_ref();
         [
             Some(named("query", &self.query)),
@@ -184,6 +248,7 @@ impl<'a> DecodeMlaRequest<'a> {
             given("lse", self.lse.as_ref().map(TensorViewMut::view)),
             given("q_scale", scales.and_then(|scales| scales.q_scale.as_ref())),
             given("k_scale", scales.map(|scales| &scales.k_scale)),
+            given("schedule", self.options.schedule.as_ref()),
         ]
     }
 }

@@ -112,6 +112,7 @@ pub(super) fn merge(rows: &DecodeMlaParams, head_size_v: u32, sink: u64) -> Merg
     MergeParams {
         partial_out: rows.partial_out,
         partial_lse: rows.partial_lse,
+        cuts: 0,
         seq_lens: rows.seq_lens,
         out: rows.out,
         lse: rows.lse,
@@ -134,6 +135,7 @@ pub(super) fn merge(rows: &DecodeMlaParams, head_size_v: u32, sink: u64) -> Merg
         mask: MaskParams::ALL,
         sink_in_lse: 0,
         num_tokens: 0,
+        num_seqs: rows.num_seqs,
         reserved: Default::default(),
     }
 }

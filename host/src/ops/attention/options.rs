@@ -18,6 +18,10 @@ pub struct DecodeOptions<'a> {
     pub max_seq_len: Option<u32>,
     /// How the KV range is split over thread blocks.
     pub split_policy: SplitPolicy,
+    /// The schedule of this step, if [`SplitPolicy::Scheduled`] is wanted and one was made already
+    /// ([`super::CheckedDecode::schedule`]) for the same `seq_lens`, bound, window and starts, by a plan with the same
+    /// [`super::DecodePlan::runs`]; by another one the output is wrong. Without it each launch makes its own.
+    pub schedule: Option<TensorView<'a>>,
     /// Whether `block_table`, `seq_lens` and scales are checked on the device first. Where each token has scales of its
     /// own, those of all tokens that a query sees are read once more for it.
     pub check: CheckMode,
@@ -40,6 +44,12 @@ impl<'a> DecodeOptions<'a> {
     #[must_use]
     pub fn split_policy(mut self, policy: SplitPolicy) -> Self {
         self.split_policy = policy;
+        self
+    }
+    /// See [`DecodeOptions::schedule`].
+    #[must_use]
+    pub fn schedule(mut self, cuts: TensorView<'a>) -> Self {
+        self.schedule = Some(cuts);
         self
     }
     /// See [`DecodeOptions::check`].
@@ -87,7 +97,8 @@ pub struct UnifiedOptions<'a> {
     pub f32_scores: bool,
     /// How keys are split over thread blocks. With [`SplitPolicy::BatchInvariant`] they are not, and no
     /// sequence takes a decode kernel: the bits of a query token's output then depend on nothing but the token,
-    /// the keys before it and the options, not on the batch, nor on how a prefill was cut into chunks.
+    /// the keys before it and the options, not on the batch, nor on how a prefill was cut into chunks. With
+    /// [`SplitPolicy::Scheduled`] the device decides for sequences that take the decode kernels, for others the planner.
     pub split_policy: SplitPolicy,
     /// Whether `query_start_loc` (in order, within `num_tokens`, no more than `max_query_len` apart, `num_decodes` as
     /// it says), `block_table`, `seq_lens` and scales are checked on the device first, of sequences with query tokens
@@ -180,6 +191,7 @@ impl<'a> UnifiedOptions<'a> {
             score_mods: self.score_mods,
             max_seq_len: self.max_seq_len,
             split_policy: self.split_policy,
+            schedule: None,
             check: self.check,
         }
     }

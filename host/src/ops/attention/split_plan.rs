@@ -2,20 +2,25 @@
 
 use std::fmt;
 
+use gpu_kernels::attention::item::Cut;
+use gpu_kernels::attention::schedule;
 use gpu_kernels::decode::merge as merge_splits;
 use gpu_kernels::entry::{EntryId, Variant};
-use gpu_kernels::params::{CheckPagedParams, KernelParams, MergeParams};
+use gpu_kernels::params::{
+    CheckPagedParams, KernelParams, MaskParams, MergeParams, ScheduleParams,
+};
 
 use super::options::DecodeOptions;
 use super::partials::Partials;
 use super::shape::AttentionShape;
 use crate::error::{RequestError, Result};
+use crate::ops::checks::named;
 use crate::ops::device_check::{CHECK_BYTES, CheckMode, empty_record, plan_check};
 use crate::ops::made_for::{Fact, MadeFor};
 use crate::ops::plan::Summary;
-use crate::plan::{MOST_CTAS_YZ, Splits, variants};
+use crate::plan::{MOST_CTAS_YZ, Runs, Splits, variants};
 use crate::runtime::{Launch, Launcher};
-use crate::tensor::TensorViewMut;
+use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
 /// What was decided for a request: kernels, grids, splits, workspace. Prints as one line.
 ///
@@ -28,9 +33,12 @@ use crate::tensor::TensorViewMut;
 pub struct DecodePlan {
     made_for: MadeFor<12>,
     pub(super) check: Option<Launch>,
+    schedule: Option<Launch>,
     stage1: Launch,
     merge: Option<Launch>,
     pub(super) splits: Splits,
+    /// How the device cuts the batch, if it does.
+    pub(super) runs: Option<Runs>,
     /// Thread blocks that share out the query heads of a KV head.
     pub(super) head_tiles: u32,
     /// Tiles in a ring, where thread blocks have one.
@@ -96,13 +104,13 @@ impl DecodePlan {
         self.made_for.fits(request)
     }
 
-    /// Adds to stage 1 what comes before and after it, and lays out the workspace.
+    /// Adds to stage 1, with x of its grid, what comes before and after it, and lays out the workspace.
     ///
     /// # Errors
     /// [`RequestError::Value`] for more query tokens than the merge's grid takes.
     pub(super) fn around(
         stage1: Launch,
-        splits: Splits,
+        (splits, runs): (Splits, Option<Runs>),
         shape: &AttentionShape,
         rows: Rows,
         made_for: MadeFor<12>,
@@ -110,28 +118,45 @@ impl DecodePlan {
     ) -> Result<Self, RequestError> {
         let grid = [shape.num_seqs, rows.check_parts, 1];
         let check = plan_check(check, Variant::CheckPaged, grid);
-        let merge = (splits.num_kv_splits > 1)
-            .then(|| merge_launch(shape, rows.query_len, splits.num_kv_splits))
+        let (num_kv_splits, num_parts) = match runs {
+            Some(runs) => (runs.num_runs, [runs.num_parts(), 1]),
+            None => (splits.num_kv_splits, [shape.num_seqs, splits.num_kv_splits]),
+        };
+        let merge = (num_kv_splits > 1)
+            .then(|| merge_launch(shape, rows.query_len, num_kv_splits))
             .transpose()?;
         let parts = match merge {
-            Some(_) => [
-                shape.num_seqs,
-                rows.query_len,
-                shape.num_query_heads,
-                splits.num_kv_splits,
-            ],
+            Some(_) => {
+                let [a, b] = num_parts;
+                [a, b, rows.query_len, shape.num_query_heads]
+            }
             None => [0; 4],
         };
+        let schedule = runs.map(|_| Launch {
+            kernel: variants::entry(Variant::Only(EntryId::schedule)).id,
+            grid: [1; 3],
+            shared_bytes: schedule::SHARED_BYTES,
+            overlaps_previous: false,
+        });
+        let room = runs.map(|runs| (runs.schedule_rows(shape.num_seqs), shape.num_seqs));
         Ok(Self {
             made_for,
+            partials: Partials::with_schedule(check.is_some(), room, parts, shape.head_size_v),
             check,
+            schedule,
             stage1,
             merge,
             splits,
+            runs,
             head_tiles: 1,
             stages: 0,
-            partials: Partials::new(check.is_some(), parts, shape.head_size_v),
         })
+    }
+
+    /// Splits of the longest sequence, or runs.
+    pub(super) fn num_kv_splits(&self) -> u32 {
+        self.runs
+            .map_or(self.splits.num_kv_splits, |runs| runs.num_runs)
     }
 
     /// Nothing to do, and nothing found.
@@ -146,7 +171,8 @@ impl DecodePlan {
     }
 
     /// Enqueues the kernels of a plan, on grids for `num_seqs` sequences, of which there are as many `groups` as a
-    /// thread block of stage 1 takes; `check`, `stage1` and `merge` are the parameters.
+    /// thread block of stage 1 takes; `check`, `stage1` and `merge` are the parameters, and `schedule` those of the
+    /// schedule, if it is not given.
     ///
     /// # Safety
     /// The parameters name tensors that are valid until the launch has finished, for so many sequences, and fit the
@@ -156,18 +182,25 @@ impl DecodePlan {
         launcher: &dyn Launcher,
         [num_seqs, groups]: [u32; 2],
         check: &CheckPagedParams,
+        schedule: Option<&ScheduleParams>,
         stage1: &[u8],
         merge: &MergeParams,
     ) -> Result<()> {
-        // SAFETY: as the caller promises; the record lies in the workspace, whose size was checked.
+        // SAFETY: this function's contract; the record lies in the workspace, whose size was checked.
         unsafe {
             if let Some(launch) = &self.check {
                 launcher.zero(check.check, CHECK_BYTES)?;
                 let grid = [check.num_seqs, check.num_parts, 1];
                 launcher.launch(&Launch { grid, ..*launch }, check.as_bytes())?;
             }
+            if let (Some(launch), Some(schedule)) = (&self.schedule, schedule) {
+                launcher.launch(launch, schedule.as_bytes())?;
+            }
             let [rows, splits, _] = self.stage1.grid;
-            let grid = [rows, splits, groups];
+            let (grid, merges) = match self.runs {
+                Some(runs) => ([rows, runs.most_items(num_seqs), 1], runs.num_runs - 1),
+                None => ([rows, splits, groups], num_seqs),
+            };
             launcher.launch(
                 &Launch {
                     grid,
@@ -177,9 +210,85 @@ impl DecodePlan {
             )?;
             if let Some(launch) = &self.merge {
                 let [x, _, z] = launch.grid;
-                let grid = [x, num_seqs, z];
+                let grid = [x, merges, z];
                 launcher.launch(&Launch { grid, ..*launch }, merge.as_bytes())?;
             }
+        }
+        Ok(())
+    }
+
+    /// The schedule that the launch of a request reads, if its plan has one: `given`, or one in the workspace at `base`.
+    ///
+    /// # Errors
+    /// [`RequestError`] for one that is given and not of this plan.
+    pub(super) fn schedule_at(
+        &self,
+        given: Option<&TensorView<'_>>,
+        base: u64,
+        lengths: Lengths,
+    ) -> Result<Option<ScheduleParams>, RequestError> {
+        let Some(runs) = self.runs else {
+            return match given {
+                None => Ok(None),
+                Some(_) => Err(RequestError::Value {
+                    name: "schedule",
+                    expected: "none, as `split_policy` is not Scheduled".into(),
+                    got: "given".into(),
+                }),
+            };
+        };
+        let cuts = match given {
+            Some(view) => {
+                check_schedule(view, runs, lengths.num_seqs)?;
+                view.address()
+            }
+            None => base + self.partials.schedule_offset,
+        };
+        Ok(Some(ScheduleParams {
+            seq_lens: lengths.seq_lens,
+            query_start_loc: lengths.query_start_loc,
+            cuts,
+            items: cuts + Cut::BYTES * (u64::from(runs.num_runs) + 1),
+            line: base + self.partials.line_offset,
+            stride_seq_lens: lengths.stride_seq_lens,
+            num_seqs: lengths.num_seqs,
+            num_tokens: lengths.num_tokens,
+            max_seq_len: lengths.max_seq_len,
+            num_runs: runs.num_runs,
+            tile_len: runs.tile_len,
+            ends: runs.ends,
+            least_tiles: runs.least_tiles,
+            mask: lengths.mask,
+            reserved: Default::default(),
+        }))
+    }
+
+    /// Enqueues the kernel that makes the schedule, into `out`.
+    ///
+    /// # Errors
+    /// [`RequestError`] if the plan has none, or for a tensor that is not of it; whatever the launcher reports.
+    ///
+    /// # Safety
+    /// `lengths` name tensors that are valid until the launch has finished; the workspace at `base` is as large as the
+    /// plan says.
+    pub(super) unsafe fn enqueue_schedule(
+        &self,
+        out: &TensorViewMut<'_>,
+        base: u64,
+        lengths: Lengths,
+        launcher: &dyn Launcher,
+    ) -> Result<()> {
+        let Some(launch) = &self.schedule else {
+            return Err(RequestError::Value {
+                name: "split_policy",
+                expected: "Scheduled".into(),
+                got: "another".into(),
+            }
+            .into());
+        };
+        if let Some(params) = self.schedule_at(Some(out.view()), base, lengths)? {
+            // SAFETY: this function's contract; the tensor is as large as the schedule, as was checked.
+            unsafe { launcher.launch(launch, params.as_bytes())? };
         }
         Ok(())
     }
@@ -188,24 +297,53 @@ impl DecodePlan {
     pub fn workspace_bytes(&self) -> usize {
         self.partials.workspace_bytes
     }
-    /// How the KV range is split.
+    /// How the KV range is split, if the device does not decide.
     pub fn splits(&self) -> Splits {
         self.splits
     }
+    /// How the device cuts the batch, under [`crate::plan::SplitPolicy::Scheduled`].
+    pub fn runs(&self) -> Option<Runs> {
+        self.runs
+    }
     /// The launches, in order: what to prepare before a graph is captured.
     pub fn launches(&self) -> impl Iterator<Item = &Launch> {
-        self.check.iter().chain([&self.stage1]).chain(&self.merge)
+        let before = self.check.iter().chain(&self.schedule);
+        before.chain([&self.stage1]).chain(&self.merge)
     }
 }
 
 impl fmt::Display for DecodePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.splits)?;
+        match self.runs {
+            Some(runs) => runs.fmt(f)?,
+            None => self.splits.fmt(f)?,
+        }
         for launch in self.launches() {
             write!(f, "; {}", Summary(launch))?;
         }
         write!(f, "; workspace {} B", self.workspace_bytes())
     }
+}
+
+/// Which sequences a schedule is made for, as its kernel is told.
+#[derive(Clone, Copy)]
+pub(super) struct Lengths {
+    pub(super) seq_lens: u64,
+    pub(super) stride_seq_lens: i64,
+    pub(super) query_start_loc: u64,
+    pub(super) num_seqs: u32,
+    pub(super) num_tokens: u32,
+    pub(super) max_seq_len: u32,
+    pub(super) mask: MaskParams,
+}
+
+/// Whether a tensor has room for a schedule of so many runs and sequences.
+fn check_schedule(view: &TensorView<'_>, runs: Runs, num_seqs: u32) -> Result<(), RequestError> {
+    let schedule = named("schedule", view);
+    schedule.dtype(&[Dtype::I32])?;
+    schedule.shape("[rows, 4]", &[runs.schedule_rows(num_seqs), 4])?;
+    schedule.dense_from(0)?;
+    schedule.aligned(16)
 }
 
 /// The merge of each row's splits.

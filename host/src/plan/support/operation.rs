@@ -117,6 +117,11 @@ impl Operation {
 pub(super) fn only(id: EntryId) -> Role {
     match id {
         EntryId::copy_blocks => supports(Operation::CopyBlocks, any(), Sizes::Any),
+        EntryId::schedule => Role::Assists(&[
+            Operation::Decode,
+            Operation::UnifiedAttention,
+            Operation::DecodeMla,
+        ]),
         EntryId::check_pairs => Role::Assists(&[Operation::CopyBlocks]),
         EntryId::compact_mark | EntryId::compact_number | EntryId::compact_rename => {
             Role::Assists(&[Operation::Compact])
