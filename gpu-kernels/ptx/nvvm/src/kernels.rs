@@ -3,7 +3,7 @@ set! {
     route: "nvvm";
     compiler: "rustc_codegen_nvvm (rust-cuda 946c91f, own build 11d950db97da), rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball), libNVVM 12.9.86";
     ptx_version: "8.1";
-    source_sha256: "838329a7c47e25e703522a05ba02f29dad843381b9e5656437b5af5d09d2ab18";
+    source_sha256: "36b54913277b7eef7250cea203f762a316cf27376bebde16047a2682bdc1e470";
     archs: ["sm_80", "sm_89", "sm_90", "sm_90a"];
     "check_gather",
     "check_paged",
@@ -229,4 +229,5 @@ set! {
     "rope_and_cache_f16_e5m2_e4m3",
     "rope_and_cache_f16_e5m2_f16",
     "rope_and_cache_f16_f16_f16",
+    "schedule",
 }
