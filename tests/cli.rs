@@ -208,7 +208,7 @@ fn bench_lists_its_cases_without_a_gpu() {
         "bench",
         "--list",
         "--filter",
-        "kv=bf16 pg=16 b=64 ctx=8192 ragged",
+        "gqa32_8_128 kv=bf16 pg=16 b=1 ctx=131072",
     ]);
     assert!(output.status.success(), "{output:?}");
     let stdout = text(&output.stdout);

@@ -14,7 +14,7 @@ use common::case;
 use common::parts::{parts, refused_launch};
 use ferroattn::Result;
 use ferroattn::cases::fill::{self, Amount};
-use ferroattn::cases::{Case, DeviceDecode};
+use ferroattn::cases::{Case, DeviceDecode, compare_decode};
 use ferroattn::emulator::Emulator;
 use ferroattn::ops::{
     CheckedDecode, CheckedDecodeMla, DecodeMlaRequest, DecodeOptions, DecodePlan, DecodeRequest,
@@ -309,6 +309,55 @@ fn a_schedule_serves_every_launch_of_a_step() {
             )
         };
         assert_eq!(run(false), run(true), "{line}");
+    }
+}
+
+/// What a captured graph does: one plan, for lengths that it does not know.
+#[test]
+fn a_plan_serves_any_lengths() {
+    let machine = Emulator::new();
+    for (line, all_lens) in [
+        (
+            "decode bf16 heads=8/2 d=64 page=16 layout=nhd max_len=2048 split=scheduled",
+            [
+                "700,1,0,64",
+                "1,1,1,1",
+                "2048,16,17,300",
+                "0,0,0,0",
+                "40,1900",
+            ],
+        ),
+        (
+            "decode_mla f16 heads=20/1 d=288 dv=256 page=16 layout=nhd max_len=1024 q_len=2 split=scheduled",
+            [
+                "700,2,0,64",
+                "33,32,31,1",
+                "1024,16,17,300",
+                "0,0,0,0",
+                "40,900",
+            ],
+        ),
+    ] {
+        let mut first = None;
+        for lens in all_lens {
+            let Case::Decode(case) = case(&format!("{line} lens={lens}")) else {
+                panic!("{line} is no decode")
+            };
+            let tensors = fill::decode(&case, 5, Amount::WHOLE);
+            let mut device = DeviceDecode::new(&machine, tensors.clone()).expect("fits");
+            let own = device.plan(&case, &machine.device()).expect("planned");
+            let plan = first.get_or_insert(own);
+            let bytes = plan.workspace_bytes();
+            let mut workspace =
+                Buffer::uninit(&machine, "workspace", Dtype::U8, &[bytes]).expect("small");
+            device
+                .launch(&case, 0, plan, &mut workspace, &machine)
+                .expect("launched");
+            let (out, lse) = device.results().expect("readable");
+            let seqs: Vec<usize> = (0..tensors.num_seqs).collect();
+            compare_decode(&case, &tensors, &out, lse.as_ref(), &seqs)
+                .unwrap_or_else(|mismatch| panic!("{line} lens={lens}: {mismatch}"));
+        }
     }
 }
 

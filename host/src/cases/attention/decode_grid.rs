@@ -144,8 +144,13 @@ pub(crate) fn smoke() -> Vec<DecodeCase> {
         DecodeCase {
             split_policy: SplitPolicy::Scheduled,
             schedule_once: true,
-            check: CheckMode::Device,
             max_seq_len: Some(150),
+            ..plain()
+        },
+        DecodeCase {
+            split_policy: SplitPolicy::Scheduled,
+            check: CheckMode::Device,
+            max_seq_len: Some(1000),
             ..plain()
         },
     ]);

@@ -67,6 +67,7 @@ fn vary(case: &mut DecodeCase, random: &mut ChaCha8Rng) {
     case.pad_block_table = pick(random, &[0, 0, 1, 3]);
     case.lse = lse(random);
     case.split_policy = split(random);
+    case.schedule_once = case.split_policy == SplitPolicy::Scheduled && one_in(random, 2);
     case.check = check(random);
     if one_in(random, 4) {
         case.softmax_scale = Some(pick(random, &[1.0, 0.01, 0.3]));
