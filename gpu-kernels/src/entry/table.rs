@@ -3,8 +3,9 @@
 //! Why some may: prefill kernels of 96 and 128 values per head keep a few words of state there, read once per tile, since
 //! two row tiles of accumulators and scores leave them no register, and halving the row tiles would cost far more, in
 //! reads of shared memory. Of the MLA kernels it is those of 64 heads, and that of e4m3 rows and 16 heads on sm_80, by a
-//! few words on GPUs that they were not tuned on, or as one of the two compilers has them. `merge_splits` keeps four words
-//! there as rust-cuda compiles it: with a register more for each, fewer thread blocks would wait for memory side by side.
+//! few words on GPUs that they were not tuned on, or as one of the two compilers has them; so do decode kernels of 256
+//! values with score mods, before sm_90, as stock rustc has them. `merge_splits` keeps four words there as rust-cuda
+//! compiles it: with a register more for each, fewer thread blocks would wait for memory side by side.
 
 use super::{Arch, ArchSet, Entry, section};
 use crate::attention::check::{CheckPaged, CheckSlots};
@@ -109,13 +110,13 @@ entries! {
     decode_gqa_bf16_d128_h8_rule: DecodeGqa<Bf16, D128, H8, true>;
     decode_gqa_bf16_d192v128_h8_rule: DecodeGqa<Bf16, D192V128, H8, true>;
     decode_gqa_bf16_d192_h8_rule: DecodeGqa<Bf16, D192, H8, true>;
-    decode_gqa_bf16_d256_h8_rule: DecodeGqa<Bf16, D256, H8, true>;
+    decode_gqa_bf16_d256_h8_rule: DecodeGqa<Bf16, D256, H8, true>, may_spill;
     decode_gqa_f16_d64_h8_rule: DecodeGqa<F16, D64, H8, true>;
     decode_gqa_f16_d96_h8_rule: DecodeGqa<F16, D96, H8, true>;
     decode_gqa_f16_d128_h8_rule: DecodeGqa<F16, D128, H8, true>;
     decode_gqa_f16_d192v128_h8_rule: DecodeGqa<F16, D192V128, H8, true>;
     decode_gqa_f16_d192_h8_rule: DecodeGqa<F16, D192, H8, true>;
-    decode_gqa_f16_d256_h8_rule: DecodeGqa<F16, D256, H8, true>;
+    decode_gqa_f16_d256_h8_rule: DecodeGqa<F16, D256, H8, true>, may_spill;
     decode_gqa_e4m3_d64_h8_rule: DecodeGqa<E4m3, D64, H8, true>;
     decode_gqa_e4m3_d96_h8_rule: DecodeGqa<E4m3, D96, H8, true>;
     decode_gqa_e4m3_d128_h8_rule: DecodeGqa<E4m3, D128, H8, true>;

@@ -3,7 +3,7 @@ set! {
     route: "nvptx";
     compiler: "rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)";
     ptx_version: "8.1";
-    source_sha256: "36b54913277b7eef7250cea203f762a316cf27376bebde16047a2682bdc1e470";
+    source_sha256: "6f76110b0f3faf316b4a744e8961b49594bc70635a675dedd98e2e46935c5529";
     archs: ["sm_80", "sm_89", "sm_90", "sm_90a"];
     "check_gather",
     "check_paged",
