@@ -98,8 +98,7 @@ impl<'m> DeviceDecode<'m> {
     ) -> Result<()> {
         let scale = case.scale();
         let mut options = case.options();
-        let schedule = schedule.map(Buffer::view);
-        options.schedule = schedule;
+        options.schedule = schedule.map(Buffer::view);
         let workspace = &mut workspace.view_mut();
         match self.tensors.latent {
             None => self

@@ -133,22 +133,13 @@ impl CheckedDecode<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
-        plan.fits(&self.made_for())?;
-        let own = [
-            Some(named("seq_lens", &self.request.seq_lens)),
-            Some(named("schedule", out.view())),
-        ];
-        on_machine(launcher, &own, workspace)?;
-        let base = workspace_base(workspace, plan.workspace_bytes())?;
-        // SAFETY: views and workspace are valid until the launch has finished, as their makers promised.
-        unsafe { plan.enqueue_schedule(out, base, self.lengths(), launcher) }
+        plan.launch_schedule(&self.made_for(), self.lengths(), out, workspace, launcher)
     }
 
-    fn lengths(&self) -> Lengths {
+    fn lengths(&self) -> Lengths<'_, '_> {
         Lengths {
-            seq_lens: self.request.seq_lens.address(),
-            stride_seq_lens: byte_stride(&self.request.seq_lens, 0),
-            query_start_loc: self.query_start_loc.as_ref().map_or(0, TensorView::address),
+            seq_lens: &self.request.seq_lens,
+            query_start_loc: self.query_start_loc.as_ref(),
             num_seqs: self.shape.num_seqs,
             num_tokens: self.num_tokens,
             max_seq_len: self.shape.max_seq_len,

@@ -53,14 +53,14 @@ impl CheckedDecode<'_> {
         } else {
             splits.split_len.min(visible)
         };
-        let (y, z) = match runs {
-            Some(runs) => (runs.most_items(shape.num_seqs), 1),
-            None => (splits.num_kv_splits, shape.num_seqs),
-        };
         let (shared_bytes, ring_tiles) = self.shared_bytes(tile, most_len);
         let stage1 = Launch {
             kernel: self.stage1.id,
-            grid: [shape.num_kv_heads * head_tiles, y, z],
+            grid: [
+                shape.num_kv_heads * head_tiles,
+                splits.num_kv_splits,
+                shape.num_seqs,
+            ],
             shared_bytes,
             overlaps_previous: false,
         };

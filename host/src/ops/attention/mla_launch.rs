@@ -55,13 +55,9 @@ impl CheckedDecodeMla<'_> {
         let policy = self.request.options.split_policy;
         let splits = Splits::choose(&split_shape, device, policy);
         let runs = policy.runs(&split_shape, device);
-        let (y, z) = match runs {
-            Some(runs) => (runs.most_items(self.shape.num_seqs), 1),
-            None => (splits.num_kv_splits, self.shape.num_seqs),
-        };
         let stage1 = Launch {
             kernel: entry.id,
-            grid: [row_tiles, y, z],
+            grid: [row_tiles, splits.num_kv_splits, self.shape.num_seqs],
             shared_bytes: cut.shared_bytes(stages),
             overlaps_previous: false,
         };
@@ -162,22 +158,13 @@ impl CheckedDecodeMla<'_> {
         workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
-        plan.fits(&self.made_for())?;
-        let own = [
-            Some(named("seq_lens", &self.request.seq_lens)),
-            Some(named("schedule", out.view())),
-        ];
-        on_machine(launcher, &own, workspace)?;
-        let base = workspace_base(workspace, plan.workspace_bytes())?;
-        // SAFETY: views and workspace are valid until the launch has finished, as their makers promised.
-        unsafe { plan.enqueue_schedule(out, base, self.lengths(), launcher) }
+        plan.launch_schedule(&self.made_for(), self.lengths(), out, workspace, launcher)
     }
 
-    fn lengths(&self) -> Lengths {
+    fn lengths(&self) -> Lengths<'_, '_> {
         Lengths {
-            seq_lens: self.request.seq_lens.address(),
-            stride_seq_lens: byte_stride(&self.request.seq_lens, 0),
-            query_start_loc: 0,
+            seq_lens: &self.request.seq_lens,
+            query_start_loc: None,
             num_seqs: self.shape.num_seqs,
             num_tokens: 0,
             max_seq_len: self.shape.max_seq_len,

@@ -15,9 +15,11 @@ use super::partials::Partials;
 use super::shape::AttentionShape;
 use crate::error::{RequestError, Result};
 use crate::ops::checks::named;
-use crate::ops::device_check::{CHECK_BYTES, CheckMode, empty_record, plan_check};
+use crate::ops::device_check::{CHECK_BYTES, CheckMode, empty_record, plan_check, workspace_base};
+use crate::ops::layout::byte_stride;
 use crate::ops::made_for::{Fact, MadeFor};
 use crate::ops::plan::Summary;
+use crate::ops::tensors::{given, on_machine};
 use crate::plan::{MOST_CTAS_YZ, Runs, Splits, variants};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
@@ -104,7 +106,7 @@ impl DecodePlan {
         self.made_for.fits(request)
     }
 
-    /// Adds to stage 1, with x of its grid, what comes before and after it, and lays out the workspace.
+    /// Adds to stage 1, whose grid is that of splits, what comes before and after it, and lays out the workspace.
     ///
     /// # Errors
     /// [`RequestError::Value`] for more query tokens than the merge's grid takes.
@@ -139,12 +141,13 @@ impl DecodePlan {
             overlaps_previous: false,
         });
         let room = runs.map(|runs| (runs.schedule_rows(shape.num_seqs), shape.num_seqs));
+        let grid = stage1_grid(stage1.grid, runs, shape.num_seqs);
         Ok(Self {
             made_for,
             partials: Partials::with_schedule(check.is_some(), room, parts, shape.head_size_v),
             check,
             schedule,
-            stage1,
+            stage1: Launch { grid, ..stage1 },
             merge,
             splits,
             runs,
@@ -197,10 +200,8 @@ impl DecodePlan {
                 launcher.launch(launch, schedule.as_bytes())?;
             }
             let [rows, splits, _] = self.stage1.grid;
-            let (grid, merges) = match self.runs {
-                Some(runs) => ([rows, runs.most_items(num_seqs), 1], runs.num_runs - 1),
-                None => ([rows, splits, groups], num_seqs),
-            };
+            let grid = stage1_grid([rows, splits, groups], self.runs, num_seqs);
+            let merges = self.runs.map_or(num_seqs, |runs| runs.num_runs - 1);
             launcher.launch(
                 &Launch {
                     grid,
@@ -225,7 +226,7 @@ impl DecodePlan {
         &self,
         given: Option<&TensorView<'_>>,
         base: u64,
-        lengths: Lengths,
+        lengths: Lengths<'_, '_>,
     ) -> Result<Option<ScheduleParams>, RequestError> {
         let Some(runs) = self.runs else {
             return match given {
@@ -245,12 +246,12 @@ impl DecodePlan {
             None => base + self.partials.schedule_offset,
         };
         Ok(Some(ScheduleParams {
-            seq_lens: lengths.seq_lens,
-            query_start_loc: lengths.query_start_loc,
+            seq_lens: lengths.seq_lens.address(),
+            query_start_loc: lengths.query_start_loc.map_or(0, TensorView::address),
             cuts,
             items: cuts + Cut::BYTES * (u64::from(runs.num_runs) + 1),
             line: base + self.partials.line_offset,
-            stride_seq_lens: lengths.stride_seq_lens,
+            stride_seq_lens: byte_stride(lengths.seq_lens, 0),
             num_seqs: lengths.num_seqs,
             num_tokens: lengths.num_tokens,
             max_seq_len: lengths.max_seq_len,
@@ -263,21 +264,27 @@ impl DecodePlan {
         }))
     }
 
-    /// Enqueues the kernel that makes the schedule, into `out`.
+    /// Enqueues the kernel that makes the schedule, into `out`, for a request with the facts of `request`.
     ///
     /// # Errors
-    /// [`RequestError`] if the plan has none, or for a tensor that is not of it; whatever the launcher reports.
-    ///
-    /// # Safety
-    /// `lengths` name tensors that are valid until the launch has finished; the workspace at `base` is as large as the
-    /// plan says.
-    pub(super) unsafe fn enqueue_schedule(
+    /// [`RequestError`] for a plan that does not fit or has no schedule, memory of another machine, or a tensor or
+    /// workspace that is not large enough; whatever the launcher reports.
+    pub(super) fn launch_schedule(
         &self,
-        out: &TensorViewMut<'_>,
-        base: u64,
-        lengths: Lengths,
+        request: &MadeFor<12>,
+        lengths: Lengths<'_, '_>,
+        out: &mut TensorViewMut<'_>,
+        workspace: &mut TensorViewMut<'_>,
         launcher: &dyn Launcher,
     ) -> Result<()> {
+        self.fits(request)?;
+        let own = [
+            Some(named("seq_lens", lengths.seq_lens)),
+            given("query_start_loc", lengths.query_start_loc),
+            Some(named("schedule", out.view())),
+        ];
+        on_machine(launcher, &own, workspace)?;
+        let base = workspace_base(workspace, self.workspace_bytes())?;
         let Some(launch) = &self.schedule else {
             return Err(RequestError::Value {
                 name: "split_policy",
@@ -287,7 +294,8 @@ impl DecodePlan {
             .into());
         };
         if let Some(params) = self.schedule_at(Some(out.view()), base, lengths)? {
-            // SAFETY: this function's contract; the tensor is as large as the schedule, as was checked.
+            // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `out` and the
+            // workspace are as large as the plan says, as was checked.
             unsafe { launcher.launch(launch, params.as_bytes())? };
         }
         Ok(())
@@ -327,14 +335,21 @@ impl fmt::Display for DecodePlan {
 
 /// Which sequences a schedule is made for, as its kernel is told.
 #[derive(Clone, Copy)]
-pub(super) struct Lengths {
-    pub(super) seq_lens: u64,
-    pub(super) stride_seq_lens: i64,
-    pub(super) query_start_loc: u64,
+pub(super) struct Lengths<'r, 'a> {
+    pub(super) seq_lens: &'r TensorView<'a>,
+    pub(super) query_start_loc: Option<&'r TensorView<'a>>,
     pub(super) num_seqs: u32,
     pub(super) num_tokens: u32,
     pub(super) max_seq_len: u32,
     pub(super) mask: MaskParams,
+}
+
+/// The grid of stage 1 for `num_seqs` sequences: `by_splits`, or an item for each y where there are runs.
+fn stage1_grid(by_splits: [u32; 3], runs: Option<Runs>, num_seqs: u32) -> [u32; 3] {
+    match runs {
+        Some(runs) => [by_splits[0], runs.most_items(num_seqs), 1],
+        None => by_splits,
+    }
 }
 
 /// Whether a tensor has room for a schedule of so many runs and sequences.
