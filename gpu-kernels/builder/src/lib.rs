@@ -6,6 +6,7 @@
 //! | [`nvvm`] | finding rust-cuda and what it needs, and running it |
 //! | [`ptx`] | PTX as text: normal form, launch bounds, entries |
 //! | [`ptx_set`] | all kernels for all architectures together: made, written, compared |
+//! | [`convergence`] | threads that have to meet, and may not |
 //! | [`packed`] | how they lie in the crate of a set |
 //! | [`manifest`] | what they are: fingerprint of the source, compiler, hashes |
 //! | [`diff`] | what changed between two sets, kernel by kernel |
@@ -17,6 +18,7 @@
 //! script of `ferroattn` refuses them if they are not of the source beside it, by the same [`fingerprint`].
 
 pub mod compile;
+pub mod convergence;
 pub mod diff;
 #[path = "../../../host/build/fingerprint.rs"]
 pub mod fingerprint;
