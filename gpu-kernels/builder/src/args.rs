@@ -8,7 +8,8 @@ use gpu_kernels::entry::Arch;
 
 /// What `--help` prints.
 pub(crate) const HELP: &str = "\
-Compiles the kernels of ferroattn to PTX.
+Compiles the kernels of ferroattn to PTX. What is compiled, or assembled, is refused if threads of a warp may part
+where a barrier, or another instruction that waits for them, needs them together.
 
 Usage: ferroattn-ptx-builder [OPTIONS]
 

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use ferroattn_ptx_builder::compile::Compiler;
+use ferroattn_ptx_builder::convergence;
 use ferroattn_ptx_builder::diff::Diff;
 use ferroattn_ptx_builder::kernels_dir;
 use ferroattn_ptx_builder::nvvm::RustCuda;
@@ -45,7 +46,11 @@ fn run(args: &Args) -> Result<()> {
             .clone()
             .unwrap_or_else(|| kernels.join("ptx").join(route));
         match (&args.ptxas, &args.diff) {
-            (Some(path), _) => assemble(&Ptxas::find(path.clone())?, &out, args.json)?,
+            (Some(path), _) => {
+                let set = PtxSet::read(&out)?;
+                refuse_what_may_hang(&set, &workspace(&kernels)?.join("target"))?;
+                assemble(&Ptxas::find(path.clone())?, &set, args.json)?;
+            }
             (None, Some(old)) => diff(&old.join(route), &out)?,
             (None, None) => build(args, route, &kernels, &out)?,
         }
@@ -78,6 +83,7 @@ fn build(args: &Args, route: &str, kernels: &Path, out: &Path) -> Result<()> {
             PtxSet::compile(&compiler, kernels, &target_dir.join("ptx"), &archs)?
         }
     };
+    refuse_what_may_hang(&set, &target_dir)?;
     if args.check {
         set.compare(out)?;
         println!(
@@ -136,8 +142,33 @@ fn compare(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn assemble(ptxas: &Ptxas, out: &Path, json: bool) -> Result<()> {
-    let usage = ptxas.assemble_all(&PtxSet::read(out)?)?;
+/// Refuses a set in which threads may wait for such as do not come, and leaves those kernels where they can be read.
+fn refuse_what_may_hang(set: &PtxSet, target_dir: &Path) -> Result<()> {
+    let refused = convergence::check_set(set)?;
+    let dir = target_dir.join("ptx-refused").join(&set.manifest.route);
+    for kernel in &refused {
+        let path = dir.join(format!("{}.{}.ptx", kernel.kernel, kernel.arch));
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        fs::write(&path, kernel.module)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        eprintln!("{}:", path.display());
+        for finding in &kernel.findings {
+            eprintln!("  {finding}");
+        }
+    }
+    let mut names: Vec<&str> = refused.iter().map(|kernel| kernel.kernel).collect();
+    names.dedup();
+    ensure!(
+        refused.is_empty(),
+        "PTX of {} is refused, as threads wait where others that they wait for may not come: {}",
+        set.manifest.route,
+        names.join(", ")
+    );
+    Ok(())
+}
+
+fn assemble(ptxas: &Ptxas, set: &PtxSet, json: bool) -> Result<()> {
+    let usage = ptxas.assemble_all(set)?;
     if json {
         println!("{}", serde_json::to_string_pretty(&usage)?);
     } else {
