@@ -68,7 +68,7 @@ fn mla(seq_lens: TensorView<'static>, heads: usize, bound: usize) -> CheckedDeco
 
 type Row = [u32; 4];
 
-/// Cuts and items that `schedule` makes on the emulator.
+/// What is merged, and the items, that `schedule` makes on the emulator.
 fn made(
     machine: &Machine,
     plan: &DecodePlan,
@@ -93,12 +93,16 @@ fn made(
     let mut rows = words
         .chunks_exact(4)
         .map(|row| row.try_into().expect("four words"));
-    let cuts = rows.by_ref().take(runs.num_runs as usize + 1).collect();
-    (cuts, rows.collect())
+    let [num_merges, ..]: Row = rows.next().expect("a count");
+    let most = runs.most_merges(num_seqs as u32) as usize;
+    let mut merges: Vec<Row> = rows.by_ref().take(most).collect();
+    assert!(num_merges as usize <= merges.len());
+    merges.truncate(num_merges as usize);
+    (merges, rows.collect())
 }
 
-/// That the items are all tokens of all sequences, each once; that parts are told apart, and found by the cuts.
-fn check_items(lens: &[u32], runs: Runs, cuts: &[Row], items: &[Row]) {
+/// That the items are all tokens of all sequences, each once; that parts are told apart, and found by those who merge.
+fn check_items(lens: &[u32], runs: Runs, merges: &[Row], items: &[Row]) {
     let mut parts_seen = vec![false; runs.num_parts() as usize];
     for (seq, &len) in lens.iter().enumerate() {
         let mut own: Vec<Row> = items
@@ -114,20 +118,18 @@ fn check_items(lens: &[u32], runs: Runs, cuts: &[Row], items: &[Row]) {
             next = to;
         }
         assert!(next >= len, "sequence {seq} of {len} tokens: {own:?}");
-        let roots: Vec<(usize, &Row)> = (0..cuts.len() - 1)
-            .map(|run| (run, &cuts[run + 1]))
-            .filter(|(run, cut)| cut[0] == seq as u32 && cut[3] != 0 && cut[2] as usize == *run)
-            .collect();
+        let merged: Vec<&Row> = merges.iter().filter(|row| row[0] == seq as u32).collect();
         if own.len() == 1 {
-            assert!(roots.is_empty(), "nothing to merge of sequence {seq}");
+            assert!(merged.is_empty(), "nothing to merge of sequence {seq}");
             continue;
         }
-        let [(run, cut)] = roots[..] else {
-            panic!("sequence {seq} is merged {} times", roots.len());
+        let &[&[_, first_part, num_parts, step]] = &merged[..] else {
+            panic!("sequence {seq} is merged {} times", merged.len());
         };
-        assert_eq!(cut[3] as usize, own.len());
+        assert_eq!(num_parts as usize, own.len());
         for (at, item) in own.iter().enumerate() {
-            let part = 2 * (run + at) + usize::from(at == 0);
+            let back = if at == 0 { 0 } else { step as usize - 1 };
+            let part = first_part as usize + step as usize * at - back;
             assert_eq!(item[3] as usize, part, "part {at} of sequence {seq}");
             assert!(!parts_seen[part], "part {part} is there twice");
             parts_seen[part] = true;
@@ -190,14 +192,14 @@ fn every_token_is_attended_to_once_and_shares_are_equal() {
         let machine = Machine::new();
         let values: Vec<i32> = lens.iter().map(|&len| len as i32).collect();
         let seq_lens = machine.view(&ints("seq_lens", &[lens.len()], &values));
-        let check = |what: &str, plan: &DecodePlan, (cuts, items): (Vec<Row>, Vec<Row>)| {
+        let check = |what: &str, plan: &DecodePlan, (merges, items): (Vec<Row>, Vec<Row>)| {
             let runs = plan.runs().expect("a schedule");
-            check_items(&lens, runs, &cuts, &items);
+            check_items(&lens, runs, &merges, &items);
             let share = busiest(&lens, runs, &items);
-            // What cannot be cut is a tile: it counts where a run has few.
+            // What cannot be cut is a tile, and what a cut costs may be saved: both count where a run has few tiles.
             let tiles: u32 = lens.iter().map(|len| len.div_ceil(runs.tile_len)).sum();
             let run = f64::from(tiles + runs.ends) / f64::from(runs.num_runs);
-            let most = 1.1 + f64::from(runs.ends + 1) / run;
+            let most = 1.1 + f64::from(runs.ends + runs.merge_tiles + 1) / run;
             assert!(
                 share <= most,
                 "{name}, {what}: {share:.3} of a share, {run:.1} tiles"
@@ -221,6 +223,38 @@ fn every_token_is_attended_to_once_and_shares_are_equal() {
     }
 }
 
+/// Sequences of one length have pieces of one length, no more than there are runs; and stay whole where cuts would cost more.
+#[test]
+fn sequences_of_one_length_are_cut_alike() {
+    for (num_seqs, len, heads, pieces) in [
+        (8, 8192, 16, 32),
+        (64, 1024, 16, 4),
+        (128, 1024, 16, 2),
+        (1, 8192, 128, 64),
+        (64, 1024, 128, 1),
+        (128, 1024, 128, 1),
+    ] {
+        let machine = Machine::new();
+        let lens = vec![len; num_seqs];
+        let seq_lens = machine.view(&ints("seq_lens", &[num_seqs], &lens));
+        let decode = mla(seq_lens, heads, BOUND);
+        let plan = decode.plan(&DeviceInfo::H200).expect("planned");
+        let (merges, items) = made(&machine, &plan, num_seqs, |out, workspace, to| {
+            decode.schedule(&plan, out, workspace, to)
+        });
+        let name = format!("{num_seqs} of {len}, {heads} heads");
+        let counts =
+            (0..num_seqs as u32).map(|seq| items.iter().filter(|item| item[0] == seq).count());
+        assert_eq!(counts.collect::<Vec<_>>(), vec![pieces; num_seqs], "{name}");
+        let merged = if pieces > 1 { num_seqs } else { 0 };
+        assert_eq!(merges.len(), merged, "{name}");
+        for &[_, from, to, _] in items.iter().filter(|item| item[0] != u32::MAX) {
+            let own = to.min(len as u32) - from;
+            assert_eq!(own as usize, len as usize / pieces, "{name}");
+        }
+    }
+}
+
 /// Tokens before a window are nobody's, and none is left out that it holds.
 #[test]
 fn a_window_leaves_little_to_do() {
@@ -230,7 +264,7 @@ fn a_window_leaves_little_to_do() {
     let window = OPTIONS().score_mods(ScoreMods::default().sliding_window(1024));
     let decode = gqa(seq_lens, window);
     let plan = decode.plan(&DeviceInfo::H200).expect("planned");
-    let (cuts, items) = made(&machine, &plan, lens.len(), |out, workspace, to| {
+    let (merges, items) = made(&machine, &plan, lens.len(), |out, workspace, to| {
         decode.schedule(&plan, out, workspace, to)
     });
     // From the first group of 8 on: 1,024 tokens, and those that share the first one's group.
@@ -238,7 +272,7 @@ fn a_window_leaves_little_to_do() {
         let first = (len - 1024).max(0) / 8 * 8;
         (len - first) as u32
     });
-    check_items(&seen, plan.runs().expect("a schedule"), &cuts, &items);
+    check_items(&seen, plan.runs().expect("a schedule"), &merges, &items);
 }
 
 /// Whatever the host's bound is: what is in flight, for as many rows as thread blocks have.

@@ -240,7 +240,7 @@ pub(crate) fn dynamic_shared_bytes(entry: &Entry) -> u32 {
             PrefillTile::of(head_size, head_size_v, value_bytes, token_scales, products)
                 .shared_bytes()
         }
-        Variant::MergeSplits { .. } => merge_splits::SHARED_BYTES,
+        Variant::MergeSplits { .. } | Variant::MergeScheduled { .. } => merge_splits::SHARED_BYTES,
         _ => 0,
     }
 }

@@ -2,37 +2,80 @@
 
 use crate::gpu::Gpu;
 
-/// Where a run ends and the next one begins.
+/// A sequence of several parts: what is merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cut {
-    /// The sequence that the next run begins with.
+pub struct MergeItem {
+    /// Which.
     pub seq: u32,
-    /// Tokens of it, counted from the first that it sees, that belong to runs before: a multiple of the tile.
-    pub token: u32,
-    /// If there are any: the run that has the sequence's first part.
-    pub first_run: u32,
-    /// If there are any: its parts, each of a run of its own, one after the other; else 0.
+    /// The workspace's part that is the first.
+    pub first_part: u32,
+    /// How many parts there are.
     pub num_parts: u32,
+    /// From a part to the next one: 1; or 2 between those that begin runs, of which the first is the second part of the run
+    /// before, so that the next one lies beside it.
+    pub step: u32,
 }
 
-impl Cut {
+impl MergeItem {
     /// Bytes in memory.
     pub const BYTES: u64 = 16;
 
-    /// Cut `index` of those at `cuts`.
+    /// Of the sequence in which cuts `first` to `last` lie, without the latter.
+    #[inline(always)]
+    pub(crate) fn of(seq: u32, first: u32, last: u32) -> Self {
+        Self {
+            seq,
+            first_part: 2 * first - 1,
+            num_parts: last - first + 1,
+            step: 2,
+        }
+    }
+
+    /// Stores how many there are at `merges`, ahead of them.
+    ///
+    /// # Safety
+    /// There is room for it, and no other thread stores it.
+    #[inline(always)]
+    pub(crate) unsafe fn store_count<G: Gpu>(gpu: G, merges: u64, count: u32) {
+        // SAFETY: this function's contract; as aligned as the tensor: the host's check.
+        unsafe { gpu.st_global_b128(merges, [count, 0, 0, 0]) };
+    }
+
+    /// How many there are at `merges`.
     ///
     /// # Safety
     /// It is readable.
     #[inline(always)]
-    pub(crate) unsafe fn load<G: Gpu>(gpu: G, cuts: u64, index: u32) -> Self {
-        // SAFETY: this function's contract; cuts are as aligned as the tensor: the host's check.
-        let [seq, token, first_run, num_parts] =
-            unsafe { gpu.ld_global_b128(cuts + Self::BYTES * index as u64) };
+    pub(crate) unsafe fn load_count<G: Gpu>(gpu: G, merges: u64) -> u32 {
+        // SAFETY: this function's contract; as aligned as the tensor: the host's check.
+        unsafe { gpu.ld_global_b32(merges) }
+    }
+
+    /// Stores it as number `index` of those at `merges`.
+    ///
+    /// # Safety
+    /// There is room for it, and no other thread stores it.
+    #[inline(always)]
+    pub(crate) unsafe fn store<G: Gpu>(self, gpu: G, merges: u64, index: u32) {
+        let words = [self.seq, self.first_part, self.num_parts, self.step];
+        // SAFETY: this function's contract; as aligned as the tensor: the host's check.
+        unsafe { gpu.st_global_b128(merges + Self::BYTES * (index as u64 + 1), words) };
+    }
+
+    /// Number `index` of those at `merges`.
+    ///
+    /// # Safety
+    /// It is readable.
+    #[inline(always)]
+    pub(crate) unsafe fn load<G: Gpu>(gpu: G, merges: u64, index: u32) -> Self {
+        // SAFETY: this function's contract; as aligned as the tensor: the host's check.
+        let [seq, first_part, num_parts, step] =
+            unsafe { gpu.ld_global_b128(merges + Self::BYTES * (index as u64 + 1)) };
         Self {
             seq,
-            token,
-            first_run,
+            first_part,
             num_parts,
+            step,
         }
     }
 }
@@ -91,6 +134,17 @@ impl Item {
             to,
             part,
         }
+    }
+
+    /// Stores it as number `index` of those at `items`.
+    ///
+    /// # Safety
+    /// There is room for it, and no other thread stores it.
+    #[inline(always)]
+    pub(crate) unsafe fn store<G: Gpu>(self, gpu: G, items: u64, index: u32) {
+        let words = [self.seq, self.from, self.to, self.part];
+        // SAFETY: this function's contract; as aligned as the tensor: the host's check.
+        unsafe { gpu.st_global_b128(items + Self::BYTES * index as u64, words) };
     }
 
     /// Its tokens, of a sequence of `seq_len`, of which the first group that is seen begins at `first`.

@@ -4,10 +4,12 @@
 pub(crate) mod careful;
 pub mod check;
 pub mod item;
+pub(crate) mod line;
 pub mod lse;
 pub mod mask;
 pub(crate) mod out;
 pub mod paged_kv;
+pub(crate) mod pieces;
 pub mod query;
 pub mod schedule;
 pub mod score_mods;

@@ -1,7 +1,7 @@
 //! Stage 2 of split-KV decode attention: the parts of a sequence become its output.
 //!
-//! Grid: x = query head, y = sequence, z = query token and tile of 128 columns. A thread block owns these columns of
-//! one row of `out`; its warps share out the splits, a lane has four columns:
+//! Grid: x = tiles of 128 columns of query heads, y = sequence, z = query token. A thread block owns one such tile of a row
+//! of `out`, or four; its warps share out the splits, a lane has four columns:
 //!
 //! ```text
 //! the first parts of this warp's splits are under way
@@ -11,14 +11,16 @@
 //! acc is added over the warps; out = acc / (lse's sum + 2^(sink - max)); lse without or with the sink in the sum
 //! ```
 //!
-//! Of at most four splits a warp takes all, so that no warp waits for another: then a thread block owns such tiles of a
-//! query token, one a warp; x counts thread blocks, and z is the query token. Both ways add in the same order.
+//! Thread blocks of four tiles are for rows of at most four splits: each warp has a tile, so that none waits for another.
+//! Both ways add in the same order. Sequences of one split were finished by stage 1.
 //!
-//! Sequences of one split were finished by stage 1. If stage 1 attended by [`schedule`](crate::attention::schedule), y is a
-//! cut, of whose sequence all is merged if it is that one's first.
+//! `merge_scheduled` is the same where stage 1 attended by a [`schedule`](crate::attention::schedule): y counts what that one
+//! says is to be merged. There may be more of it than the grid has, so a thread block goes on to the next one that is a grid
+//! further; and of four tiles it takes one after the other, with all warps, where there are more parts than four.
 
 use core::marker::PhantomData;
 
+use crate::attention::item::MergeItem;
 use crate::attention::lse::Lse;
 use crate::attention::out::recip_of_sum;
 use crate::decode::parts::{Divided, Part, Parts, UNROLL, total_of};
@@ -43,105 +45,136 @@ pub const fn column_tiles(head_size_v: u32) -> u32 {
     head_size_v.div_ceil(COLUMNS).next_power_of_two()
 }
 
-/// Whether a warp takes all splits of its columns, of which there are `num_kv_splits` at most.
-const fn is_warp_alone(num_kv_splits: u32) -> bool {
-    num_kv_splits <= UNROLL as u32
+/// Units of a row: tiles of columns of its heads.
+pub const fn units(num_query_heads: u32, head_size_v: u32) -> u32 {
+    num_query_heads * column_tiles(head_size_v)
 }
 
-/// Thread blocks for the heads, and for the columns, of `query_len` tokens of one sequence: x and z of the grid.
-pub const fn grid(
-    num_query_heads: u32,
-    head_size_v: u32,
-    query_len: u32,
-    num_kv_splits: u32,
-) -> (u32, u32) {
-    let tiles = column_tiles(head_size_v);
-    if is_warp_alone(num_kv_splits) {
-        ((num_query_heads * tiles).div_ceil(WARPS), query_len)
-    } else {
-        (num_query_heads, query_len * tiles)
-    }
-}
+/// Most units of a thread block: one for each warp.
+pub const MOST_UNITS: u32 = WARPS;
+/// Splits of which a warp takes all of its unit's, where a thread block has several units.
+pub const FEW_SPLITS: u32 = UNROLL as u32;
 
 /// The kernel.
 ///
 /// # Safety
-/// Launched on the [`grid`] with [`THREADS`] threads and [`SHARED_BYTES`] shared memory; `params` names tensors of the
-/// shapes it documents. Stage 1, the kernel ahead, wrote the parts of every sequence that has more than one split; no
-/// two sequences have one row; no kernel that may still run writes lengths, or starts.
+/// Launched on a grid of so many thread blocks along x as units of a row need, [`THREADS`] threads and [`SHARED_BYTES`]
+/// shared memory; `params` names tensors of the shapes it documents, and several units only with at most [`FEW_SPLITS`].
+/// Stage 1, the kernel ahead, wrote the parts of every sequence that has more than one split; no two sequences have one
+/// row; no kernel that may still run writes lengths, or starts.
 #[inline(always)]
 pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
-    let is_alone = is_warp_alone(params.num_kv_splits);
-    let tiles = column_tiles(params.head_size_v);
-    let (head, tile, token) = if is_alone {
-        let index = gpu.cta_idx_x() * WARPS + gpu.warp();
-        (
-            index >> tiles.trailing_zeros(),
-            index & (tiles - 1),
-            gpu.cta_idx_z(),
-        )
-    } else {
-        (
-            gpu.cta_idx_x(),
-            gpu.cta_idx_z() & (tiles - 1),
-            gpu.cta_idx_z() >> tiles.trailing_zeros(),
-        )
-    };
     // SAFETY: this function's contract.
-    let divided = unsafe { Divided::of(gpu, params, gpu.cta_idx_y()) };
+    let divided = unsafe { Divided::of_seq(gpu, params, gpu.cta_idx_y()) };
     // Also where there is nothing to merge: a kernel behind this one may begin when all of it has, and stage 1 has to be
     // done by then.
     gpu.wait_for_previous_kernels();
     let Some(divided) = divided else { return };
-    if head >= params.num_query_heads {
-        return;
-    }
     // SAFETY: `check` is 0 or a finished check's record: the host's `launch`.
     if unsafe { crate::attention::check::found_fault(gpu, params.check) } {
         return;
     }
-    let row = Row {
-        out_row: divided.out_row,
-        token,
-        head,
-        column: tile * COLUMNS + gpu.lane() * 4,
-    };
-    let parts = Parts::of(
-        params,
-        divided,
-        token * params.num_query_heads + head,
-        row.column,
-    );
-    let sink = if params.sink == 0 {
-        f32::NEG_INFINITY
-    } else {
-        // SAFETY: `head` is a query head, and sinks are one for each: the host's check of the request.
-        let sink = f32::from_bits(unsafe { gpu.ld_global_b32(params.sink + 4 * head as u64) });
-        sink * core::f32::consts::LOG2_E
-    };
-    // SAFETY: stage 1 wrote every part below `num_splits`, and its lse; the whole thread block comes to a barrier, as what
-    // returns early does so for all threads unless warps are alone.
-    unsafe {
-        if is_alone {
-            let batch = parts.load(gpu, 0, 1);
-            let splits = Softmax::of(gpu, total_of(gpu, &batch), sink);
-            let mut total = [0.0f32; 4];
-            unroll!([4] i in 0..UNROLL {
-                let acc = splits.add(gpu, [0.0; 4], batch[i]);
-                unroll!([4] j in 0..4 {
-                    total[j] += acc[j];
-                });
-            });
-            row.store::<G, T>(gpu, params, total);
-            if gpu.lane() == 0 && row.column == 0 {
-                row.store_lse(gpu, params, splits);
+    if params.units == 1 {
+        // SAFETY: x counts units; every thread comes here; stage 1 has written the sequence's parts.
+        unsafe { merge_together::<G, T>(gpu, params, divided, gpu.cta_idx_x()) };
+        return;
+    }
+    let unit = gpu.cta_idx_x() * params.units + gpu.warp();
+    if unit < units(params.num_query_heads, params.head_size_v) {
+        // SAFETY: a unit; stage 1 has written the sequence's parts, which are few: this function's contract.
+        unsafe { merge_few::<G, T>(gpu, params, divided, unit) };
+    }
+}
+
+/// The kernel behind a stage 1 that attended by a schedule.
+///
+/// # Safety
+/// As for [`merge_splits`], with any number of parts; no kernel that may still run writes the schedule.
+#[inline(always)]
+pub unsafe fn merge_scheduled<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
+    // SAFETY: this function's contract.
+    let count = unsafe { MergeItem::load_count(gpu, params.merges) };
+    gpu.wait_for_previous_kernels();
+    // SAFETY: `check` is 0 or a finished check's record: the host's `launch`.
+    if unsafe { crate::attention::check::found_fault(gpu, params.check) } {
+        return;
+    }
+    let first = gpu.cta_idx_x() * params.units;
+    let behind = units(params.num_query_heads, params.head_size_v).min(first + params.units);
+    // Whatever the schedule says, nothing is read or written that there is not.
+    let count = count.min(params.num_seqs);
+    let mut y = gpu.cta_idx_y();
+    while y < count {
+        // SAFETY: one of those that there are.
+        let divided = unsafe { Divided::of_item(gpu, params, y) };
+        y += params.ctas_y;
+        let Some(divided) = divided else { continue };
+        if params.units > 1 && divided.num_parts <= FEW_SPLITS {
+            let unit = first + gpu.warp();
+            if unit < behind {
+                // SAFETY: a unit; stage 1 has written the sequence's parts, which are few.
+                unsafe { merge_few::<G, T>(gpu, params, divided, unit) };
             }
-            return;
+            continue;
         }
+        let mut unit = first;
+        while unit < behind {
+            // SAFETY: a unit, the same for all threads, which all come here and to the barrier, behind which shared memory
+            // may be written again; stage 1 has written the sequence's parts.
+            unsafe {
+                merge_together::<G, T>(gpu, params, divided, unit);
+                gpu.sync_cta();
+            }
+            unit += 1;
+        }
+    }
+}
+
+/// A unit of a sequence of few parts, by a warp.
+///
+/// # Safety
+/// The unit exists, and stage 1 has written the parts.
+#[inline(always)]
+unsafe fn merge_few<G: Gpu, T: Half>(gpu: G, params: &MergeParams, divided: Divided, unit: u32) {
+    let (row, parts) = Row::of(gpu, params, divided, unit);
+    // SAFETY: this function's contract: the row's head exists, stage 1 wrote every part and its lse.
+    unsafe {
+        let batch = parts.load(gpu, 0, 1);
+        let splits = Softmax::of(gpu, total_of(gpu, &batch), row.sink(gpu, params));
+        let mut total = [0.0f32; 4];
+        unroll!([4] i in 0..UNROLL {
+            let acc = splits.add(gpu, [0.0; 4], batch[i]);
+            unroll!([4] j in 0..4 {
+                total[j] += acc[j];
+            });
+        });
+        row.store::<G, T>(gpu, params, total);
+        if gpu.lane() == 0 && row.column == 0 {
+            row.store_lse(gpu, params, splits);
+        }
+    }
+}
+
+/// A unit by all warps.
+///
+/// # Safety
+/// Every thread comes here with the same unit, which exists; stage 1 has written the sequence's parts; nobody uses shared
+/// memory.
+#[inline(always)]
+unsafe fn merge_together<G: Gpu, T: Half>(
+    gpu: G,
+    params: &MergeParams,
+    divided: Divided,
+    unit: u32,
+) {
+    let (row, parts) = Row::of(gpu, params, divided, unit);
+    // SAFETY: this function's contract: the row's head exists, stage 1 wrote every part and its lse; all come to the
+    // barriers, which lie between what is written to shared memory and what is read of it.
+    unsafe {
         let mut split = gpu.warp();
         // What the loop below begins with is under way before the lse, on which its weights depend, is waited for.
         let mut batch = parts.load(gpu, split, WARPS);
-        let splits = Softmax::of(gpu, parts.total(gpu), sink);
+        let splits = Softmax::of(gpu, parts.total(gpu), row.sink(gpu, params));
         let mut acc = [0.0f32; 4];
         while split < divided.num_parts {
             split += UNROLL as u32 * WARPS;
@@ -164,7 +197,7 @@ pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
             }
             row.store::<G, T>(gpu, params, total);
         }
-        if gpu.thread_idx() == 0 && tile == 0 {
+        if gpu.thread_idx() == 0 && row.column == 0 {
             row.store_lse(gpu, params, splits);
         }
     }
@@ -215,10 +248,40 @@ struct Row {
 }
 
 impl Row {
+    /// A lane's columns of a unit of a sequence: where they go, and their parts.
+    #[inline(always)]
+    fn of<G: Gpu>(gpu: G, params: &MergeParams, divided: Divided, unit: u32) -> (Self, Parts) {
+        let tiles = column_tiles(params.head_size_v);
+        let (token, head) = (gpu.cta_idx_z(), unit >> tiles.trailing_zeros());
+        let column = (unit & (tiles - 1)) * COLUMNS + gpu.lane() * 4;
+        let row = Self {
+            out_row: divided.out_row,
+            token,
+            head,
+            column,
+        };
+        let index = token * params.num_query_heads + head;
+        (row, Parts::of(params, divided, index, column))
+    }
+
+    /// The head's sink, base 2; minus infinity if there are none.
+    ///
+    /// # Safety
+    /// The head exists.
+    #[inline(always)]
+    unsafe fn sink<G: Gpu>(self, gpu: G, params: &MergeParams) -> f32 {
+        if params.sink == 0 {
+            return f32::NEG_INFINITY;
+        }
+        // SAFETY: sinks are one for each query head: the host's check of the request.
+        let sink = f32::from_bits(unsafe { gpu.ld_global_b32(params.sink + 4 * self.head as u64) });
+        sink * core::f32::consts::LOG2_E
+    }
+
     /// Stores a lane's columns, if the row has them.
     ///
+    /// # Safety
     /// The row exists, and so does the output that `params` names; no other lane writes its columns.
-    /// The row exists, and no other lane writes its columns.
     #[inline(always)]
     unsafe fn store<G: Gpu, T: Half>(self, gpu: G, params: &MergeParams, [a, b, c, d]: [f32; 4]) {
         if self.column < params.head_size_v {
@@ -272,5 +335,22 @@ impl<T: Half> Kernel for MergeSplits<T> {
     unsafe fn run<G: Gpu>(gpu: G, params: &MergeParams) {
         // SAFETY: launched as `merge_splits` asks, on tensors of its shapes: the contract of `Kernel::run`.
         unsafe { merge_splits::<G, T>(gpu, params) }
+    }
+}
+
+/// [`merge_scheduled`] into outputs of `T`.
+#[derive(Debug)]
+pub struct MergeScheduled<T>(PhantomData<T>);
+
+impl<T: Half> Kernel for MergeScheduled<T> {
+    type Params = MergeParams;
+    const VARIANT: Variant = Variant::MergeScheduled { dtype: T::HALF };
+    const THREADS: u32 = THREADS;
+    const MIN_CTAS: u32 = 5;
+
+    #[inline(always)]
+    unsafe fn run<G: Gpu>(gpu: G, params: &MergeParams) {
+        // SAFETY: launched as `merge_scheduled` asks, on tensors of its shapes: the contract of `Kernel::run`.
+        unsafe { merge_scheduled::<G, T>(gpu, params) }
     }
 }

@@ -1,6 +1,6 @@
 //! The parts of a row that were attended to apart: which there are, and where they lie.
 
-use crate::attention::item::Cut;
+use crate::attention::item::MergeItem;
 use crate::attention::lse::Lse;
 use crate::attention::sequence::{first_key, query_row, seq_len};
 use crate::attention::tile::TILE_GROUP;
@@ -25,31 +25,37 @@ pub(crate) struct Divided {
 }
 
 impl Divided {
-    /// Of the grid's y: sequence `y`, if it was split, or the one that the cut after run `y` is the first cut of; `None` if
-    /// there is nothing to merge.
+    /// Number `index` of what a schedule says is to be merged; `None` if that is nonsense.
     ///
     /// # Safety
-    /// `y` is one of the grid's; lengths, starts and cuts are there, and nobody writes them.
+    /// There are so many, and sequences have starts if there are any; nobody writes either.
     #[inline(always)]
-    pub(crate) unsafe fn of<G: Gpu>(gpu: G, params: &MergeParams, y: u32) -> Option<Self> {
-        if params.cuts != 0 {
-            // SAFETY: there is a cut behind each run: this function's contract.
-            let cut = unsafe { Cut::load(gpu, params.cuts, y + 1) };
-            // Whatever the cuts are, nothing is read or written that there is not.
-            if cut.num_parts == 0 || cut.first_run != y || cut.seq >= params.num_seqs {
-                return None;
-            }
-            // SAFETY: a sequence: this function's contract.
-            let out_row =
-                unsafe { query_row(gpu, params.query_start_loc, params.num_tokens, cut.seq) };
-            return out_row.map(|out_row| Self {
-                out_row,
-                num_parts: cut.num_parts.min(params.num_kv_splits - y),
-                first: 2 * y,
-                step: 2,
-                begins_odd: true,
-            });
+    pub(crate) unsafe fn of_item<G: Gpu>(gpu: G, params: &MergeParams, index: u32) -> Option<Self> {
+        // SAFETY: this function's contract.
+        let item = unsafe { MergeItem::load(gpu, params.merges, index) };
+        // Whatever it says, nothing is read or written that there is not.
+        let run = item.first_part / 2;
+        if item.seq >= params.num_seqs || run >= params.num_kv_splits {
+            return None;
         }
+        // SAFETY: a sequence: this function's contract.
+        let out_row =
+            unsafe { query_row(gpu, params.query_start_loc, params.num_tokens, item.seq) };
+        out_row.map(|out_row| Self {
+            out_row,
+            num_parts: item.num_parts.min(params.num_kv_splits - run),
+            first: item.first_part.saturating_sub((item.step == 2) as u32),
+            step: item.step.min(2),
+            begins_odd: item.step == 2,
+        })
+    }
+
+    /// Sequence `y`, if it was split.
+    ///
+    /// # Safety
+    /// There is such a sequence; lengths and starts are there, and nobody writes them.
+    #[inline(always)]
+    pub(crate) unsafe fn of_seq<G: Gpu>(gpu: G, params: &MergeParams, y: u32) -> Option<Self> {
         let seq_len = if params.seq_lens == 0 {
             params.max_seq_len
         } else {

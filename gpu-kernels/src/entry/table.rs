@@ -18,7 +18,7 @@ use crate::cache::reshape_and_cache_flash::{CacheCopy, CacheScaled};
 use crate::cache::reshape_and_cache_per_token_head::CachePerTokenHead;
 use crate::cache::rope_and_cache::RopeAndCache;
 use crate::decode::kernel::DecodeGqa;
-use crate::decode::merge::MergeSplits;
+use crate::decode::merge::{MergeScheduled, MergeSplits};
 use crate::dtype::{Bf16, E4m3, E4m3PerToken, E5m2, F16, F32, I8, I8PerToken};
 use crate::gather::kernel::{CheckGather, GatherCopy, GatherMlaFp8Ds, GatherMlaV4, GatherScaled};
 use crate::kernel::{D64, D96, D128, D192, D192V128, D256, D288V256, D576V512, H8, H16, Kernel};
@@ -200,6 +200,8 @@ entries! {
     merge_rows: MergeRows;
     merge_splits_bf16: MergeSplits<Bf16>, may_spill;
     merge_splits_f16: MergeSplits<F16>, may_spill;
+    merge_scheduled_bf16: MergeScheduled<Bf16>, may_spill;
+    merge_scheduled_f16: MergeScheduled<F16>, may_spill;
     reshape_and_cache_copy: CacheCopy;
     reshape_and_cache_scaled_bf16_e4m3: CacheScaled<Bf16, E4m3>;
     reshape_and_cache_scaled_bf16_e4m3_odd: CacheScaled<Bf16, E4m3, false>;

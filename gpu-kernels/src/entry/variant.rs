@@ -45,6 +45,11 @@ pub enum Variant {
         /// Of the output.
         dtype: HalfDtype,
     },
+    /// The same, by a schedule.
+    MergeScheduled {
+        /// Of the output.
+        dtype: HalfDtype,
+    },
     /// Attention of any number of query tokens per sequence.
     PrefillGqa {
         /// Of the cache; queries have it too if it is of 16 bits.
@@ -153,6 +158,9 @@ impl fmt::Display for Variant {
             }
             Self::MergeSplits { dtype } => {
                 write!(f, "merge_splits_{}", dtype.dtype().symbol())
+            }
+            Self::MergeScheduled { dtype } => {
+                write!(f, "merge_scheduled_{}", dtype.dtype().symbol())
             }
             Self::PrefillGqa {
                 cache,

@@ -1,8 +1,8 @@
-//! Arguments of `merge_splits`.
+//! Arguments of `merge_splits` and `merge_scheduled`.
 
 use crate::params::{KernelParams, MaskParams};
 
-/// Arguments of `merge_splits`.
+/// Arguments of `merge_splits` and `merge_scheduled`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MergeParams {
@@ -10,8 +10,9 @@ pub struct MergeParams {
     pub partial_out: u64,
     /// `[parts, rows]`, each an [`Lse`](crate::attention::lse::Lse).
     pub partial_lse: u64,
-    /// As in the stage-1 launch: then the grid's y are cuts, from the second on; 0 if they are sequences.
-    pub cuts: u64,
+    /// Of `merge_scheduled`: how many [`MergeItem`](crate::attention::item::MergeItem)s that one has, and these,
+    /// each 16 bytes.
+    pub merges: u64,
     /// `[num_seqs]`, i32; 0 if all are `max_seq_len`.
     pub seq_lens: u64,
     /// `[num_seqs, query_len, num_query_heads, head_size_v]`, bf16 or f16.
@@ -59,13 +60,17 @@ pub struct MergeParams {
     pub num_tokens: u32,
     /// As in the stage-1 launch.
     pub num_seqs: u32,
+    /// Units of a thread block: 1, or [`MOST_UNITS`](crate::decode::merge::MOST_UNITS).
+    pub units: u32,
+    /// Thread blocks along y.
+    pub ctas_y: u32,
     /// Zero; keeps the size a multiple of 8.
-    pub reserved: [u32; MaskParams::reserved(9)],
+    pub reserved: [u32; MaskParams::reserved(11)],
 }
 
 const _: () = assert!(
     size_of::<MergeParams>()
-        == 16 * 8 + size_of::<MaskParams>() + (9 + MaskParams::reserved(9)) * 4
+        == 16 * 8 + size_of::<MaskParams>() + (11 + MaskParams::reserved(11)) * 4
 );
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for MergeParams {}

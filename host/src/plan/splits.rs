@@ -17,8 +17,8 @@ pub enum SplitPolicy {
     /// This many tokens per split, rounded up to whole tiles.
     Fixed(u32),
     /// The device decides, by the lengths that it finds: for plans that do not know them, as of captured graphs, and for
-    /// batches of unequal lengths. A small kernel cuts the batch into runs of equal work, as many as fill the machine; the
-    /// workspace does not grow with sequences or bound. Decode attention over keys and values, and over latents; others
+    /// batches of unequal lengths. A small kernel cuts the batch into runs of equal work, as many as fill the machine, or
+    /// sequences of about one length into pieces of their own; the workspace does not grow with sequences or bound. Decode attention over keys and values, and over latents; others
     /// take it as [`SplitPolicy::Auto`].
     Scheduled,
 }
@@ -153,7 +153,7 @@ pub fn warp_tile_nanoseconds(head_size: u32) -> f64 {
 /// other, and that latency grows with the head size and does not shrink with smaller elements. Merging costs
 /// a second kernel. The constants were fitted to measurements on an H200 (bf16 and FP8, batch 1 to 256,
 /// context 128 to 131,072); only their ratios matter, so they serve for other GPUs too.
-struct Cost {
+pub(super) struct Cost {
     /// Thread blocks that are resident together.
     slots: u32,
     ctas_per_split: u32,
@@ -171,8 +171,8 @@ impl Cost {
     /// Nanoseconds until a wave's first bytes arrive.
     const WAVE_START: f64 = 300.0;
     /// Nanoseconds of a second kernel, and of each split beyond the few that its warps take in one go.
-    const MERGE: f64 = 2500.0;
-    const MERGE_MANY: f64 = 30.0;
+    pub(super) const MERGE: f64 = 2500.0;
+    pub(super) const MERGE_MANY: f64 = 30.0;
 
     fn of(shape: &SplitShape, device: &DeviceInfo) -> Self {
         Self {

@@ -3,7 +3,7 @@ set! {
     route: "nvvm";
     compiler: "rustc_codegen_nvvm (rust-cuda 946c91f, own build 11d950db97da), rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball), libNVVM 12.9.86";
     ptx_version: "8.1";
-    source_sha256: "6f76110b0f3faf316b4a744e8961b49594bc70635a675dedd98e2e46935c5529";
+    source_sha256: "e5bee16f33e49bed9fb84c94b7f1ff7af1cbd44e7d3f1ab01311e5f60b51eac5";
     archs: ["sm_80", "sm_89", "sm_90", "sm_90a"];
     "check_gather",
     "check_paged",
@@ -147,6 +147,8 @@ set! {
     "gather_scaled_e5m2_f32",
     "gather_scaled_e5m2_f32_odd",
     "merge_rows",
+    "merge_scheduled_bf16",
+    "merge_scheduled_f16",
     "merge_splits_bf16",
     "merge_splits_f16",
     "prefill_gqa_bf16_d128",

@@ -92,6 +92,14 @@ pub(crate) fn edges() -> Vec<DecodeCase> {
         let lens = Lens::List(vec![0, 1, 65]);
         cases.push(with(mla(Dtype::F16, heads, 64, lens), |_| {}));
     }
+    // So many rows of few splits that they are merged by thread blocks of several units.
+    cases.push(with(
+        mla(Dtype::Bf16, 128, 16, Lens::Ragged(24, 100)),
+        |case| {
+            (case.cache.head_size, case.cache.head_size_v) = (288, 256);
+            case.split_policy = SplitPolicy::Fixed(32);
+        },
+    ));
     for (heads, q_len) in [(16, 1), (40, 2)] {
         for lens in [
             Lens::Zipf(9, 700),

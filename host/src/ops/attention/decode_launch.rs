@@ -218,7 +218,7 @@ impl CheckedDecode<'_> {
         MergeParams {
             partial_out: stage1.partial_out,
             partial_lse: stage1.partial_lse,
-            cuts: schedule.map_or(0, |schedule| schedule.cuts),
+            merges: schedule.map_or(0, |schedule| schedule.merges),
             seq_lens: stage1.seq_lens,
             out: stage1.out,
             lse: stage1.lse,
@@ -242,6 +242,9 @@ impl CheckedDecode<'_> {
             sink_in_lse: u32::from(stage1.score.sinks != 0),
             num_tokens: self.num_tokens,
             num_seqs: self.shape.num_seqs,
+            // The plan's.
+            units: 1,
+            ctas_y: 1,
             reserved: Default::default(),
         }
     }

@@ -69,8 +69,14 @@ impl CheckedDecode<'_> {
             check_parts: self.check_parts(),
         };
         let check = self.request.options.check;
-        let mut plan =
-            DecodePlan::around(stage1, (splits, runs), shape, rows, self.made_for(), check)?;
+        let mut plan = DecodePlan::around(
+            stage1,
+            (splits, runs),
+            (shape, device),
+            rows,
+            self.made_for(),
+            check,
+        )?;
         plan.head_tiles = head_tiles;
         plan.stages = ring_tiles;
         Ok(plan)

@@ -102,8 +102,14 @@ impl CheckedDecodeMlaEntry<'_> {
             check_parts: 1,
         };
         let (made_for, check) = (self.made_for(), options.check);
-        let mut plan =
-            DecodePlan::around(stage1, (splits, None), &self.shape, rows, made_for, check)?;
+        let mut plan = DecodePlan::around(
+            stage1,
+            (splits, None),
+            (&self.shape, device),
+            rows,
+            made_for,
+            check,
+        )?;
         plan.stages = stages;
         Ok(plan)
     }

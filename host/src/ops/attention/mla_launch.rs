@@ -69,7 +69,7 @@ impl CheckedDecodeMla<'_> {
         let mut plan = DecodePlan::around(
             stage1,
             (splits, runs),
-            &self.shape,
+            (&self.shape, device),
             rows,
             self.made_for(),
             check,
@@ -127,9 +127,9 @@ impl CheckedDecodeMla<'_> {
             ..self.stage1_params(plan, base)
         };
         let checks = mla_rows::checks(&stage1, &self.shape);
-        let cuts = schedule.map_or(0, |schedule| schedule.cuts);
+        let merges = schedule.map_or(0, |schedule| schedule.merges);
         let merge = MergeParams {
-            cuts,
+            merges,
             ..mla_rows::merge(&stage1, self.shape.head_size_v, 0)
         };
         let seqs = [self.shape.num_seqs; 2];

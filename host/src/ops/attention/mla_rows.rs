@@ -112,7 +112,7 @@ pub(super) fn merge(rows: &DecodeMlaParams, head_size_v: u32, sink: u64) -> Merg
     MergeParams {
         partial_out: rows.partial_out,
         partial_lse: rows.partial_lse,
-        cuts: 0,
+        merges: 0,
         seq_lens: rows.seq_lens,
         out: rows.out,
         lse: rows.lse,
@@ -136,6 +136,9 @@ pub(super) fn merge(rows: &DecodeMlaParams, head_size_v: u32, sink: u64) -> Merg
         sink_in_lse: 0,
         num_tokens: 0,
         num_seqs: rows.num_seqs,
+        // The plan's.
+        units: 1,
+        ctas_y: 1,
         reserved: Default::default(),
     }
 }

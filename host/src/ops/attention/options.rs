@@ -48,8 +48,8 @@ impl<'a> DecodeOptions<'a> {
     }
     /// See [`DecodeOptions::schedule`].
     #[must_use]
-    pub fn schedule(mut self, cuts: TensorView<'a>) -> Self {
-        self.schedule = Some(cuts);
+    pub fn schedule(mut self, items: TensorView<'a>) -> Self {
+        self.schedule = Some(items);
         self
     }
     /// See [`DecodeOptions::check`].

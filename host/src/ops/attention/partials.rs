@@ -1,6 +1,6 @@
 //! Where splits of the keys leave their results until they are merged.
 
-use gpu_kernels::attention::item::Cut;
+use gpu_kernels::attention::item::Item;
 use gpu_kernels::attention::lse::Lse;
 
 use crate::ops::device_check::CHECK_BYTES;
@@ -38,7 +38,7 @@ impl Partials {
         let schedule_offset = if has_check { CHECK_BYTES as u64 } else { 0 };
         let [schedule_bytes, line_bytes] = schedule.map_or([0; 2], |(rows, num_seqs)| {
             [
-                Cut::BYTES.saturating_mul(rows as u64),
+                Item::BYTES.saturating_mul(rows as u64),
                 8 * (u64::from(num_seqs) + 1),
             ]
         });

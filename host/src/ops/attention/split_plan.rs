@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use gpu_kernels::attention::item::Cut;
+use gpu_kernels::attention::item::MergeItem;
 use gpu_kernels::attention::schedule;
 use gpu_kernels::decode::merge as merge_splits;
 use gpu_kernels::entry::{EntryId, Variant};
@@ -20,7 +20,7 @@ use crate::ops::layout::byte_stride;
 use crate::ops::made_for::{Fact, MadeFor};
 use crate::ops::plan::Summary;
 use crate::ops::tensors::{given, on_machine};
-use crate::plan::{MOST_CTAS_YZ, Runs, Splits, variants};
+use crate::plan::{DeviceInfo, MOST_CTAS_YZ, Runs, Splits, variants};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
@@ -38,6 +38,8 @@ pub struct DecodePlan {
     schedule: Option<Launch>,
     stage1: Launch,
     merge: Option<Launch>,
+    /// Units of one of its thread blocks.
+    merge_units: u32,
     pub(super) splits: Splits,
     /// How the device cuts the batch, if it does.
     pub(super) runs: Option<Runs>,
@@ -113,7 +115,7 @@ impl DecodePlan {
     pub(super) fn around(
         stage1: Launch,
         (splits, runs): (Splits, Option<Runs>),
-        shape: &AttentionShape,
+        (shape, device): (&AttentionShape, &DeviceInfo),
         rows: Rows,
         made_for: MadeFor<12>,
         check: CheckMode,
@@ -125,8 +127,9 @@ impl DecodePlan {
             None => (splits.num_kv_splits, [shape.num_seqs, splits.num_kv_splits]),
         };
         let merge = (num_kv_splits > 1)
-            .then(|| merge_launch(shape, rows.query_len, num_kv_splits))
+            .then(|| merge_launch((shape, device), rows.query_len, num_kv_splits, runs))
             .transpose()?;
+        let (merge, merge_units) = merge.unzip();
         let parts = match merge {
             Some(_) => {
                 let [a, b] = num_parts;
@@ -149,6 +152,7 @@ impl DecodePlan {
             schedule,
             stage1: Launch { grid, ..stage1 },
             merge,
+            merge_units: merge_units.unwrap_or(1),
             splits,
             runs,
             head_tiles: 1,
@@ -201,7 +205,6 @@ impl DecodePlan {
             }
             let [rows, splits, _] = self.stage1.grid;
             let grid = stage1_grid([rows, splits, groups], self.runs, num_seqs);
-            let merges = self.runs.map_or(num_seqs, |runs| runs.num_runs - 1);
             launcher.launch(
                 &Launch {
                     grid,
@@ -210,8 +213,17 @@ impl DecodePlan {
                 stage1,
             )?;
             if let Some(launch) = &self.merge {
-                let [x, _, z] = launch.grid;
-                let grid = [x, merges, z];
+                let [x, most, z] = launch.grid;
+                let y = match self.runs {
+                    Some(runs) => runs.most_merges(num_seqs).min(most),
+                    None => num_seqs,
+                };
+                let grid = [x, y, z];
+                let merge = MergeParams {
+                    units: self.merge_units,
+                    ctas_y: y,
+                    ..*merge
+                };
                 launcher.launch(&Launch { grid, ..*launch }, merge.as_bytes())?;
             }
         }
@@ -238,7 +250,7 @@ impl DecodePlan {
                 }),
             };
         };
-        let cuts = match given {
+        let merges = match given {
             Some(view) => {
                 check_schedule(view, runs, lengths.num_seqs)?;
                 view.address()
@@ -248,8 +260,8 @@ impl DecodePlan {
         Ok(Some(ScheduleParams {
             seq_lens: lengths.seq_lens.address(),
             query_start_loc: lengths.query_start_loc.map_or(0, TensorView::address),
-            cuts,
-            items: cuts + Cut::BYTES * (u64::from(runs.num_runs) + 1),
+            merges,
+            items: merges + MergeItem::BYTES * (1 + u64::from(runs.most_merges(lengths.num_seqs))),
             line: base + self.partials.line_offset,
             stride_seq_lens: byte_stride(lengths.seq_lens, 0),
             num_seqs: lengths.num_seqs,
@@ -259,6 +271,8 @@ impl DecodePlan {
             tile_len: runs.tile_len,
             ends: runs.ends,
             least_tiles: runs.least_tiles,
+            merge_tiles: runs.merge_tiles,
+            parts_per_tile: runs.parts_per_tile,
             mask: lengths.mask,
             reserved: Default::default(),
         }))
@@ -361,31 +375,53 @@ fn check_schedule(view: &TensorView<'_>, runs: Runs, num_seqs: u32) -> Result<()
     schedule.aligned(16)
 }
 
-/// The merge of each row's splits.
+/// Thread blocks of one unit each that a merge may have for each multiprocessor: of more, those of several units take less
+/// time, on an H200.
+const MOST_OF_ONE_UNIT: u32 = 38;
+/// Thread blocks of a merge of what a schedule says, for each multiprocessor: several times what runs side by side.
+const MOST_BY_SCHEDULE: u32 = 31;
+
+/// The merge of each row's splits, and how many units a thread block of it has.
 fn merge_launch(
-    shape: &AttentionShape,
+    (shape, device): (&AttentionShape, &DeviceInfo),
     query_len: u32,
     num_kv_splits: u32,
-) -> Result<Launch, RequestError> {
-    let most = MOST_CTAS_YZ / merge_splits::column_tiles(shape.head_size_v);
-    if query_len > most {
+    runs: Option<Runs>,
+) -> Result<(Launch, u32), RequestError> {
+    if query_len > MOST_CTAS_YZ {
         return Err(RequestError::Value {
             name: "query_len",
-            expected: format!("at most {most} where keys are split"),
+            expected: format!("at most {MOST_CTAS_YZ} where keys are split"),
             got: query_len.to_string(),
         });
     }
+    let of_row = merge_splits::units(shape.num_query_heads, shape.head_size_v);
+    let merges = runs.map_or(shape.num_seqs, |runs| runs.most_merges(shape.num_seqs));
+    let all = u64::from(of_row) * u64::from(merges) * u64::from(query_len);
+    let may_be_few = runs.is_some() || num_kv_splits <= merge_splits::FEW_SPLITS;
+    let units = if may_be_few && all > u64::from(MOST_OF_ONE_UNIT * device.num_sms) {
+        merge_splits::MOST_UNITS
+    } else {
+        1
+    };
+    let x = of_row.div_ceil(units);
+    let y = match runs {
+        Some(_) => {
+            let most = MOST_BY_SCHEDULE * device.num_sms;
+            (most / x.saturating_mul(query_len)).clamp(1, merges.max(1))
+        }
+        None => merges,
+    };
     let dtype = shape.half_out();
-    let (x, z) = merge_splits::grid(
-        shape.num_query_heads,
-        shape.head_size_v,
-        query_len,
-        num_kv_splits,
-    );
-    Ok(Launch {
-        kernel: variants::entry(Variant::MergeSplits { dtype }).id,
-        grid: [x, shape.num_seqs, z],
+    let variant = match runs {
+        Some(_) => Variant::MergeScheduled { dtype },
+        None => Variant::MergeSplits { dtype },
+    };
+    let launch = Launch {
+        kernel: variants::entry(variant).id,
+        grid: [x, y, query_len],
         shared_bytes: merge_splits::SHARED_BYTES,
         overlaps_previous: true,
-    })
+    };
+    Ok((launch, units))
 }

@@ -77,12 +77,14 @@ pub fn role(variant: Variant) -> Role {
             },
             heads(row_size(form), cut.head_size_v),
         ),
-        Variant::MergeSplits { dtype: _ } => Role::Assists(&[
-            Operation::Decode,
-            Operation::UnifiedAttention,
-            Operation::DecodeMla,
-            Operation::DecodeMlaEntry,
-        ]),
+        Variant::MergeSplits { dtype: _ } | Variant::MergeScheduled { dtype: _ } => {
+            Role::Assists(&[
+                Operation::Decode,
+                Operation::UnifiedAttention,
+                Operation::DecodeMla,
+                Operation::DecodeMlaEntry,
+            ])
+        }
         Variant::MergeRows => Role::Assists(&[Operation::UnifiedAttention]),
         Variant::CacheCopy => copies(),
         Variant::CacheScaled {
