@@ -4,6 +4,7 @@ mod decode;
 mod decode_launch;
 mod decode_plan;
 mod kv_scales;
+mod merge_plan;
 mod mla;
 mod mla_fp8;
 mod mla_fp8_launch;

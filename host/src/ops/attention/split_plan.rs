@@ -4,12 +4,12 @@ use std::fmt;
 
 use gpu_kernels::attention::item::MergeItem;
 use gpu_kernels::attention::schedule;
-use gpu_kernels::decode::merge as merge_splits;
 use gpu_kernels::entry::{EntryId, Variant};
 use gpu_kernels::params::{
     CheckPagedParams, KernelParams, MaskParams, MergeParams, ScheduleParams,
 };
 
+use super::merge_plan::merge_launch;
 use super::options::DecodeOptions;
 use super::partials::Partials;
 use super::shape::AttentionShape;
@@ -20,7 +20,7 @@ use crate::ops::layout::byte_stride;
 use crate::ops::made_for::{Fact, MadeFor};
 use crate::ops::plan::Summary;
 use crate::ops::tensors::{given, on_machine};
-use crate::plan::{DeviceInfo, MOST_CTAS_YZ, Runs, Splits, variants};
+use crate::plan::{DeviceInfo, Runs, Splits, variants};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
@@ -373,55 +373,4 @@ fn check_schedule(view: &TensorView<'_>, runs: Runs, num_seqs: u32) -> Result<()
     schedule.shape("[rows, 4]", &[runs.schedule_rows(num_seqs), 4])?;
     schedule.dense_from(0)?;
     schedule.aligned(16)
-}
-
-/// Thread blocks of one unit each that a merge may have for each multiprocessor: of more, those of several units take less
-/// time, on an H200.
-const MOST_OF_ONE_UNIT: u32 = 38;
-/// Thread blocks of a merge of what a schedule says, for each multiprocessor: several times what runs side by side.
-const MOST_BY_SCHEDULE: u32 = 31;
-
-/// The merge of each row's splits, and how many units a thread block of it has.
-fn merge_launch(
-    (shape, device): (&AttentionShape, &DeviceInfo),
-    query_len: u32,
-    num_kv_splits: u32,
-    runs: Option<Runs>,
-) -> Result<(Launch, u32), RequestError> {
-    if query_len > MOST_CTAS_YZ {
-        return Err(RequestError::Value {
-            name: "query_len",
-            expected: format!("at most {MOST_CTAS_YZ} where keys are split"),
-            got: query_len.to_string(),
-        });
-    }
-    let of_row = merge_splits::units(shape.num_query_heads, shape.head_size_v);
-    let merges = runs.map_or(shape.num_seqs, |runs| runs.most_merges(shape.num_seqs));
-    let all = u64::from(of_row) * u64::from(merges) * u64::from(query_len);
-    let may_be_few = runs.is_some() || num_kv_splits <= merge_splits::FEW_SPLITS;
-    let units = if may_be_few && all > u64::from(MOST_OF_ONE_UNIT * device.num_sms) {
-        merge_splits::MOST_UNITS
-    } else {
-        1
-    };
-    let x = of_row.div_ceil(units);
-    let y = match runs {
-        Some(_) => {
-            let most = MOST_BY_SCHEDULE * device.num_sms;
-            (most / x.saturating_mul(query_len)).clamp(1, merges.max(1))
-        }
-        None => merges,
-    };
-    let dtype = shape.half_out();
-    let variant = match runs {
-        Some(_) => Variant::MergeScheduled { dtype },
-        None => Variant::MergeSplits { dtype },
-    };
-    let launch = Launch {
-        kernel: variants::entry(variant).id,
-        grid: [x, y, query_len],
-        shared_bytes: merge_splits::SHARED_BYTES,
-        overlaps_previous: true,
-    };
-    Ok((launch, units))
 }
