@@ -76,7 +76,7 @@ impl CheckedDecode<'_> {
             rows,
             self.made_for(),
             check,
-        )?;
+        );
         plan.head_tiles = head_tiles;
         plan.stages = ring_tiles;
         Ok(plan)

@@ -4,8 +4,7 @@ use gpu_kernels::decode::merge as merge_splits;
 use gpu_kernels::entry::Variant;
 
 use super::shape::AttentionShape;
-use crate::error::RequestError;
-use crate::plan::{DeviceInfo, MOST_CTAS_YZ, Runs, variants};
+use crate::plan::{DeviceInfo, Runs, variants};
 use crate::runtime::Launch;
 
 /// Thread blocks of one unit each that a merge may have for each multiprocessor: of more, those of several units take less
@@ -20,14 +19,7 @@ pub(super) fn merge_launch(
     query_len: u32,
     num_kv_splits: u32,
     runs: Option<Runs>,
-) -> Result<(Launch, u32), RequestError> {
-    if query_len > MOST_CTAS_YZ {
-        return Err(RequestError::Value {
-            name: "query_len",
-            expected: format!("at most {MOST_CTAS_YZ} where keys are split"),
-            got: query_len.to_string(),
-        });
-    }
+) -> (Launch, u32) {
     let of_row = merge_splits::units(shape.num_query_heads, shape.head_size_v);
     let merges = runs.map_or(shape.num_seqs, |runs| runs.most_merges(shape.num_seqs));
     let all = u64::from(of_row) * u64::from(merges) * u64::from(query_len);
@@ -56,5 +48,5 @@ pub(super) fn merge_launch(
         shared_bytes: merge_splits::SHARED_BYTES,
         overlaps_previous: true,
     };
-    Ok((launch, units))
+    (launch, units)
 }

@@ -109,9 +109,6 @@ impl DecodePlan {
     }
 
     /// Adds to stage 1, whose grid is that of splits, what comes before and after it, and lays out the workspace.
-    ///
-    /// # Errors
-    /// [`RequestError::Value`] for more query tokens than the merge's grid takes.
     pub(super) fn around(
         stage1: Launch,
         (splits, runs): (Splits, Option<Runs>),
@@ -119,7 +116,7 @@ impl DecodePlan {
         rows: Rows,
         made_for: MadeFor<12>,
         check: CheckMode,
-    ) -> Result<Self, RequestError> {
+    ) -> Self {
         let grid = [shape.num_seqs, rows.check_parts, 1];
         let check = plan_check(check, Variant::CheckPaged, grid);
         let (num_kv_splits, num_parts) = match runs {
@@ -127,8 +124,7 @@ impl DecodePlan {
             None => (splits.num_kv_splits, [shape.num_seqs, splits.num_kv_splits]),
         };
         let merge = (num_kv_splits > 1)
-            .then(|| merge_launch((shape, device), rows.query_len, num_kv_splits, runs))
-            .transpose()?;
+            .then(|| merge_launch((shape, device), rows.query_len, num_kv_splits, runs));
         let (merge, merge_units) = merge.unzip();
         let parts = match merge {
             Some(_) => {
@@ -145,7 +141,7 @@ impl DecodePlan {
         });
         let room = runs.map(|runs| (runs.schedule_rows(shape.num_seqs), shape.num_seqs));
         let grid = stage1_grid(stage1.grid, runs, shape.num_seqs);
-        Ok(Self {
+        Self {
             made_for,
             partials: Partials::with_schedule(check.is_some(), room, parts, shape.head_size_v),
             check,
@@ -157,7 +153,7 @@ impl DecodePlan {
             runs,
             head_tiles: 1,
             stages: 0,
-        })
+        }
     }
 
     /// Splits of the longest sequence, or runs.
