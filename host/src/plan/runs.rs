@@ -20,7 +20,7 @@ pub struct Runs {
     pub least_tiles: u32,
     /// What merging costs, in tiles.
     pub merge_tiles: u32,
-    /// How many parts of a sequence it merges in the time of a tile.
+    /// How many parts of a sequence are merged in the time of a tile.
     pub parts_per_tile: u32,
 }
 

@@ -18,8 +18,8 @@ pub enum SplitPolicy {
     Fixed(u32),
     /// The device decides, by the lengths that it finds: for plans that do not know them, as of captured graphs, and for
     /// batches of unequal lengths. A small kernel cuts the batch into runs of equal work, as many as fill the machine, or
-    /// sequences of about one length into pieces of their own; the workspace does not grow with sequences or bound. Decode attention over keys and values, and over latents; others
-    /// take it as [`SplitPolicy::Auto`].
+    /// sequences of about one length into pieces of their own; the workspace does not grow with sequences or bound. Decode
+    /// attention over keys and values, and over latents; others take it as [`SplitPolicy::Auto`].
     Scheduled,
 }
 

@@ -3,7 +3,7 @@
 
 use gpu_kernels::cache::reshape_and_cache_per_token_head::MAX_HEAD_SIZE;
 use gpu_kernels::dtype::{CacheDtype, QueryDtype};
-use gpu_kernels::entry::Variant;
+use gpu_kernels::entry::{EntryId, Variant};
 use gpu_kernels::mla::cache_format::{EntryForm, fp8_ds, v4};
 use gpu_kernels::prefill::MmaKind;
 
@@ -77,14 +77,14 @@ pub fn role(variant: Variant) -> Role {
             },
             heads(row_size(form), cut.head_size_v),
         ),
-        Variant::MergeSplits { dtype: _ } | Variant::MergeScheduled { dtype: _ } => {
-            Role::Assists(&[
-                Operation::Decode,
-                Operation::UnifiedAttention,
-                Operation::DecodeMla,
-                Operation::DecodeMlaEntry,
-            ])
-        }
+        Variant::MergeSplits { dtype: _ } => Role::Assists(&[
+            Operation::Decode,
+            Operation::UnifiedAttention,
+            Operation::DecodeMla,
+            Operation::DecodeMlaEntry,
+        ]),
+        // Whatever takes a schedule.
+        Variant::MergeScheduled { dtype: _ } => only(EntryId::schedule),
         Variant::MergeRows => Role::Assists(&[Operation::UnifiedAttention]),
         Variant::CacheCopy => copies(),
         Variant::CacheScaled {
