@@ -22,6 +22,7 @@ pub mod convergence;
 pub mod diff;
 #[path = "../../../host/build/fingerprint.rs"]
 pub mod fingerprint;
+mod labels;
 pub mod manifest;
 pub mod nvvm;
 pub mod packed;

@@ -1,0 +1,65 @@
+//! Names that compilers number through a module: each kernel's begin with its place there, so that a kernel more would
+//! rename those of all behind it. They are numbered as if each kernel were alone.
+
+use anyhow::{Result, ensure};
+
+/// What such names begin with, ahead of the number: labels, and the memory in which registers are kept.
+const COUNTED: [&str; 2] = ["$L__BB", "__local_depot"];
+
+/// The text of one kernel, with the number of the first in all such names.
+///
+/// # Errors
+/// Names have several numbers, so that two of them could become one.
+pub(crate) fn numbered_by_itself(text: &str) -> Result<String> {
+    let mut all = text.to_owned();
+    for mark in COUNTED {
+        let mut parts = all.split(mark);
+        let mut renamed = parts.next().unwrap_or_default().to_owned();
+        let mut own: Option<&str> = None;
+        for part in parts {
+            let rest = part.trim_start_matches(|c: char| c.is_ascii_digit());
+            let number = &part[..part.len() - rest.len()];
+            let own = *own.get_or_insert(number);
+            ensure!(
+                number == own,
+                "names of {mark} are numbered {own} and {number}, as if of several kernels"
+            );
+            renamed += mark;
+            if !number.is_empty() {
+                renamed.push('0');
+            }
+            renamed += rest;
+        }
+        all = renamed;
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_numbered_as_if_it_were_alone() {
+        let of = |number: &str| {
+            format!(
+                "\t.local .align 4 .b8 __local_depot{number}[24];\n\
+                 \tmov.b64 %SPL, __local_depot{number};\n\
+                 $L__BB{number}_217:\n\
+                 \t@%p217 bra $L__BB{number}_21;\n\
+                 \tadd.s32 %r217, %r2, 217;\n\
+                 $L__BB{number}_21:\n"
+            )
+        };
+        assert_eq!(numbered_by_itself(&of("217")).unwrap(), of("0"));
+        assert_eq!(numbered_by_itself(&of("0")).unwrap(), of("0"));
+        let none = "\tret;\n";
+        assert_eq!(numbered_by_itself(none).unwrap(), none);
+    }
+
+    #[test]
+    fn two_names_do_not_become_one() {
+        let error = numbered_by_itself("bra $L__BB2_1;\nbra $L__BB12_1;\n").unwrap_err();
+        assert!(error.to_string().contains("2 and 12"), "{error}");
+    }
+}
