@@ -229,6 +229,7 @@ fn sequences_of_one_length_are_cut_alike() {
     for (num_seqs, len, heads, pieces) in [
         (64, 1024, 16, 4),
         (128, 1024, 16, 2),
+        (8, 8192, 16, 32),
         (1, 8192, 128, 64),
         (64, 1024, 128, 1),
         (128, 1024, 128, 1),

@@ -56,7 +56,11 @@ pub(crate) unsafe fn choose<G: Gpu>(
         return None;
     }
     let least = shortest(params, longest);
-    let run = (all.total / params.num_runs.max(1) as u64).max(least as u64);
+    // Up: where they do not come out even, some have a tile more, and those end last.
+    let run = all
+        .total
+        .div_ceil(params.num_runs.max(1) as u64)
+        .max(least as u64);
     let by_runs =
         run + params.ends as u64 + merging(params, longest, run.min(longest as u64).max(1) as u32);
     let (piece, by_pieces) = if params.num_seqs < params.num_runs {
