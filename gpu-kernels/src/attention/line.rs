@@ -2,6 +2,7 @@
 
 use crate::attention::sequence::{first_key, query_row, seq_len};
 use crate::attention::tile::TILE_GROUP;
+use crate::gpu::lanes::sum_up_to_lane;
 use crate::gpu::{Gpu, WARP, div};
 use crate::params::ScheduleParams;
 
@@ -192,23 +193,8 @@ pub(crate) unsafe fn length<G: Gpu>(gpu: G, params: &ScheduleParams, seq: u32) -
 /// Every thread of the thread block comes here.
 #[inline(always)]
 unsafe fn sum_ahead<G: Gpu>(gpu: G, own: u64) -> (u64, Measure) {
-    let mut up_to = own;
-    let mut distance = 1;
-    while distance < WARP {
-        let has = gpu.lane() >= distance;
-        let source = if has {
-            gpu.lane() - distance
-        } else {
-            gpu.lane()
-        };
-        // SAFETY: converged.
-        let other = unsafe {
-            gpu.shfl(up_to as u32, source) as u64
-                | (gpu.shfl((up_to >> 32) as u32, source) as u64) << 32
-        };
-        up_to += if has { other } else { 0 };
-        distance *= 2;
-    }
+    // SAFETY: every thread comes here.
+    let up_to = unsafe { sum_up_to_lane(gpu, own) };
     let (mut longest, mut count) = (own as u32, (own != 0) as u32);
     for mask in [1, 2, 4, 8, 16] {
         // SAFETY: converged.
@@ -217,48 +203,41 @@ unsafe fn sum_ahead<G: Gpu>(gpu: G, own: u64) -> (u64, Measure) {
             count += gpu.shfl_xor(count, mask);
         }
     }
-    let sums = gpu.shared_base();
     let mut ahead = up_to - own;
     let mut all = Measure {
         total: 0,
         longest: 0,
         count: 0,
     };
-    // SAFETY: every thread comes here; a warp writes its own words, all read them between the barriers.
+    let words = [up_to as u32, (up_to >> 32) as u32, longest, count];
+    // SAFETY: every thread comes here. The last lane's sum is the warp's.
     unsafe {
-        if gpu.lane() == WARP - 1 {
-            let words = [up_to as u32, (up_to >> 32) as u32, longest, count];
-            gpu.st_shared_b128(sums + 16 * gpu.warp(), words);
-        }
-        gpu.sync_cta();
-        for warp in 0..WARPS {
-            let [low, high, longest, count] = gpu.ld_shared_b128(sums + 16 * warp);
+        hear_all(gpu, words, |warp, [low, high, longest, count]| {
             let sum = low as u64 | (high as u64) << 32;
             ahead += if warp < gpu.warp() { sum } else { 0 };
             all.total += sum;
             all.longest = all.longest.max(longest);
             all.count += count;
-        }
-        gpu.sync_cta();
+        });
     }
     (ahead, all)
 }
 
-/// Tells every thread what each warp found for itself: the warp, and its word.
+/// Tells every thread what each warp found for itself: the warp, and the words of its last lane.
 ///
 /// # Safety
-/// Every thread comes here; the lanes of a warp have the same.
+/// Every thread comes here.
 #[inline(always)]
-pub(crate) unsafe fn hear_all<G: Gpu>(gpu: G, own: u32, mut hear: impl FnMut(u32, u32)) {
+pub(crate) unsafe fn hear_all<G: Gpu>(gpu: G, own: [u32; 4], mut hear: impl FnMut(u32, [u32; 4])) {
     let sums = gpu.shared_base();
-    // SAFETY: every thread comes here; a warp writes its own word, all read them between the barriers.
+    // SAFETY: every thread comes here; a warp writes its own words, all read them between the barriers.
     unsafe {
-        if gpu.lane() == 0 {
-            gpu.st_shared_b32(sums + 4 * gpu.warp(), own);
+        if gpu.lane() == WARP - 1 {
+            gpu.st_shared_b128(sums + 16 * gpu.warp(), own);
         }
         gpu.sync_cta();
         for warp in 0..WARPS {
-            hear(warp, gpu.ld_shared_b32(sums + 4 * warp));
+            hear(warp, gpu.ld_shared_b128(sums + 16 * warp));
         }
         gpu.sync_cta();
     }

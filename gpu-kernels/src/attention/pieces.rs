@@ -113,7 +113,7 @@ unsafe fn fitting<G: Gpu>(gpu: G, params: &ScheduleParams, line: Line, longest: 
         let (mut next_short, mut next_fitting) = (short, fitting);
         // SAFETY: every thread comes here, as all have the same bounds.
         unsafe {
-            hear_all(gpu, needed, |warp, needed| {
+            hear_all(gpu, [needed; 4], |warp, [needed, ..]| {
                 let tried = (short + step * (warp + 1)).min(fitting);
                 if needed > params.num_runs {
                     next_short = next_short.max(tried);

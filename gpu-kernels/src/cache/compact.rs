@@ -13,6 +13,7 @@
 //! do not depend on who comes first.
 
 use crate::entry::{EntryId, Variant};
+use crate::gpu::lanes::sum_up_to_lane;
 use crate::gpu::{Gpu, WARP};
 use crate::kernel::Kernel;
 use crate::params::CompactParams;
@@ -231,28 +232,6 @@ unsafe fn assign<G: Gpu>(gpu: G, params: &CompactParams, first: u32, mut id: u32
 unsafe fn marked<G: Gpu>(gpu: G, params: &CompactParams, block: u32) -> bool {
     // SAFETY: each block below `num_blocks` has a mark: this function's contract.
     block < params.num_blocks && unsafe { gpu.ld_global_b32(params.marks + 4 * block as u64) } != 0
-}
-
-/// The sum over the lanes up to this one.
-///
-/// # Safety
-/// Converged.
-#[inline(always)]
-unsafe fn sum_up_to_lane<G: Gpu>(gpu: G, mut sum: u32) -> u32 {
-    let mut distance = 1;
-    while distance < WARP {
-        let lane = gpu.lane();
-        let source = if lane >= distance {
-            lane - distance
-        } else {
-            lane
-        };
-        // SAFETY: converged: this function's contract; `source` is a lane up to this one.
-        let other = unsafe { gpu.shfl(sum, source) };
-        sum += if lane >= distance { other } else { 0 };
-        distance *= 2;
-    }
-    sum
 }
 
 /// [`mark`].

@@ -22,6 +22,7 @@
 pub mod fast_divmod;
 pub mod fp8;
 mod group;
+pub(crate) mod lanes;
 mod matrices;
 mod memory;
 mod numbers;
