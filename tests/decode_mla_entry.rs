@@ -67,7 +67,7 @@ fn the_kernels_for_many_heads_on_a_machine_with_room_for_them() {
     for kernel in [
         "decode_mla_entry_fp8_ds_h64",
         "decode_mla_entry_v4_h64",
-        "merge_splits_bf16",
+        "merge_few_bf16",
     ] {
         assert!(
             plans.iter().any(|plan| plan.contains(kernel)),

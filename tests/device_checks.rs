@@ -162,6 +162,7 @@ fn after_a_fault_no_kernel_writes() {
         "decode_mla_bf16_",
         "decode_mla_entry_fp8_ds_",
         "decode_mla_entry_v4_",
+        "merge_few_bf16 ",
         "merge_splits_bf16 ",
         "prefill_gqa_bf16_d64 ",
         "prefill_gqa_bf16_d64_sm90a ",

@@ -11,6 +11,7 @@ mod attend;
 mod epilogue;
 pub mod kernel;
 pub mod merge;
+mod merge_row;
 pub(crate) mod parts;
 mod query;
 mod score_mods;

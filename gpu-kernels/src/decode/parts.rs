@@ -18,10 +18,10 @@ pub(crate) struct Divided {
     pub(crate) out_row: u32,
     /// How many parts it has.
     pub(crate) num_parts: u32,
-    /// The workspace's index of the parts: `first + step * part`, and one more for part 0 if `begins_odd`.
+    /// The workspace's index of the parts: `first + step * part`, and one more for part 0 where the step is 2: see
+    /// [`MergeItem::step`].
     first: u32,
     step: u32,
-    begins_odd: bool,
 }
 
 impl Divided {
@@ -46,7 +46,6 @@ impl Divided {
             num_parts: item.num_parts.min(params.num_kv_splits - run),
             first: item.first_part.saturating_sub((item.step == 2) as u32),
             step: item.step.min(2),
-            begins_odd: item.step == 2,
         })
     }
 
@@ -83,19 +82,35 @@ impl Divided {
             num_parts: unsafe { div(seq_len - first - 1, params.split_len) } + 1,
             first: y * params.num_kv_splits,
             step: 1,
-            begins_odd: false,
         })
+    }
+
+    /// The same, of [`Divided::of_seq`], whose step the compiler has lost sight of on the way here.
+    #[inline(always)]
+    pub(crate) fn of_splits(self) -> Self {
+        Self { step: 1, ..self }
+    }
+
+    /// The same, of which the compiler does not know that it is: in a loop nothing that follows from it is held in registers
+    /// from turn to turn.
+    #[inline(always)]
+    pub(crate) fn again<G: Gpu>(self, gpu: G) -> Self {
+        Self {
+            out_row: gpu.black_box(self.out_row),
+            first: gpu.black_box(self.first),
+            ..self
+        }
     }
 
     /// The workspace's index of part `part`.
     #[inline(always)]
     fn index(self, part: u32) -> u64 {
-        (self.first + self.step * part + (self.begins_odd && part == 0) as u32) as u64
+        (self.first + self.step * part + (self.step == 2 && part == 0) as u32) as u64
     }
 }
 
-/// Four columns of one part, and its lse.
-pub(crate) type Part = ([u32; 4], Lse);
+/// Four columns of each part of a batch.
+pub(crate) type Columns = [[u32; 4]; UNROLL];
 
 /// Four columns of a lane in the parts of a row.
 #[derive(Clone, Copy)]
@@ -133,24 +148,37 @@ impl Parts {
     /// Those of `part` and the next ones, each `step` further; zeros past the end.
     ///
     /// # Safety
-    /// Stage 1 wrote the parts, and their lse.
+    /// Stage 1 wrote the parts.
     #[inline(always)]
-    pub(crate) unsafe fn load<G: Gpu>(self, gpu: G, part: u32, step: u32) -> [Part; UNROLL] {
-        let mut batch = [([0u32; 4], Lse::EMPTY); UNROLL];
+    pub(crate) unsafe fn load<G: Gpu>(self, gpu: G, part: u32, step: u32) -> Columns {
+        let mut batch = [[0u32; 4]; UNROLL];
         unroll!([4] i in 0..UNROLL {
             let part = part + i as u32 * step;
             if part < self.end {
                 let row = self.divided.index(part) * self.num_rows as u64;
-                // SAFETY: `part` is below `end`, so stage 1 wrote it and its lse: this function's contract.
-                batch[i] = unsafe {
-                    (
-                        gpu.ld_global_b128(self.out + row * self.row_bytes as u64),
-                        Lse::load(gpu, self.lse, row),
-                    )
-                };
+                // SAFETY: `part` is below `end`, so stage 1 wrote it: this function's contract.
+                batch[i] =
+                    unsafe { gpu.ld_global_b128(self.out + row * self.row_bytes as u64) };
             }
         });
         batch
+    }
+
+    /// The lse of the same parts.
+    ///
+    /// # Safety
+    /// Stage 1 wrote them.
+    #[inline(always)]
+    pub(crate) unsafe fn load_lses<G: Gpu>(self, gpu: G, part: u32, step: u32) -> [Lse; UNROLL] {
+        let mut lses = [Lse::EMPTY; UNROLL];
+        unroll!([4] i in 0..UNROLL {
+            let part = part + i as u32 * step;
+            if part < self.end {
+                // SAFETY: `part` is below `end`, so stage 1 wrote its lse: this function's contract.
+                lses[i] = unsafe { self.load_lse(gpu, part) };
+            }
+        });
+        lses
     }
 
     /// The lse of a part.
@@ -177,17 +205,17 @@ impl Parts {
     pub(crate) unsafe fn total<G: Gpu>(self, gpu: G) -> Lse {
         let num_splits = self.divided.num_parts;
         // A lane keeps what it takes first, under way together: there are seldom more.
-        const KEPT: usize = 4;
+        const KEPT: usize = 2;
         let mut own = [Lse::EMPTY; KEPT];
         let mut max = f32::NEG_INFINITY;
-        unroll!([4] i in 0..KEPT {
+        unroll!([2] i in 0..KEPT {
             let split = i as u32 * WARP + gpu.lane();
             if split < num_splits {
                 // SAFETY: `split < num_splits`, so stage 1 wrote it: this function's contract.
                 own[i] = unsafe { self.load_lse(gpu, split) };
             }
         });
-        unroll!([4] i in 0..KEPT {
+        unroll!([2] i in 0..KEPT {
             max = gpu.max(max, own[i].max);
         });
         let mut split = KEPT as u32 * WARP + gpu.lane();
@@ -204,7 +232,7 @@ impl Parts {
             );
         }
         let mut sum = 0.0;
-        unroll!([4] i in 0..KEPT {
+        unroll!([2] i in 0..KEPT {
             sum += own[i].weight(gpu, max);
         });
         let mut split = KEPT as u32 * WARP + gpu.lane();
@@ -223,8 +251,7 @@ impl Parts {
 
 /// The lse of all parts of a batch, added up as [`Parts::total`] does.
 #[inline(always)]
-pub(crate) fn total_of<G: Gpu>(gpu: G, batch: &[Part; UNROLL]) -> Lse {
-    let [a, b, c, d] = batch.map(|(_, lse)| lse);
+pub(crate) fn total_of<G: Gpu>(gpu: G, [a, b, c, d]: [Lse; UNROLL]) -> Lse {
     let max = gpu.max(gpu.max(a.max, b.max), gpu.max(c.max, d.max));
     let [a, b, c, d] = [a, b, c, d].map(|lse| lse.weight(gpu, max));
     Lse {

@@ -4,8 +4,7 @@
 //! two row tiles of accumulators and scores leave them no register, and halving the row tiles would cost far more, in
 //! reads of shared memory. Of the MLA kernels it is those of 64 heads, and that of e4m3 rows and 16 heads on sm_80, by a
 //! few words on GPUs that they were not tuned on, or as one of the two compilers has them; so do decode kernels of 256
-//! values with score mods, before sm_90, as stock rustc has them. `merge_splits` keeps four words there as rust-cuda
-//! compiles it: with a register more for each, fewer thread blocks would wait for memory side by side.
+//! values with score mods, before sm_90, as stock rustc has them.
 
 use super::{Arch, ArchSet, Entry, section};
 use crate::attention::check::{CheckPaged, CheckSlots};
@@ -18,7 +17,7 @@ use crate::cache::reshape_and_cache_flash::{CacheCopy, CacheScaled};
 use crate::cache::reshape_and_cache_per_token_head::CachePerTokenHead;
 use crate::cache::rope_and_cache::RopeAndCache;
 use crate::decode::kernel::DecodeGqa;
-use crate::decode::merge::{MergeScheduled, MergeSplits};
+use crate::decode::merge::{MergeFew, MergeScheduled, MergeSplits};
 use crate::dtype::{Bf16, E4m3, E4m3PerToken, E5m2, F16, F32, I8, I8PerToken};
 use crate::gather::kernel::{CheckGather, GatherCopy, GatherMlaFp8Ds, GatherMlaV4, GatherScaled};
 use crate::kernel::{D64, D96, D128, D192, D192V128, D256, D288V256, D576V512, H8, H16, Kernel};
@@ -198,10 +197,12 @@ entries! {
     prefill_gqa_i8_token_d192: PrefillGqa<I8PerToken, D192, 1, 2>;
     prefill_gqa_i8_token_d256: PrefillGqa<I8PerToken, D256, 1, 2>;
     merge_rows: MergeRows;
-    merge_splits_bf16: MergeSplits<Bf16>, may_spill;
-    merge_splits_f16: MergeSplits<F16>, may_spill;
-    merge_scheduled_bf16: MergeScheduled<Bf16>, may_spill;
-    merge_scheduled_f16: MergeScheduled<F16>, may_spill;
+    merge_few_bf16: MergeFew<Bf16>;
+    merge_few_f16: MergeFew<F16>;
+    merge_splits_bf16: MergeSplits<Bf16>;
+    merge_splits_f16: MergeSplits<F16>;
+    merge_scheduled_bf16: MergeScheduled<Bf16>;
+    merge_scheduled_f16: MergeScheduled<F16>;
     reshape_and_cache_copy: CacheCopy;
     reshape_and_cache_scaled_bf16_e4m3: CacheScaled<Bf16, E4m3>;
     reshape_and_cache_scaled_bf16_e4m3_odd: CacheScaled<Bf16, E4m3, false>;

@@ -40,7 +40,12 @@ pub enum Variant {
         /// How a thread block is cut, with the values per output row.
         cut: MlaTile,
     },
-    /// Stage 2 of decode attention.
+    /// Stage 2 of decode attention, of rows of few parts.
+    MergeFew {
+        /// Of the output.
+        dtype: HalfDtype,
+    },
+    /// The same, of rows of any number of parts.
     MergeSplits {
         /// Of the output.
         dtype: HalfDtype,
@@ -155,6 +160,9 @@ impl fmt::Display for Variant {
             ),
             Self::DecodeMlaEntry { form, cut } => {
                 write!(f, "decode_mla_entry_{}_h{}", form_name(form), cut.heads)
+            }
+            Self::MergeFew { dtype } => {
+                write!(f, "merge_few_{}", dtype.dtype().symbol())
             }
             Self::MergeSplits { dtype } => {
                 write!(f, "merge_splits_{}", dtype.dtype().symbol())

@@ -1,8 +1,8 @@
-//! Arguments of `merge_splits` and `merge_scheduled`.
+//! Arguments of `merge_few`, `merge_splits` and `merge_scheduled`.
 
 use crate::params::{KernelParams, MaskParams};
 
-/// Arguments of `merge_splits` and `merge_scheduled`.
+/// Arguments of `merge_few`, `merge_splits` and `merge_scheduled`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MergeParams {
@@ -60,7 +60,8 @@ pub struct MergeParams {
     pub num_tokens: u32,
     /// As in the stage-1 launch.
     pub num_seqs: u32,
-    /// Units of a thread block: 1, or [`MOST_UNITS`](crate::decode::merge::MOST_UNITS).
+    /// Units of a thread block: 1 or [`MOST_UNITS`](crate::decode::merge::MOST_UNITS), as the host chose for
+    /// `merge_scheduled`; the others know.
     pub units: u32,
     /// Thread blocks along y.
     pub ctas_y: u32,

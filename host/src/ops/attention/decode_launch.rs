@@ -215,6 +215,7 @@ impl CheckedDecode<'_> {
         stage1: &DecodeParams,
         schedule: Option<&ScheduleParams>,
     ) -> MergeParams {
+        let share = plan.merge_share(self.shape.num_seqs);
         MergeParams {
             partial_out: stage1.partial_out,
             partial_lse: stage1.partial_lse,
@@ -242,9 +243,8 @@ impl CheckedDecode<'_> {
             sink_in_lse: u32::from(stage1.score.sinks != 0),
             num_tokens: self.num_tokens,
             num_seqs: self.shape.num_seqs,
-            // The plan's.
-            units: 1,
-            ctas_y: 1,
+            units: share.units,
+            ctas_y: share.ctas_y,
             reserved: Default::default(),
         }
     }

@@ -171,7 +171,7 @@ impl CheckedDecodeMlaEntry<'_> {
         let base = workspace_base(workspace, plan.workspace_bytes())?;
         let stage1 = self.stage1_params(plan, base);
         let checks = mla_rows::checks(&stage1.rows, &self.shape);
-        let merge = mla_rows::merge(&stage1.rows, HEAD_SIZE_V, stage1.sink);
+        let merge = mla_rows::merge(&stage1.rows, plan, HEAD_SIZE_V, stage1.sink);
         let seqs = [self.shape.num_seqs, self.groups()];
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`
         // made shapes and strides agree, and the plan fits them.

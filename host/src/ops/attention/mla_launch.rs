@@ -129,7 +129,7 @@ impl CheckedDecodeMla<'_> {
         let merges = schedule.map_or(0, |schedule| schedule.merges);
         let merge = MergeParams {
             merges,
-            ..mla_rows::merge(&stage1, self.shape.head_size_v, 0)
+            ..mla_rows::merge(&stage1, plan, self.shape.head_size_v, 0)
         };
         let seqs = [self.shape.num_seqs; 2];
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`

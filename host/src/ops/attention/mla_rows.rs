@@ -9,6 +9,7 @@ use gpu_kernels::params::{
 };
 
 use super::shape::AttentionShape;
+use super::split_plan::DecodePlan;
 use crate::error::{Error, Result};
 use crate::plan::DeviceInfo;
 
@@ -108,7 +109,13 @@ pub(super) fn checks(rows: &DecodeMlaParams, shape: &AttentionShape) -> CheckPag
 }
 
 /// The merge of the splits; `sink` is the address of the sinks, or 0.
-pub(super) fn merge(rows: &DecodeMlaParams, head_size_v: u32, sink: u64) -> MergeParams {
+pub(super) fn merge(
+    rows: &DecodeMlaParams,
+    plan: &DecodePlan,
+    head_size_v: u32,
+    sink: u64,
+) -> MergeParams {
+    let share = plan.merge_share(rows.num_seqs);
     MergeParams {
         partial_out: rows.partial_out,
         partial_lse: rows.partial_lse,
@@ -136,9 +143,8 @@ pub(super) fn merge(rows: &DecodeMlaParams, head_size_v: u32, sink: u64) -> Merg
         sink_in_lse: 0,
         num_tokens: 0,
         num_seqs: rows.num_seqs,
-        // The plan's.
-        units: 1,
-        ctas_y: 1,
+        units: share.units,
+        ctas_y: share.ctas_y,
         reserved: Default::default(),
     }
 }

@@ -9,7 +9,7 @@ use gpu_kernels::params::{
     CheckPagedParams, KernelParams, MaskParams, MergeParams, ScheduleParams,
 };
 
-use super::merge_plan::merge_launch;
+use super::merge_plan::{MergePlan, MergeShare};
 use super::options::DecodeOptions;
 use super::partials::Partials;
 use super::shape::AttentionShape;
@@ -37,9 +37,7 @@ pub struct DecodePlan {
     pub(super) check: Option<Launch>,
     schedule: Option<Launch>,
     stage1: Launch,
-    merge: Option<Launch>,
-    /// Units of one of its thread blocks.
-    merge_units: u32,
+    merge: Option<MergePlan>,
     pub(super) splits: Splits,
     /// How the device cuts the batch, if it does.
     pub(super) runs: Option<Runs>,
@@ -124,8 +122,7 @@ impl DecodePlan {
             None => (splits.num_kv_splits, [shape.num_seqs, splits.num_kv_splits]),
         };
         let merge = (num_kv_splits > 1)
-            .then(|| merge_launch((shape, device), rows.query_len, num_kv_splits, runs));
-        let (merge, merge_units) = merge.unzip();
+            .then(|| MergePlan::new((shape, device), rows.query_len, num_kv_splits, runs));
         let parts = match merge {
             Some(_) => {
                 let [a, b] = num_parts;
@@ -148,7 +145,6 @@ impl DecodePlan {
             schedule,
             stage1: Launch { grid, ..stage1 },
             merge,
-            merge_units: merge_units.unwrap_or(1),
             splits,
             runs,
             head_tiles: 1,
@@ -160,6 +156,14 @@ impl DecodePlan {
     pub(super) fn num_kv_splits(&self) -> u32 {
         self.runs
             .map_or(self.splits.num_kv_splits, |runs| runs.num_runs)
+    }
+
+    /// How the merge of `num_seqs` sequences is shared out.
+    pub(super) fn merge_share(&self, num_seqs: u32) -> MergeShare {
+        match &self.merge {
+            Some(merge) => merge.share(num_seqs),
+            None => MergeShare::NONE,
+        }
     }
 
     /// Nothing to do, and nothing found.
@@ -208,18 +212,9 @@ impl DecodePlan {
                 },
                 stage1,
             )?;
-            if let Some(launch) = &self.merge {
-                let [x, most, z] = launch.grid;
-                let y = match self.runs {
-                    Some(runs) => runs.most_merges(num_seqs).min(most),
-                    None => num_seqs,
-                };
-                let grid = [x, y, z];
-                let merge = MergeParams {
-                    units: self.merge_units,
-                    ctas_y: y,
-                    ..*merge
-                };
+            if let Some(MergePlan { launch, .. }) = &self.merge {
+                let [x, _, z] = launch.grid;
+                let grid = [x, merge.ctas_y, z];
                 launcher.launch(&Launch { grid, ..*launch }, merge.as_bytes())?;
             }
         }
@@ -326,7 +321,8 @@ impl DecodePlan {
     /// The launches, in order: what to prepare before a graph is captured.
     pub fn launches(&self) -> impl Iterator<Item = &Launch> {
         let before = self.check.iter().chain(&self.schedule);
-        before.chain([&self.stage1]).chain(&self.merge)
+        let merge = self.merge.iter().map(|merge| &merge.launch);
+        before.chain([&self.stage1]).chain(merge)
     }
 }
 

@@ -77,7 +77,7 @@ pub fn role(variant: Variant) -> Role {
             },
             heads(row_size(form), cut.head_size_v),
         ),
-        Variant::MergeSplits { dtype: _ } => Role::Assists(&[
+        Variant::MergeFew { dtype: _ } | Variant::MergeSplits { dtype: _ } => Role::Assists(&[
             Operation::Decode,
             Operation::UnifiedAttention,
             Operation::DecodeMla,
