@@ -136,3 +136,25 @@ fn two_tokens_for_one_slot() {
         refused_everywhere(&input, op, &["`slot_mapping`", "slot 5", "[0]", "[1]"]);
     }
 }
+
+#[test]
+fn indices_and_lengths_are_those_of_lists_and_tables() {
+    let of = |op: &str, name: &str| {
+        let has = |input: &Input| input.tensors.iter().any(|t| t.storage.name == name);
+        let mut inputs = inputs().into_iter().filter(|input| input.op == op);
+        inputs.find(has).expect("an input")
+    };
+    let listed = of("decode_mla_entry", "topk_indices");
+    let index = listed
+        .clone()
+        .with(ints("topk_indices", &[1, 1, 3], &[3, 8, 0]));
+    refused_everywhere(
+        &index,
+        "an index",
+        &["`topk_indices[0, 0, 1]` is 8", "0..8"],
+    );
+    let length = listed.with(ints("window_length", &[1], &[4]));
+    refused_everywhere(&length, "a length", &["`window.length`", "is 4", "0..=3"]);
+    let length = of("compact", "seq_lens").with(ints("seq_lens", &[4], &[1, 1, 1 << 20, 1]));
+    refused_everywhere(&length, "a length", &["`seq_lens[2]` is 1048576"]);
+}
