@@ -252,6 +252,7 @@ impl Compaction {
             block_size: 2,
             references: references(&machine),
             num_wanted: machine.view_mut(&num_wanted),
+            check: CheckMode::Off,
         };
         let checked = request.check().expect("a good request");
         let plan = checked.plan();

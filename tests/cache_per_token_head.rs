@@ -185,3 +185,35 @@ fn integers_round_half_away_from_zero() {
         [1.0f32.to_le_bytes(), 1.0f32.to_le_bytes()].concat()
     );
 }
+
+/// Of nothing but zeros the scale is the least that there is, and not 0, by which nothing could be divided.
+#[test]
+fn a_row_of_zeros_has_the_least_scale() {
+    for dtype in [Dtype::I8, Dtype::F8E4m3] {
+        // A row of zeros beside one that is none.
+        let rows = [[0.0f32; 8], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]];
+        let inputs = Inputs {
+            key: floats("key", &[1, 2, 8], rows.as_flattened()),
+            value: floats("value", &[1, 2, 8], rows.as_flattened()),
+            key_cache: poisoned_tensor("key_cache", dtype, &[1, 1, 2, 8]),
+            value_cache: poisoned_tensor("value_cache", dtype, &[1, 1, 2, 8]),
+            slots: longs("slot_mapping", &[0]),
+        };
+        let machine = Machine::new();
+        let scales =
+            ["k_scale", "v_scale"].map(|name| poisoned_tensor(name, Dtype::F32, &[1, 1, 2]));
+        let given = CacheScales::PerTokenHead {
+            k_scale: machine.view_mut(&scales[0]),
+            v_scale: machine.view_mut(&scales[1]),
+        };
+        let (keys, values) = run(&machine, &inputs, given, CheckMode::Off).expect("runs");
+        for bytes in [keys, values] {
+            assert_eq!(bytes[..15], [0; 15], "{dtype}");
+            assert_ne!(bytes[15], 0, "{dtype}");
+        }
+        for scale in &scales {
+            let bytes = machine.read(scale);
+            assert_eq!(bytes[..4], 1e-6f32.to_le_bytes(), "{dtype}");
+        }
+    }
+}

@@ -168,7 +168,8 @@ fn decode_over_entries() {
         "form=584 heads=3 page=16 lens=20,5",
         "form=584 heads=2 page=16 lens=20,5 topk=7 swa=6 skip=3 lengths=drawn sinks=on",
     ] {
-        let line = format!("decode_mla_entry bf16 {fields}");
+        // `run` checks indices: those that are skipped are negative.
+        let line = format!("decode_mla_entry bf16 {fields} check=device");
         let Case::DecodeEntries(case) = common::case(&line) else {
             panic!("{line} is no decode over entries")
         };

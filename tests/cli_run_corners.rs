@@ -1,4 +1,4 @@
-//! `ferroattn run` in corners: special values, freed blocks, numbers that are not true. Small inputs, and what is right.
+//! `ferroattn run` in corners: special values, and what is right.
 #![allow(missing_docs, reason = "a test crate has no readers of its docs")]
 #![allow(
     clippy::cast_possible_truncation,
@@ -8,117 +8,14 @@
 )]
 
 mod common;
+mod run_corner;
 mod run_input;
 mod tensors;
 
-use common::machines;
-use ferroattn::reference::HostTensor;
-use ferroattn::tensor::Dtype::{self, Bf16, F8E4m3, F8E5m2, F16, F32, I8, I64};
+use ferroattn::tensor::Dtype::{Bf16, F8E4m3, F8E5m2, F16, F32, I8};
+use run_corner::*;
 use run_input::*;
 use tensors::{ints, tensor};
-
-const NOT_A_SCALE: [f32; 5] = [0.0, -0.0, -1.0, f32::NAN, f32::INFINITY];
-
-/// Runs an input on every machine and looks at what it gives.
-#[track_caller]
-fn everywhere(input: &Input, what: &str, look: impl Fn(&Results)) {
-    for machine in machines() {
-        let results = input.run(machine.as_ref());
-        let results =
-            results.unwrap_or_else(|error| panic!("{what} on {}: {error}", machine.name()));
-        look(&results);
-    }
-}
-
-/// Every machine refuses the input, and says all of `words`.
-#[track_caller]
-fn refused_everywhere(input: &Input, what: &str, words: &[&str]) {
-    for machine in machines() {
-        match input.run(machine.as_ref()) {
-            Ok(results) => panic!("{what} on {}: {results:?}", machine.name()),
-            Err(error) => {
-                for word in words {
-                    assert!(error.contains(word), "{what}: no {word} in: {error}");
-                }
-            }
-        }
-    }
-}
-
-/// All numbers are near this one, or NaN or infinite as it is.
-#[track_caller]
-fn assert_all(numbers: &[f32], expected: f32, what: &str) {
-    assert!(!numbers.is_empty(), "{what}");
-    for &x in numbers {
-        let same = x == expected || (x.is_nan() && expected.is_nan());
-        let near = (x - expected).abs() <= 0.01 * expected.abs();
-        assert!(same || near, "{what}: {x}, and had to be {expected}");
-    }
-}
-
-/// A decode step of one query token over `num_keys` keys: all queries, keys and values are the same number of their
-/// kind, one block after the other.
-fn uniform(dtypes: [Dtype; 2], head_size: usize, num_keys: usize, numbers: [f32; 3]) -> Input {
-    let [query, key, value] = numbers;
-    let num_blocks = num_keys.div_ceil(BLOCK_SIZE);
-    let caches = [num_blocks, BLOCK_SIZE, 1, head_size];
-    let ids: Vec<i32> = (0..).take(num_blocks).collect();
-    decode(dtypes[1])
-        .with(filled("query", dtypes[0], &[1, 1, head_size], |_| query))
-        .with(filled("key_cache", dtypes[1], &caches, |_| key))
-        .with(filled("value_cache", dtypes[1], &caches, |_| value))
-        .with(ints("block_table", &[1, num_blocks], &ids))
-        .with(ints("seq_lens", &[1], &[num_keys as i32]))
-}
-
-/// The same as unified attention, with room for a second token so that it takes a kernel for many.
-fn as_unified(decode: &Input) -> Input {
-    let mut unified = decode.clone().with(ints("query_start_loc", &[2], &[0, 1]));
-    unified.op = "unified";
-    let mut tensors = unified.tensors.iter();
-    let query = tensors.find(|tensor| tensor.storage.name == "query");
-    let query = query.expect("a query");
-    let shape = [2, query.shape[1], query.shape[2]];
-    let bytes = query.storage.bytes.repeat(2);
-    unified
-        .clone()
-        .with(tensor("query", query.dtype, &shape, bytes))
-}
-
-/// Runs a decode step of one token, and the same as unified attention; looks at output and lse of the token.
-#[track_caller]
-fn both(decode: &Input, what: &str, look: impl Fn(&str, &[f32], f32)) {
-    everywhere(decode, what, |results| {
-        look(
-            &format!("decode, {what}"),
-            &results["out"],
-            results["lse"][0],
-        );
-    });
-    everywhere(&as_unified(decode), what, |results| {
-        let out = &results["out"];
-        let first = &out[..out.len() / 2];
-        look(&format!("unified, {what}"), first, results["lse"][0]);
-    });
-}
-
-/// The lse of keys that all have a score of 0.
-#[track_caller]
-fn assert_counts(lse: f32, num_keys: usize, what: &str) {
-    let off = lse - (num_keys as f32).ln();
-    assert!(off.abs() < 1e-5, "{what}: lse is off by {off}");
-}
-
-/// Rows of `row` numbers, those of some tokens another number than the rest.
-fn rows(
-    name: &'static str,
-    shape: &[usize],
-    rest: f32,
-    special: impl Fn(usize) -> Option<f32>,
-) -> HostTensor {
-    let row = shape[shape.len() - 1];
-    filled(name, Bf16, shape, |at| special(at / row).unwrap_or(rest))
-}
 
 #[test]
 fn zero_queries_see_the_mean_of_8_bit_values() {
@@ -331,123 +228,5 @@ fn lse_says_that_no_key_counts() {
         both(&decode, &format!("{dtypes:?}"), |what, _, lse| {
             assert_all(&[lse], f32::NEG_INFINITY, what);
         });
-    }
-}
-
-#[test]
-fn blocks_left_of_a_window_may_be_freed() {
-    // The second and the third block have the fifteen tokens that are seen.
-    let decode = uniform([Bf16, Bf16], 64, 24, [0.0, 0.0, 1.0])
-        .with(ints("block_table", &[1, 3], &[-1, 1, 2]))
-        .entry("sliding_window", 15);
-    both(&decode, "a freed block", |what, out, _| {
-        assert_all(out, 1.0, what);
-    });
-    for input in [decode.clone(), as_unified(&decode)] {
-        let seen = input.with(ints("block_table", &[1, 3], &[-1, -1, 2]));
-        let op = seen.op;
-        refused_everywhere(&seen, op, &["`block_table[0, 1]` is -1"]);
-    }
-}
-
-#[test]
-fn rows_of_sequences_without_queries_are_not_read() {
-    let input = unified(&[8, 8], &[1, 0])
-        .with(ints("block_table", &[2, 1], &[0, -1]))
-        .with(ints("seq_lens", &[2], &[8, 1_000_000]));
-    everywhere(&input, "a stale row", |results| {
-        assert_all(&results["out"], 3.5, "the other row");
-    });
-}
-
-#[test]
-fn sequences_counted_as_decodes_have_one_query() {
-    let input = unified(&[2, 2], &[2, 1]).entry("num_decodes", 1);
-    let words = ["`num_decodes` is 1", "sequence 0"];
-    refused_everywhere(&input, "two query tokens", &words);
-}
-
-#[test]
-fn scales_are_positive_and_finite_wherever_they_are_read() {
-    let quantised = || {
-        let write = cache_write(F8E4m3);
-        write.with(ones("k_scale", 1)).with(ones("v_scale", 1))
-    };
-    let queries = filled("query", Bf16, &[2, 1, 16], |_| 1.0);
-    let fp8_queries = filled("query", F8E4m3, &[1, 1, 64], |_| 1.0);
-    let wide = |name| filled(name, F8E4m3, &[1, BLOCK_SIZE, 2, 16], |_| 0.0);
-    let two_heads = quantised()
-        .with(filled("key", Bf16, &[2, 2, 16], |_| 1.0))
-        .with(filled("value", Bf16, &[2, 2, 16], |_| 1.0))
-        .with(wide("key_cache"))
-        .with(wide("value_cache"))
-        .with(ones("k_scale", 2))
-        .with(ones("v_scale", 2));
-    let mut targets = vec![
-        (decode(F8E4m3), "k_scale", 1),
-        (decode(F8E4m3), "v_scale", 1),
-        (as_unified(&decode(F8E4m3)), "k_scale", 1),
-        (as_unified(&decode(F8E4m3)), "v_scale", 1),
-        (
-            decode(F8E4m3).with(fp8_queries).entry("out_dtype", "bf16"),
-            "q_scale",
-            1,
-        ),
-        (
-            unified(&[5], &[2]).entry("out_dtype", "fp8_e4m3"),
-            "output_scale",
-            1,
-        ),
-        (decode_mla(F8E4m3), "k_scale", 1),
-        (quantised(), "k_scale", 1),
-        (quantised(), "v_scale", 1),
-        (two_heads.clone(), "k_scale", 2),
-        (two_heads, "v_scale", 2),
-        (rope(quantised()), "k_scale", 1),
-        (rope(quantised()).with(queries), "q_scale", 1),
-    ];
-    let of = |op: &str, name: &'static str| {
-        let has = |input: &Input| {
-            let mut tensors = input.tensors.iter();
-            let found = tensors.find(|tensor| tensor.storage.name == name);
-            found.map(|tensor| (input.clone(), name, tensor.num_elements()))
-        };
-        let mut inputs = inputs().into_iter().filter(|input| input.op == op);
-        inputs.find_map(|input| has(&input)).expect("a scale")
-    };
-    targets.extend([
-        of("gather", "scale"),
-        of("concat_and_cache_mla", "scale"),
-        of("concat_and_cache_mla_grouped", "scales"),
-    ]);
-    for (input, name, count) in targets {
-        for bad in NOT_A_SCALE {
-            // The last one of several.
-            let scale = |at| if at + 1 == count { bad } else { 1.0 };
-            let input = input.clone().with(filled(name, F32, &[count], scale));
-            let what = format!("{} with a {name} of {bad}", input.op);
-            refused_everywhere(&input, &what, &[name]);
-        }
-    }
-}
-
-#[test]
-fn positions_lie_in_the_table() {
-    for (position, shown) in [(4, "4"), (-1, "-1"), (1 << 40, "1099511627776")] {
-        let bytes = [0i64, position].map(i64::to_le_bytes).concat();
-        let input = rope(cache_write(Bf16)).with(tensor("positions", I64, &[2], bytes));
-        let words = ["`positions[1]`", shown, "0..4"];
-        refused_everywhere(&input, "a position", &words);
-    }
-}
-
-#[test]
-fn two_tokens_for_one_slot() {
-    for (input, op) in [
-        (cache_write(Bf16), "reshape_and_cache_flash"),
-        (rope(cache_write(Bf16)), "rope_and_cache"),
-    ] {
-        let input = input.with(slot_mapping(&[5, 5]));
-        refused_everywhere(&input, op, &["`slot_mapping`", "slot 5", "[0]", "[1]"]);
     }
 }

@@ -2,52 +2,23 @@
 #![allow(missing_docs, reason = "a test crate has no readers of its docs")]
 
 mod common;
+mod planted;
 
 use common::{case, machines};
 use ferroattn::Error;
-use ferroattn::cases::fill::{self, Amount, NO_BLOCK, POISON};
+use ferroattn::cases::fill::{self, Amount, NO_BLOCK};
 use ferroattn::cases::{
     Case, DeviceDecode, DeviceEntries, DeviceUnified, EntryTensors, UnifiedTensors, run_case,
 };
 use ferroattn::emulator::Emulator;
 use ferroattn::error::CheckError;
-use ferroattn::ops::{CHECK_BYTES, DecodeOptions, ScoreMods, UnifiedOptions, check_result};
+use ferroattn::ops::{DecodeOptions, ScoreMods, UnifiedOptions, check_result};
 use ferroattn::plan::DeviceInfo;
-use ferroattn::reference::HostTensor;
-use ferroattn::runtime::{Buffer, DeviceMemory, Launcher, Runtime};
+use ferroattn::runtime::{DeviceMemory, Launcher, Runtime};
 use ferroattn::tensor::{Dtype, TensorView};
+use planted::{judge, plant, workspace};
 
 const SEED: u64 = 3;
-
-/// The tensor with other bytes at an index.
-fn plant<const N: usize>(tensor: &mut HostTensor, index: &[usize], value: [u8; N]) {
-    let mut bytes = tensor.storage.bytes.clone();
-    let at = N * tensor.position(index);
-    bytes[at..at + N].copy_from_slice(&value);
-    *tensor = tensor.with_bytes(bytes);
-}
-
-fn workspace(machine: &dyn Runtime, bytes: usize) -> Buffer<'_> {
-    Buffer::uninit(machine, "workspace", Dtype::U8, &[bytes]).expect("small")
-}
-
-/// What the record says, after looking that nothing was written if it is a fault.
-fn judge(
-    machine: &dyn Runtime,
-    workspace: &Buffer<'_>,
-    (out, lse): (HostTensor, Option<HostTensor>),
-) -> Result<(), CheckError> {
-    let record = workspace.read().expect("read");
-    let found = check_result(&record[..CHECK_BYTES]);
-    if found.is_err() {
-        for tensor in [Some(out), lse].into_iter().flatten() {
-            let untouched = tensor.storage.bytes.iter().all(|&byte| byte == POISON);
-            let name = tensor.storage.name;
-            assert!(untouched, "{name} was written on {}", machine.name());
-        }
-    }
-    found
-}
 
 /// Runs unified attention on tensors and options that were changed.
 fn unified(
@@ -117,6 +88,7 @@ fn after_a_fault_no_kernel_writes() {
         "decode bf16 heads=4/2 d=64 page=16 layout=nhd lens=40,33,20",
         "decode bf16 heads=4/2 d=64 page=16 layout=nhd lens=400,33,20 split=64",
         "decode bf16 heads=4/2 d=64 page=16 layout=nhd lens=400,33,20 split=64 window=200",
+        "decode bf16 heads=4/2 d=64 page=16 layout=nhd lens=900,33,20 split=scheduled",
         "decode bf16 heads=4/2 kv=fp8_e4m3 d=64 page=16 layout=nhd lens=40,33,20",
         "decode_mla bf16 heads=4/1 d=576 dv=512 page=16 layout=nhd lens=40,33,20",
         "decode_mla bf16 heads=4/1 d=576 dv=512 page=16 layout=nhd lens=200,33,20 split=32",
@@ -164,6 +136,8 @@ fn after_a_fault_no_kernel_writes() {
         "decode_mla_entry_v4_",
         "merge_few_bf16 ",
         "merge_splits_bf16 ",
+        "schedule ",
+        "merge_scheduled_bf16 ",
         "prefill_gqa_bf16_d64 ",
         "prefill_gqa_bf16_d64_sm90a ",
         "merge_rows ",

@@ -1,4 +1,4 @@
-//! What a check on the device finds in the tensors of gathers and copies: the message names tensor, index and value, and
+//! What a check on the device finds in the tensors of gathers, copies and compactions: the message names tensor, index and value, and
 //! nothing is written.
 #![allow(missing_docs, reason = "a test crate has no readers of its docs")]
 
@@ -7,7 +7,8 @@ mod tensors;
 
 use ferroattn::error::CheckError;
 use ferroattn::ops::{
-    BlockCaches, CheckMode, CopyBlocksRequest, GatherForm, GatherRequest, GatherRows,
+    BlockCaches, CheckMode, CompactReferences, CompactRequest, CopyBlocksRequest, GatherForm,
+    GatherRequest, GatherRows,
 };
 use ferroattn::reference::HostTensor;
 use ferroattn::tensor::Dtype;
@@ -251,4 +252,105 @@ fn no_copy_follows_bad_pairs() {
     ] {
         assert_eq!(run(&pairs, true).1, Ok(()), "{pairs:?}");
     }
+}
+
+/// A pool of 4 blocks of 8 tokens, compacted into 3 by what `references` makes; and what was found.
+fn compact(
+    references: impl FnOnce(&Machine) -> (CompactReferences<'static>, HostTensor),
+    expected: &str,
+) {
+    let machine = Machine::new();
+    let pool = tensor(
+        "cache",
+        Dtype::U8,
+        &[4, 8, 16],
+        (0..=255).cycle().take(512).collect(),
+    );
+    let compact = poisoned_tensor("compact", Dtype::U8, &[3, 8, 16]);
+    let num_wanted = poisoned_tensor("num_wanted", Dtype::I32, &[1]);
+    let (references, renamed) = references(&machine);
+    let request = CompactRequest {
+        caches: vec![(machine.view(&pool), machine.view_mut(&compact))],
+        block_size: 8,
+        references,
+        num_wanted: machine.view_mut(&num_wanted),
+        check: CheckMode::Device,
+    };
+    let found = found!(machine, request);
+    if expected.is_empty() {
+        assert_eq!(found, Ok(()));
+        let wanted = i32::from_le_bytes(machine.read(&num_wanted).try_into().expect("an i32"));
+        assert!((0..=3).contains(&wanted), "{wanted}");
+    } else {
+        assert_refused(
+            &machine,
+            found,
+            expected,
+            &[&compact, &num_wanted, &renamed],
+        );
+    }
+}
+
+#[test]
+fn no_compaction_follows_bad_block_tables_or_lengths() {
+    let run = |table: [i32; 4], lens: [i32; 2], expected: &str| {
+        let references = |machine: &Machine| {
+            let renamed = poisoned_tensor("renamed", Dtype::I32, &[2, 2]);
+            let references = CompactReferences::Tables {
+                block_table: machine.view(&ints("block_table", &[2, 2], &table)),
+                seq_lens: machine.view(&ints("seq_lens", &[2], &lens)),
+                renamed: machine.view_mut(&renamed),
+            };
+            (references, renamed)
+        };
+        compact(references, expected);
+    };
+    let table = [3, 0, 1, 3];
+    run(table, [16, 16], "");
+    run(table, [0, 1], "");
+    run(table, [17, 3], "`seq_lens[0]` is 17, outside 0..=16");
+    run(table, [4, -1], "`seq_lens[1]` is -1, outside 0..=16");
+    let most = "`seq_lens[1]` is 2147483647, outside 0..=16";
+    run(table, [4, i32::MAX], most);
+    let outside = "`block_table[1, 1]` is 4, outside 0..4";
+    run([3, 0, 1, 4], [16, 9], outside);
+    let outside = "`block_table[0, 0]` is 2147483647, outside 0..4";
+    run([i32::MAX, 0, 1, 2], [1, 16], outside);
+    // Behind a sequence's tokens, or freed.
+    run([3, 4, 1, i32::MAX], [8, 1], "");
+    run([-1, 0, i32::MIN, -7], [16, 16], "");
+}
+
+#[test]
+fn no_compaction_follows_slots_outside_the_cache() {
+    let run = |slots: [i32; 4], shape: &[usize], expected: &str| {
+        let references = |machine: &Machine| {
+            let renamed = poisoned_tensor("renamed", Dtype::I32, shape);
+            let references = CompactReferences::Slots {
+                slots: machine.view(&ints("slots", shape, &slots)),
+                renamed: machine.view_mut(&renamed),
+            };
+            (references, renamed)
+        };
+        compact(references, expected);
+    };
+    let (one, two) = (&[4][..], &[2, 2][..]);
+    run([31, 0, -1, 9], one, "");
+    run([31, 0, i32::MIN, -9], two, "");
+    let skipped = "(negative slots are skipped)";
+    run(
+        [31, 0, 32, 9],
+        one,
+        &format!("`slots[2]` is 32, outside 0..32 {skipped}"),
+    );
+    run(
+        [31, 0, 1, i32::MAX],
+        two,
+        &format!("`slots[1, 1]` is 2147483647, outside 0..32 {skipped}"),
+    );
+    run(
+        [1 << 20, 0, 1, -1],
+        two,
+        &format!("`slots[0, 0]` is 1048576, outside 0..32 {skipped}"),
+    );
 }

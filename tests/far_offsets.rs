@@ -2,8 +2,10 @@
 #![allow(missing_docs, reason = "a test crate has no readers of its docs")]
 
 mod common;
+mod far;
 
 use common::{case, emulated};
+use far::{Far, upload, workspace};
 use ferroattn::cases::fill::{self, Amount, NO_BLOCK};
 use ferroattn::cases::{Case, ScoreSums, UnifiedTensors, compare_unified};
 use ferroattn::emulator::Emulator;
@@ -14,53 +16,8 @@ use ferroattn::ops::{
 use ferroattn::reference::{
     HostTensor, mla_fp8_ds_entry, reshape_and_cache_flash, reshape_and_cache_per_token_head,
 };
-use ferroattn::runtime::{Buffer, DeviceMemory, Launcher};
+use ferroattn::runtime::{Buffer, Launcher};
 use ferroattn::tensor::Dtype;
-
-/// A tensor whose blocks are the last of a buffer: each lies beyond 2^32 elements.
-struct Far<'m> {
-    buffer: Buffer<'m>,
-    first_block: usize,
-    /// Bytes before it.
-    offset: u64,
-    emulator: &'m Emulator,
-}
-
-impl<'m> Far<'m> {
-    fn new(emulator: &'m Emulator, tensor: &HostTensor) -> Self {
-        let first_block = (1usize << 32).div_ceil(tensor.strides[0]) + 3;
-        let mut shape = tensor.shape.clone();
-        shape[0] += first_block;
-        let buffer = Buffer::uninit(emulator, "far", tensor.dtype, &shape).expect("sparse");
-        let offset = (first_block * tensor.strides[0] * tensor.dtype.size()) as u64;
-        let far = Self {
-            buffer,
-            first_block,
-            offset,
-            emulator,
-        };
-        // SAFETY: the last blocks of the buffer.
-        unsafe { emulator.copy_in(far.address(), &tensor.storage.bytes) }.expect("copied");
-        far
-    }
-
-    fn address(&self) -> u64 {
-        self.buffer.view().address() + self.offset
-    }
-
-    /// The bytes of the last blocks now.
-    fn bytes(&self, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        // SAFETY: the last blocks of the buffer.
-        unsafe { self.emulator.copy_out(self.address(), &mut bytes) }.expect("copied");
-        bytes
-    }
-}
-
-fn upload<'m>(emulator: &'m Emulator, tensor: &HostTensor) -> Buffer<'m> {
-    let bytes = &tensor.storage.bytes;
-    Buffer::new(emulator, "input", tensor.dtype, &tensor.shape, bytes).expect("uploaded")
-}
 
 /// Slots of blocks that are `first_block` further on.
 fn shifted(slots: &HostTensor, first_slot: usize) -> HostTensor {
@@ -68,10 +25,6 @@ fn shifted(slots: &HostTensor, first_slot: usize) -> HostTensor {
     let first = i64::try_from(first_slot).expect("fits");
     let shift = |slot: i64| if slot < 0 { slot } else { slot + first };
     slots.with_bytes(slots_of.map(shift).flat_map(i64::to_le_bytes).collect())
-}
-
-fn workspace(emulator: &Emulator, bytes: usize) -> Buffer<'_> {
-    Buffer::uninit(emulator, "workspace", Dtype::U8, &[bytes.max(256)]).expect("a workspace")
 }
 
 #[test]

@@ -356,6 +356,7 @@ fn bad_blocks_and_slots_are_reported_and_nothing_is_gathered() {
     assert!(bytes.iter().all(|&byte| byte == POISON));
     let Err(CheckError::Index {
         row,
+        position: None,
         value,
         num_slots: 64,
     }) = found

@@ -180,6 +180,7 @@ fn plans_of_compaction() {
                 renamed: parts(Dtype::I32, &[slots]).view_mut(),
             },
             num_wanted: parts(Dtype::I32, &[1]).view_mut(),
+            check: CheckMode::Device,
         }
         .check()
         .expect("a good request")

@@ -194,6 +194,7 @@ fn compact(mut layer: Layer, by_slots: bool) -> CompactRequest<'static> {
             }
         },
         num_wanted: layer.view_mut(Dtype::I32, &[1]),
+        check: CheckMode::Device,
     }
 }
 
@@ -204,7 +205,7 @@ fn a_compaction_is_rebound() {
     }
     let request = |layer| compact(layer, false);
     let first = request(Layer(FIRST)).check().expect("a good request");
-    let changes: [Refusal<CompactRequest<'static>>; 4] = [
+    let changes: [Refusal<CompactRequest<'static>>; 5] = [
         (
             |r| r.caches.truncate(1),
             "`caches` must be 2 as before, but it is 1",
@@ -220,6 +221,10 @@ fn a_compaction_is_rebound() {
         (
             |r| r.references = compact(Layer(FIRST), true).references,
             "`references` must be Tables as before, but it is Slots",
+        ),
+        (
+            |r| r.check = CheckMode::Off,
+            "`check` must be Device as before, but it is Off",
         ),
     ];
     refuses!(first, request, changes);

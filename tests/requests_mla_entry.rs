@@ -5,9 +5,7 @@
 mod common;
 
 use common::parts::{Parts, Refusal, Untouched, parts};
-use ferroattn::ops::{
-    CheckMode, DecodeMlaEntryRequest, DecodeOptions, EntryForm, EntryTokens, WindowTokens,
-};
+use ferroattn::ops::{DecodeMlaEntryRequest, DecodeOptions, EntryForm, EntryTokens, WindowTokens};
 use ferroattn::plan::{DeviceInfo, SplitPolicy};
 use ferroattn::tensor::Dtype;
 
@@ -179,11 +177,7 @@ fn tensors_that_do_not_fit_are_named() {
             ),
             (
                 |s| s.options.max_seq_len = Some(7),
-                "`max_seq_len` must be absent with index lists, whose bad indices are skipped, but it is 7",
-            ),
-            (
-                |s| s.options.check = CheckMode::Device,
-                "`check` must be absent with index lists, whose bad indices are skipped, but it is CheckMode::Device",
+                "`max_seq_len` must be absent with index lists, which have their own lengths, but it is 7",
             ),
         ],
     );

@@ -327,6 +327,7 @@ fn compaction_takes_what_the_matrix_has() {
                 renamed: parts(Dtype::I32, &[20]).view_mut(),
             },
             num_wanted: parts(Dtype::I32, &[1]).view_mut(),
+            check: CheckMode::Device,
         };
         let answer = request.check().map(|checked| checked.plan());
         let cache = Cache::Dtype(pool);

@@ -295,7 +295,9 @@ fn parse_times(text: &str) -> Result<Vec<Times>> {
                     Variant::CheckPaged
                         | Variant::CheckSlots
                         | Variant::CheckGather
-                        | Variant::Only(EntryId::check_pairs)
+                        | Variant::Only(
+                            EntryId::check_pairs | EntryId::check_compact | EntryId::check_lists
+                        )
                 )
             };
             let entry = record.plan.split([' ', ';']).find_map(|word| {

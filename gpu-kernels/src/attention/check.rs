@@ -5,6 +5,8 @@
 //! check_slots     x = tokens, y = layer      slots, whether two tokens have one, positions, scales
 //! check_gather    (see `gather_rows`)        starts of rows, which token each has, the scale
 //! check_pairs     (see `copy_blocks`)        blocks, whether a target is another pair's source or target
+//! check_compact   (see `compact_mark`)       lengths, blocks or slots
+//! check_lists     x = query token            how many of its indices count, and these
 //! ```
 //!
 //! The first lane to find a fault claims the record; kernels behind it ask [`found_fault`] and leave their outputs
@@ -316,7 +318,7 @@ fn is_scale(bits: u32) -> bool {
 /// # Safety
 /// As [`report`].
 #[inline(always)]
-unsafe fn report_once<G: Gpu>(gpu: G, check: u64, fault: CheckFault) {
+pub(crate) unsafe fn report_once<G: Gpu>(gpu: G, check: u64, fault: CheckFault) {
     if gpu.thread_idx() == 0 {
         // SAFETY: a record, which only `report` touches: this function's contract.
         unsafe { report(gpu, check, fault) };

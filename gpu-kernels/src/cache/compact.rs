@@ -9,9 +9,12 @@
 //! compact_rename   grid x = row:    for each reference of the row: renamed = new_ids[block]
 //! ```
 //!
+//! `check_compact` walks as they do. Behind a fault that it has found, nothing of what the caller gave is written.
+//!
 //! A row is a sequence's part of the block table, or 1,024 slots. Ids follow the order of the blocks, so they
 //! do not depend on who comes first.
 
+use crate::attention::check::found_fault;
 use crate::entry::{EntryId, Variant};
 use crate::gpu::lanes::sum_up_to_lane;
 use crate::gpu::{Gpu, WARP};
@@ -49,7 +52,7 @@ pub fn number_grid(num_blocks: u32) -> [u32; 3] {
 ///
 /// # Safety
 /// Launched on [`walk_grid`] with [`THREADS`] threads, for a row at least; `params` names tensors of the shapes it
-/// documents, the marks all 0 before the launch.
+/// documents, the marks all 0 before the launch, and no record or that of a finished check.
 #[inline(always)]
 pub unsafe fn mark<G: Gpu>(gpu: G, params: &CompactParams) {
     // SAFETY: as `walk` asks: this function's contract; blocks that it finds have marks, which atomics alone touch.
@@ -88,42 +91,23 @@ pub unsafe fn rename<G: Gpu>(gpu: G, params: &CompactParams) {
 }
 
 /// Calls `visit` with the block of each of this thread's references (`None` if it is padding or outside the
-/// cache), the offset in the block, and the address of the new name.
+/// cache), the offset in the block, and the address of the new name; with none if a check has found a fault.
 ///
 /// # Safety
 /// Launched on [`walk_grid`] with [`THREADS`] threads, for a row at least; `params` names tensors of the shapes it
-/// documents. `visit` may be called with each block below `num_blocks`.
+/// documents, and no record or that of a finished check. `visit` may be called with each block below `num_blocks`.
 #[inline(always)]
 unsafe fn walk<G: Gpu>(gpu: G, params: &CompactParams, visit: impl Fn(Option<u32>, u32, u64)) {
-    let row = gpu.cta_idx_x();
-    let (first, end, references, renamed) = if params.seq_lens == 0 {
-        let first = row * SLOTS;
-        let end = first + SLOTS;
-        let end = if end < params.num_rows {
-            end
-        } else {
-            params.num_rows
-        };
-        (first, end, params.references, params.renamed)
-    } else {
-        // SAFETY: a thread block has a row, each of which has a length: the host's `CompactRequest::references`.
-        let len = unsafe { gpu.ld_global_b32(params.seq_lens + 4 * row as u64) } as i32;
-        let len = if len > 0 { len as u32 } else { 0 };
-        // Not `(len + block_size - 1) / block_size`, which can exceed what a divider divides.
-        let blocks = params.block_size.divide(len);
-        let blocks = blocks + (blocks * params.block_size.divisor() < len) as u32;
-        let width = params.max_num_blocks_per_seq;
-        (
-            0,
-            if blocks < width { blocks } else { width },
-            params.references + row as u64 * params.stride_references as u64,
-            params.renamed + row as u64 * params.stride_renamed as u64,
-        )
-    };
-    let mut at = first + gpu.thread_idx();
-    while at < end {
-        // SAFETY: `at` is below the slots, or entries of the row, that the host's `CompactRequest::references` counted.
-        let found = unsafe { gpu.ld_global_b32(references + 4 * at as u64) };
+    // SAFETY: no record, or a finished check's: this function's contract.
+    if unsafe { found_fault(gpu, params.check) } {
+        return;
+    }
+    // SAFETY: a row of the grid, and its tensors: this function's contract.
+    let row = unsafe { Row::of(gpu, params) };
+    let mut at = row.first + gpu.thread_idx();
+    while at < row.end {
+        // SAFETY: `at` is one of the row's references, which `Row::of` counted.
+        let found = unsafe { gpu.ld_global_b32(row.references + 4 * at as u64) };
         let (block, offset) = if params.seq_lens != 0 || found as i32 <= -1 {
             (found, 0)
         } else {
@@ -131,8 +115,59 @@ unsafe fn walk<G: Gpu>(gpu: G, params: &CompactParams, visit: impl Fn(Option<u32
             (block, found - block * params.block_size.divisor())
         };
         let block = (block < params.num_blocks).then_some(block);
-        visit(block, offset, renamed + 4 * at as u64);
+        visit(block, offset, row.renamed + 4 * at as u64);
         at += THREADS;
+    }
+}
+
+/// The references of a thread block.
+#[derive(Clone, Copy)]
+pub(super) struct Row {
+    /// Number of the first one.
+    pub(super) first: u32,
+    /// Number behind the last one.
+    pub(super) end: u32,
+    /// Where number 0 is.
+    pub(super) references: u64,
+    /// Where its new name goes.
+    renamed: u64,
+}
+
+impl Row {
+    /// This thread block's.
+    ///
+    /// # Safety
+    /// Launched on [`walk_grid`], for a row at least; `params` names tensors of the shapes it documents.
+    #[inline(always)]
+    pub(super) unsafe fn of<G: Gpu>(gpu: G, params: &CompactParams) -> Self {
+        let row = gpu.cta_idx_x();
+        if params.seq_lens == 0 {
+            let first = row * SLOTS;
+            let end = first + SLOTS;
+            return Self {
+                first,
+                end: if end < params.num_rows {
+                    end
+                } else {
+                    params.num_rows
+                },
+                references: params.references,
+                renamed: params.renamed,
+            };
+        }
+        // SAFETY: a thread block has a row, each of which has a length: the host's `CompactRequest::references`.
+        let len = unsafe { gpu.ld_global_b32(params.seq_lens + 4 * row as u64) } as i32;
+        let len = if len > 0 { len as u32 } else { 0 };
+        // Not `(len + block_size - 1) / block_size`, which can exceed what a divider divides.
+        let blocks = params.block_size.divide(len);
+        let blocks = blocks + (blocks * params.block_size.divisor() < len) as u32;
+        let width = params.max_num_blocks_per_seq;
+        Self {
+            first: 0,
+            end: if blocks < width { blocks } else { width },
+            references: params.references + row as u64 * params.stride_references as u64,
+            renamed: params.renamed + row as u64 * params.stride_renamed as u64,
+        }
     }
 }
 
@@ -140,9 +175,15 @@ unsafe fn walk<G: Gpu>(gpu: G, params: &CompactParams, visit: impl Fn(Option<u32
 ///
 /// # Safety
 /// Launched on [`number_grid`] with [`THREADS`] threads and [`SHARED_BYTES`] of shared memory, after
-/// [`mark`]; `params` names tensors of the shapes it documents.
+/// [`mark`]; `params` names tensors of the shapes it documents, and no record or that of a finished check.
 #[inline(always)]
 pub unsafe fn number<G: Gpu>(gpu: G, params: &CompactParams) {
+    // All threads go on, or none; they meet at a barrier, so compilers are not to know by what they decide.
+    // SAFETY: no record, or a finished check's: this function's contract.
+    let is_refused = unsafe { found_fault(gpu, params.check) };
+    if gpu.black_box(is_refused as u32) != 0 {
+        return;
+    }
     let (thread, warp) = (gpu.thread_idx(), gpu.warp());
     let chunk = gpu.cta_idx_x() * CHUNK;
     let first = chunk + thread * BLOCKS;

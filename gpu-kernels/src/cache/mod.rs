@@ -2,6 +2,7 @@
 //! pseudo-code.
 
 pub mod compact;
+pub mod compact_check;
 pub mod concat_and_cache_mla;
 pub mod copy_blocks;
 pub mod reshape_and_cache_flash;

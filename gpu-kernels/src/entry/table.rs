@@ -11,6 +11,7 @@ use crate::attention::check::{CheckPaged, CheckSlots};
 use crate::attention::schedule::Schedule;
 use crate::bench::read_ceiling::ReadCeiling;
 use crate::cache::compact::{CompactMark, CompactNumber, CompactRename};
+use crate::cache::compact_check::CheckCompact;
 use crate::cache::concat_and_cache_mla::{ConcatAndCacheMlaFp8Ds, ConcatAndCacheMlaV4};
 use crate::cache::copy_blocks::{CheckPairs, CopyBlocks};
 use crate::cache::reshape_and_cache_flash::{CacheCopy, CacheScaled};
@@ -21,6 +22,7 @@ use crate::decode::merge::{MergeFew, MergeScheduled, MergeSplits};
 use crate::dtype::{Bf16, E4m3, E4m3PerToken, E5m2, F16, F32, I8, I8PerToken};
 use crate::gather::kernel::{CheckGather, GatherCopy, GatherMlaFp8Ds, GatherMlaV4, GatherScaled};
 use crate::kernel::{D64, D96, D128, D192, D192V128, D256, D288V256, D576V512, H8, H16, Kernel};
+use crate::mla::check_lists::CheckLists;
 use crate::mla::kernel::{DecodeMla, MlaTiling};
 use crate::mla::kernel_fp8::DecodeMlaEntry;
 use crate::mla::{Fp8Ds, V4};
@@ -264,6 +266,8 @@ entries! {
     check_slots: CheckSlots, may_spill;
     check_gather: CheckGather, may_spill;
     check_pairs: CheckPairs, may_spill;
+    check_compact: CheckCompact, may_spill;
+    check_lists: CheckLists, may_spill;
     read_ceiling: ReadCeiling, may_spill;
 
     [sm_90a]

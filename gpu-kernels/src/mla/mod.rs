@@ -14,6 +14,7 @@
 
 mod attend;
 pub mod cache_format;
+pub mod check_lists;
 mod chunks;
 pub(crate) mod cta;
 mod entry_form;

@@ -43,7 +43,7 @@ const _: () = assert!(size_of::<CopyBlocksParams>() == 9 * 8 + 6 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for CopyBlocksParams {}
 
-/// Arguments of `compact_mark`, `compact_number` and `compact_rename`.
+/// Arguments of `compact_mark`, `compact_number`, `compact_rename` and `check_compact`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CompactParams {
@@ -61,13 +61,16 @@ pub struct CompactParams {
     pub old_ids: u64,
     /// `[1]`, i32: how many blocks are wanted.
     pub num_wanted: u64,
+    /// A [`super::CheckFault`] that stops the launch if it holds a fault; 0 if nothing was checked.
+    pub check: u64,
     /// From a row of `references` to the next.
     pub stride_references: i64,
     /// From a row of `renamed` to the next.
     pub stride_renamed: i64,
     /// Rows of block ids, or slots.
     pub num_rows: u32,
-    /// Block ids per row.
+    /// Block ids per row. Of slots, how many share their first index, by which the check names them; 0 if they have but
+    /// one index.
     pub max_num_blocks_per_seq: u32,
     /// Tokens per block.
     pub block_size: FastDivmod,
@@ -79,6 +82,6 @@ pub struct CompactParams {
     pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<CompactParams>() == 9 * 8 + 8 * 4);
+const _: () = assert!(size_of::<CompactParams>() == 10 * 8 + 8 * 4);
 // SAFETY: repr(C), Copy; the size above is the sum of the fields, so there is no padding.
 unsafe impl KernelParams for CompactParams {}

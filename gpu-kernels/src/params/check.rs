@@ -12,7 +12,7 @@ pub struct CheckFault {
     pub row: u32,
     /// Position within the row; 0 where there is none.
     pub position: u32,
-    /// Of a scale, which it is: one of the constants below; else 0.
+    /// Of a scale, which it is: one of the constants below. Of an index list the query token. Else 0.
     pub tensor: u32,
     /// What was found.
     pub value: i64,
@@ -29,7 +29,8 @@ impl CheckFault {
     pub const SLOT: u32 = 3;
     /// A scale that is not positive and finite: `value` its bits, `row` its index.
     pub const SCALE: u32 = 4;
-    /// An index of a gather that is a slot outside the cache.
+    /// A slot of a list, of a gather or a compaction, that is outside the cache. `position` is one more than the second
+    /// index, or 0 if there is but one.
     pub const INDEX: u32 = 5;
     /// Query tokens of a sequence that begin before 0, end before they begin, or end past the last: `position` is the
     /// end, an i32, `value` the beginning.
@@ -59,6 +60,16 @@ impl CheckFault {
     pub const SAME_TARGET: u32 = 17;
     /// The target of pair `row`, `value`, is the source of pair `position`.
     pub const TARGET_IS_SOURCE: u32 = 18;
+    /// An index outside the cache, or outside what a row of the block table names: `row` is the sequence, `tensor` the
+    /// query token, `position` the place in its list.
+    pub const TOPK_INDEX: u32 = 19;
+    /// The same in the second list.
+    pub const WINDOW_INDEX: u32 = 20;
+    /// How many indices of a list count, below zero or above those that there are, which is `limit`: `row` and `tensor`
+    /// as of an index.
+    pub const TOPK_LENGTH: u32 = 21;
+    /// The same of the second list.
+    pub const WINDOW_LENGTH: u32 = 22;
 
     /// Of queries.
     pub const Q_SCALE: u32 = 0;

@@ -265,8 +265,7 @@ fn decode_mla_entry(job: &Job<'_>) -> anyhow::Result<()> {
     let inputs = job.inputs();
     let softmax_scale = inputs.needed(&SOFTMAX_SCALE)?;
     let form = inputs.needed(&FORM)?;
-    let by_list = inputs.has("topk_indices");
-    let tokens = if by_list {
+    let tokens = if inputs.has("topk_indices") {
         let window = if inputs.has("window_cache") {
             Some(WindowTokens {
                 cache: job.view("window_cache")?,
@@ -289,8 +288,6 @@ fn decode_mla_entry(job: &Job<'_>) -> anyhow::Result<()> {
             seq_lens: job.view("seq_lens")?,
         }
     };
-    // Bad indices of lists are skipped.
-    let check = if by_list { CheckMode::Off } else { job.check() };
     let checked = DecodeMlaEntryRequest {
         query: job.view("query")?,
         form,
@@ -301,10 +298,15 @@ fn decode_mla_entry(job: &Job<'_>) -> anyhow::Result<()> {
         out: job.view_mut("out")?,
         lse: Some(job.view_mut("lse")?),
         softmax_scale,
-        options: options(inputs, check)?,
+        options: options(inputs, job.check())?,
     }
     .check()?;
-    launch!(job, checked, checked.plan(&job.machine().device())?, check)
+    launch!(
+        job,
+        checked,
+        checked.plan(&job.machine().device())?,
+        job.check()
+    )
 }
 
 /// An output and an lse for each row of queries `[num_tokens, num_query_heads, head_size]`.

@@ -7,7 +7,7 @@
 //! [`check_result`].
 
 use gpu_kernels::entry::Variant;
-use gpu_kernels::params::{CheckFault, ScaleList, TokenScaleList};
+use gpu_kernels::params::{CheckFault, CheckPagedParams, KernelParams, ScaleList, TokenScaleList};
 
 use super::checks::named;
 use super::layout::{byte_stride, byte_strides};
@@ -22,8 +22,16 @@ pub const CHECK_BYTES: usize = 256;
 /// Whether what lies in device memory is checked before it is used.
 ///
 /// A check looks at exactly what the operation reads: indices, lengths, starts and scales, as each request says. Not at
-/// block-table entries left of a sliding window, nor at sequences without query tokens; nor at the values of caches, of
-/// which the scales inside FP8 entries of MLA caches are a part.
+/// block-table entries left of a sliding window, nor at sequences without query tokens, nor at indices behind a list's
+/// length.
+///
+/// Of scales it looks at every one that is a tensor's of its own, however many there are: those that all share, those of
+/// heads and layers, and of scales per token and head (`k_scale_cache`, `v_scale_cache`, f32 beside an 8-bit cache) those
+/// of all tokens that a query sees. That is a load for each token, head and side, which the decode makes, too: a check
+/// of a long context takes its time. Too many to look at are the scales *inside* a cache: those of the FP8 entries of MLA
+/// caches, one for each 64 or 128 values of a token. They count as values of the cache, of which no check looks at any; `decode_mla_entry` and the gathers of
+/// entries take them as they are stored. Scales that an operation computes and stores itself (`reshape_and_cache_flash`
+/// per token and head, entries of `concat_and_cache_mla`) are not read, and so not looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CheckMode {
     /// Trust it: a wrong index reads or writes the wrong memory.
@@ -107,6 +115,7 @@ pub fn check_result(record: &[u8]) -> Result<(), CheckError> {
         },
         CheckFault::INDEX => CheckError::Index {
             row,
+            position: position.checked_sub(1),
             value,
             num_slots: limit,
         },
@@ -142,6 +151,27 @@ pub fn check_result(record: &[u8]) -> Result<(), CheckError> {
             pair: row,
             other: position,
             block: value,
+        },
+        kind @ (CheckFault::TOPK_INDEX | CheckFault::WINDOW_INDEX) => CheckError::ListIndex {
+            list: match kind {
+                CheckFault::TOPK_INDEX => "topk_indices",
+                _ => "window.indices",
+            },
+            seq: row,
+            token: tensor,
+            position,
+            value,
+            limit,
+        },
+        kind @ (CheckFault::TOPK_LENGTH | CheckFault::WINDOW_LENGTH) => CheckError::ListLength {
+            length: match kind {
+                CheckFault::TOPK_LENGTH => "topk_length",
+                _ => "window.length",
+            },
+            seq: row,
+            token: tensor,
+            value,
+            limit,
         },
         CheckFault::SCALE => CheckError::Scale {
             name: name(),
@@ -206,6 +236,24 @@ pub(super) unsafe fn empty_record(
     // SAFETY: the bytes lie in the workspace, whose size was checked.
     unsafe { launcher.zero(record, bytes)? };
     Ok(record)
+}
+
+/// A check as a plan's launch is given it.
+pub(super) struct CheckParams<'p> {
+    /// Where the record is, or 0.
+    pub(super) record: u64,
+    pub(super) grid: [u32; 3],
+    pub(super) bytes: &'p [u8],
+}
+
+impl<'p> From<&'p CheckPagedParams> for CheckParams<'p> {
+    fn from(params: &'p CheckPagedParams) -> Self {
+        Self {
+            record: params.check,
+            grid: [params.num_seqs, params.num_parts, 1],
+            bytes: params.as_bytes(),
+        }
+    }
 }
 
 /// Scales to look at: `[count]`, f32.

@@ -160,10 +160,7 @@ pub(crate) fn entry_case(random: &mut ChaCha8Rng) -> EntryCase {
             by_table: one_in(random, 3),
         });
     }
-    // Bad indices of lists are skipped.
-    if case.topk.is_none() {
-        case.check = check(random);
-    }
+    case.check = check(random);
     case.fill = fill(random, &Fill::SPECIAL);
     case
 }

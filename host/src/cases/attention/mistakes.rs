@@ -5,8 +5,8 @@ use rand_chacha::ChaCha8Rng;
 
 use super::decode::DecodeCase;
 use super::decode_fill::{DecodeTensors, HostScales};
-use super::mla_fp8::EntryCase;
-use super::mla_fp8_fill::EntryTensors;
+use super::mla_fp8::{EntryCase, TopK};
+use super::mla_fp8_fill::{EntryTensors, HostList};
 use super::score_mods::ScoreCase;
 use super::unified::UnifiedCase;
 use super::unified_fill::UnifiedTensors;
@@ -165,16 +165,15 @@ pub(crate) fn unified_mistakes(
     mistakes
 }
 
-/// Mistakes in the tensors of a decode step over FP8 entries. Of index lists nothing is a mistake: what is not there is
-/// skipped.
+/// Mistakes in the tensors of a decode step over FP8 entries.
 pub(crate) fn mla_fp8_mistakes(
     case: &EntryCase,
     tensors: &EntryTensors,
     seed: u64,
     random: &mut ChaCha8Rng,
 ) -> Vec<MemoryMistake> {
-    if case.topk.is_some() {
-        return Vec::new();
+    if let (Some(topk), Some(list)) = (case.topk, &tensors.topk) {
+        return bad_lists(case, topk, tensors, list, random);
     }
     let lens = case.tokens(seed).into_iter().enumerate();
     let paged = Paged {
@@ -187,4 +186,63 @@ pub(crate) fn mla_fp8_mistakes(
             .collect(),
     };
     paged.mistakes(random)
+}
+
+/// Of each list a length that is none, and an index that counts and names nothing; of the block table an entry that an
+/// index needs.
+fn bad_lists(
+    case: &EntryCase,
+    topk: TopK,
+    tensors: &EntryTensors,
+    list: &HostList,
+    random: &mut ChaCha8Rng,
+) -> Vec<MemoryMistake> {
+    let table = &tensors.block_table;
+    let slots = |cache: &HostTensor| (cache.shape[0] * case.block_size) as i64;
+    let first = match topk.by_table {
+        true => (table.shape[1] * case.block_size) as i64,
+        false => slots(&tensors.cache),
+    };
+    let (min, max) = (i64::from(i32::MIN), i64::from(i32::MAX));
+    let mut mistakes = Vec::new();
+    let window = tensors.window.as_ref();
+    let window = window.map(|(cache, list)| (list, slots(cache)));
+    for (list, limit) in [(list, first)].into_iter().chain(window) {
+        let row = random.random_range(0..list.indices.shape[0]);
+        let (seq, token) = (row / case.query_len, row % case.query_len);
+        if let Some(lengths) = &list.lengths {
+            let most = list.indices.shape[1] as i64;
+            let bad = pick(random, &[-1, min, most + 1, max]);
+            let name = lengths.storage.name;
+            let message = format!("`{name}` of query token {token} of sequence {seq} is {bad}, ");
+            mistakes.push(MemoryMistake::saying(lengths, &[row], bad, message));
+        }
+        let counted = list.named(row).len();
+        if counted > 0 {
+            let at = random.random_range(0..counted);
+            let bad = pick(random, &[limit, max]);
+            let name = list.indices.storage.name;
+            let message = format!("`{name}[{seq}, {token}, {at}]` is {bad}, outside 0..{limit} ");
+            mistakes.push(MemoryMistake::saying(
+                &list.indices,
+                &[row, at],
+                bad,
+                message,
+            ));
+        }
+    }
+    if topk.by_table {
+        let row = random.random_range(0..list.indices.shape[0]);
+        let named = list.named(row).into_iter();
+        let columns: Vec<usize> = named
+            .filter_map(|index| usize::try_from(index).ok())
+            .map(|token| token / case.block_size)
+            .collect();
+        if !columns.is_empty() {
+            let index = [row / case.query_len, pick(random, &columns)];
+            let bad = pick(random, &[-1, tensors.cache.shape[0] as i64, min, max]);
+            mistakes.push(MemoryMistake::index(table, &index, bad));
+        }
+    }
+    mistakes
 }

@@ -41,7 +41,7 @@ pub struct EntryCase {
     pub lse: LseForm,
     /// How the positions are split.
     pub split_policy: SplitPolicy,
-    /// Whether block table and lengths are checked on the device.
+    /// Whether block table and lengths, or index lists, are checked on the device.
     pub check: CheckMode,
     /// What the numbers are like.
     pub fill: Fill,

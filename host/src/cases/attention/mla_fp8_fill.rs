@@ -10,6 +10,7 @@ use super::mla_fp8_pages::{pages, poisoned};
 use crate::cases::base::fill::{Fill, Painter, Role};
 use crate::cases::base::mla_entry::OUT_SIZE;
 use crate::cases::base::tensors::{Amount, NO_BLOCK, SPREAD, fill_row, lse, padded, shuffled};
+use crate::ops::CheckMode;
 use crate::reference::{EntryCache, HostTensor};
 use crate::tensor::Dtype;
 
@@ -207,7 +208,7 @@ impl EntryTensors {
 
 impl HostList {
     /// The indices of a row that count.
-    fn named(&self, row: usize) -> Vec<i64> {
+    pub(crate) fn named(&self, row: usize) -> Vec<i64> {
         let all = self.indices.shape[1];
         let len = self.lengths.as_ref().map_or(all, |lengths| {
             usize::try_from(lengths.integer(&[row]))
@@ -271,6 +272,11 @@ impl Paged {
         random: &mut ChaCha8Rng,
     ) -> HostList {
         let num_seqs = self.seq_lens.shape[0];
+        // A check takes what is negative, and nothing outside the cache.
+        let nothing = match case.check {
+            CheckMode::Off => [-1, i32::MAX, i32::MIN, -7],
+            CheckMode::Device => [-1, -2, i32::MIN, -7],
+        };
         let mut indices = Vec::new();
         let mut lengths = Vec::new();
         for seq in 0..num_seqs {
@@ -280,17 +286,19 @@ impl Paged {
                 for at in 0..len {
                     let skipped = topk.skip_every > 0 && at % topk.skip_every == 0;
                     let index = match chosen.get(at) {
-                        Some(_) if skipped => {
-                            [-1, i32::MAX, i32::MIN, -7][at / topk.skip_every % 4]
-                        }
+                        Some(_) if skipped => nothing[at / topk.skip_every % 4],
                         Some(&token) if by_table => small(token),
                         Some(&token) => self.slot(case, seq, token),
                         None => -1,
                     };
                     indices.extend(index.to_le_bytes());
                 }
-                // None, some, all, more than there are.
-                let length = [len / 2, 0, len, len + 5, 1][(seq * case.query_len + token) % 5];
+                // None, some, all, more than there are where nobody looks.
+                let more = match case.check {
+                    CheckMode::Off => len + 5,
+                    CheckMode::Device => len,
+                };
+                let length = [len / 2, 0, len, more, 1][(seq * case.query_len + token) % 5];
                 lengths.extend(small(length).to_le_bytes());
             }
         }

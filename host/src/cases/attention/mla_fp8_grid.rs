@@ -72,6 +72,17 @@ pub(crate) fn smoke() -> Vec<EntryCase> {
             case.sinks = true;
         }));
     }
+    let listed = cases.iter().filter(|case| {
+        let topk = case.topk.as_ref();
+        topk.is_some_and(|topk| topk.has_lengths)
+    });
+    let checked: Vec<EntryCase> = listed
+        .map(|case| EntryCase {
+            check: CheckMode::Device,
+            ..case.clone()
+        })
+        .collect();
+    cases.extend(checked);
     cases.push(with(EntryForm::Fp8Ds, 16, &lens, |case| {
         case.round_scales = false;
         case.topk = Some(topk(30));

@@ -15,7 +15,7 @@ use crate::cases::base::fill::Fill;
 use crate::cases::base::layout::Layout;
 use crate::cases::base::options::{ScaleForm, scaled_formats};
 use crate::cases::base::pick::{check, fill, one_in, pick};
-use crate::ops::{CheckMode, RopeStyle};
+use crate::ops::RopeStyle;
 use crate::tensor::Dtype;
 
 /// A cache write, maybe of rotated keys.
@@ -124,10 +124,7 @@ pub(crate) fn blocks_case(random: &mut ChaCha8Rng, operation: BlocksOperation) -
         row: random.random_range(1..=70),
         num_blocks,
         count: random.random_range(1..=most),
-        check: match operation.is_checkable() {
-            true => check(random),
-            false => CheckMode::Off,
-        },
+        check: check(random),
         fill: fill(random, &Fill::SPECIAL),
     }
 }

@@ -157,11 +157,10 @@ pub(crate) fn smoke_gathers() -> Vec<GatherCase> {
     cases
 }
 
-/// Small blocks, and small blocks of odd rows; with a check, where there is one.
+/// Small blocks, and small blocks of odd rows; with a check and without.
 pub(crate) fn smoke_blocks() -> Vec<BlocksCase> {
     let small = || blocks(16, 32, 40, 20).into_iter();
-    let checkable = small().filter(|case| case.operation.is_checkable());
-    let checked = checkable.map(|case| BlocksCase {
+    let checked = small().map(|case| BlocksCase {
         check: CheckMode::Device,
         ..case
     });

@@ -110,7 +110,7 @@ impl CheckedDecode<'_> {
             plan.enqueue(
                 launcher,
                 [self.shape.num_seqs; 2],
-                &checks,
+                (&checks).into(),
                 schedule.as_ref().filter(|_| given.is_none()),
                 decode.as_bytes(),
                 &merge,

@@ -7,7 +7,9 @@
 //!
 //! With index lists each query token attends to the tokens that its own lists name, in one softmax; indices that are
 //! negative or outside the cache are skipped, and a token that is named twice counts twice. A query token that sees
-//! nothing gives 0 and an lse of −inf.
+//! nothing gives 0 and an lse of −inf. With [`crate::ops::CheckMode::Device`] what is skipped is a fault, but for negative indices:
+//! an index past the cache or past what the block table names, an entry of the block table that an index needs and that
+//! is no block, a length below zero or above the list's. Indices behind the length are not read.
 
 use gpu_kernels::dtype::{CacheDtype, QueryDtype};
 use gpu_kernels::entry::Entry;
@@ -22,7 +24,6 @@ use super::score_mods::check_per_head;
 use super::shape::{AttentionShape, Query, Words, check_seq_lens, nameable};
 use crate::error::{RequestError, Result};
 use crate::ops::checks::{count, grid_count, named, scale};
-use crate::ops::device_check::CheckMode;
 use crate::ops::layout::{byte_stride, byte_strides};
 use crate::ops::mla_entries::check_entries;
 use crate::plan::variants;
@@ -51,7 +52,7 @@ pub struct DecodeMlaEntryRequest<'a> {
     pub lse: Option<TensorViewMut<'a>>,
     /// Multiplies query · row.
     pub softmax_scale: f32,
-    /// The rest. With index lists neither `max_seq_len` nor checks: bad indices are skipped.
+    /// The rest. With index lists no `max_seq_len`: they have their own lengths.
     pub options: DecodeOptions<'a>,
 }
 
@@ -73,7 +74,8 @@ pub enum EntryTokens<'a> {
     TopK {
         /// `[num_seqs, query_len, topk]`, i32.
         topk_indices: TensorView<'a>,
-        /// `[num_seqs]` or `[num_seqs, query_len]`, i32: how many of them count, the first ones; all if none.
+        /// `[num_seqs]` or `[num_seqs, query_len]`, i32: how many of them count, the first ones; all if none. More than
+        /// there are is all of them, a number below zero is none; a check takes neither.
         topk_length: Option<TensorView<'a>>,
         /// `[num_seqs, max_num_blocks_per_seq]`, i32: indices are tokens of the sequence. If none they are slots of
         /// the cache, `block * block_size + offset`.
@@ -92,7 +94,7 @@ pub struct WindowTokens<'a> {
     pub block_size: usize,
     /// `[num_seqs, query_len, window]`, i32: slots of `cache`.
     pub indices: TensorView<'a>,
-    /// `[num_seqs]` or `[num_seqs, query_len]`, i32: how many of them count, the first ones; all if none.
+    /// `[num_seqs]` or `[num_seqs, query_len]`, i32: how many of them count, as `topk_length`.
     pub length: Option<TensorView<'a>>,
 }
 
@@ -264,20 +266,13 @@ impl<'a> DecodeMlaEntryRequest<'a> {
     /// What index lists leave no use for is not given.
     fn check_options(&self) -> Result<(), RequestError> {
         self.options.score_mods.refuse("MLA decode")?;
-        let refuse = |name, got: String| {
-            Err(RequestError::Value {
-                name,
-                expected: "absent with index lists, whose bad indices are skipped".into(),
-                got,
-            })
-        };
         match self.options.max_seq_len {
-            Some(tokens) if self.is_sparse() => return refuse("max_seq_len", tokens.to_string()),
-            _ => {}
-        }
-        match self.options.check {
-            CheckMode::Device if self.is_sparse() => refuse("check", "CheckMode::Device".into()),
-            CheckMode::Device | CheckMode::Off => Ok(()),
+            Some(tokens) if self.is_sparse() => Err(RequestError::Value {
+                name: "max_seq_len",
+                expected: "absent with index lists, which have their own lengths".into(),
+                got: tokens.to_string(),
+            }),
+            Some(_) | None => Ok(()),
         }
     }
 }

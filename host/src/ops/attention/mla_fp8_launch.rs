@@ -1,5 +1,6 @@
 //! Planning and launching a checked decode over FP8 entries.
 
+use gpu_kernels::entry::{EntryId, Variant};
 use gpu_kernels::mla::cache_format::{EntryForm, fp8_ds, v4};
 use gpu_kernels::mla::kernel_fp8::HEAD_SIZE_V;
 use gpu_kernels::mla::{MlaTile, RAW_STAGES};
@@ -10,7 +11,7 @@ use super::mla_rows::{self, Choice, Need};
 use super::split_plan::{DecodeFacts, DecodePlan, Rows};
 use crate::error::Result;
 use crate::ops::checks::{named, scale};
-use crate::ops::device_check::workspace_base;
+use crate::ops::device_check::{CheckParams, plan_check, workspace_base};
 use crate::ops::layout::{byte_stride, byte_strides};
 use crate::ops::made_for::MadeFor;
 use crate::ops::tensors::{Given, alike, given, on_machine, same, same_kind};
@@ -109,8 +110,17 @@ impl CheckedDecodeMlaEntry<'_> {
             made_for,
             check,
         );
+        if self.request.is_sparse() {
+            let variant = Variant::Only(EntryId::check_lists);
+            plan.check = plan_check(check, variant, self.check_grid());
+        }
         plan.stages = stages;
         Ok(plan)
+    }
+
+    /// Thread blocks of the check of index lists: one for each query token.
+    fn check_grid(&self) -> [u32; 3] {
+        [self.shape.num_seqs * self.query_len, 1, 1]
     }
 
     fn made_for(&self) -> MadeFor<12> {
@@ -170,12 +180,23 @@ impl CheckedDecodeMlaEntry<'_> {
         }
         let base = workspace_base(workspace, plan.workspace_bytes())?;
         let stage1 = self.stage1_params(plan, base);
-        let checks = mla_rows::checks(&stage1.rows, &self.shape);
+        let paged;
+        let checks = if self.request.is_sparse() {
+            // It looks at what the decode is told to read.
+            CheckParams {
+                record: stage1.rows.check,
+                grid: self.check_grid(),
+                bytes: stage1.as_bytes(),
+            }
+        } else {
+            paged = mla_rows::checks(&stage1.rows, &self.shape);
+            (&paged).into()
+        };
         let merge = mla_rows::merge(&stage1.rows, plan, HEAD_SIZE_V, stage1.sink);
         let seqs = [self.shape.num_seqs, self.groups()];
         // SAFETY: views and workspace are valid until the launch has finished, as their makers promised; `check()`
         // made shapes and strides agree, and the plan fits them.
-        unsafe { plan.enqueue(launcher, seqs, &checks, None, stage1.as_bytes(), &merge) }
+        unsafe { plan.enqueue(launcher, seqs, checks, None, stage1.as_bytes(), &merge) }
     }
 
     fn stage1_params(&self, plan: &DecodePlan, base: u64) -> DecodeMlaEntryParams {

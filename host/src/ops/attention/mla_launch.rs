@@ -138,7 +138,7 @@ impl CheckedDecodeMla<'_> {
             plan.enqueue(
                 launcher,
                 seqs,
-                &checks,
+                (&checks).into(),
                 schedule.as_ref().filter(|_| given.is_none()),
                 stage1.as_bytes(),
                 &merge,

@@ -5,9 +5,7 @@ use std::fmt;
 use gpu_kernels::attention::item::MergeItem;
 use gpu_kernels::attention::schedule;
 use gpu_kernels::entry::{EntryId, Variant};
-use gpu_kernels::params::{
-    CheckPagedParams, KernelParams, MaskParams, MergeParams, ScheduleParams,
-};
+use gpu_kernels::params::{KernelParams, MaskParams, MergeParams, ScheduleParams};
 
 use super::merge_plan::{MergePlan, MergeShare};
 use super::options::DecodeOptions;
@@ -15,7 +13,9 @@ use super::partials::Partials;
 use super::shape::AttentionShape;
 use crate::error::{RequestError, Result};
 use crate::ops::checks::named;
-use crate::ops::device_check::{CHECK_BYTES, CheckMode, empty_record, plan_check, workspace_base};
+use crate::ops::device_check::{
+    CHECK_BYTES, CheckMode, CheckParams, empty_record, plan_check, workspace_base,
+};
 use crate::ops::layout::byte_stride;
 use crate::ops::made_for::{Fact, MadeFor};
 use crate::ops::plan::Summary;
@@ -188,7 +188,7 @@ impl DecodePlan {
         &self,
         launcher: &dyn Launcher,
         [num_seqs, groups]: [u32; 2],
-        check: &CheckPagedParams,
+        check: CheckParams<'_>,
         schedule: Option<&ScheduleParams>,
         stage1: &[u8],
         merge: &MergeParams,
@@ -196,9 +196,9 @@ impl DecodePlan {
         // SAFETY: this function's contract; the record lies in the workspace, whose size was checked.
         unsafe {
             if let Some(launch) = &self.check {
-                launcher.zero(check.check, CHECK_BYTES)?;
-                let grid = [check.num_seqs, check.num_parts, 1];
-                launcher.launch(&Launch { grid, ..*launch }, check.as_bytes())?;
+                launcher.zero(check.record, CHECK_BYTES)?;
+                let grid = check.grid;
+                launcher.launch(&Launch { grid, ..*launch }, check.bytes)?;
             }
             if let (Some(launch), Some(schedule)) = (&self.schedule, schedule) {
                 launcher.launch(launch, schedule.as_bytes())?;

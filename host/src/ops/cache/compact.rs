@@ -1,7 +1,11 @@
 //! Compaction: the blocks that block tables or indices refer to, and no others, in a cache of their own, and
 //! the references by their new names.
 //!
-//! Five launches at most, whatever the references say: nothing waits for the host, the workspace is bounded by
+//! Negative references name nothing (engines write −1 where they have freed a block) and stay −1, and so does what lies
+//! outside the pool. With [`CheckMode::Device`] the latter is a fault, as are lengths below zero and those that a row of
+//! the block table cannot name.
+//!
+//! A launch for each pool and three more (four, with a check), whatever the references say: nothing waits for the host, the workspace is bounded by
 //! the pool (eight bytes a block), and all of it can be captured. New ids follow the order of the old ones,
 //! so equal references give equal bytes. If more blocks are wanted than the compact cache has, those with the
 //! largest ids have no place, and what refers to them becomes −1; `num_wanted` says how many there were.
@@ -20,6 +24,7 @@ use gpu_kernels::params::{CompactParams, GatherParams};
 use super::copy_blocks::check_blocks;
 use crate::error::{RequestError, Result};
 use crate::ops::checks::{count, named};
+use crate::ops::device_check::CheckMode;
 use crate::ops::layout::{alignment, byte_stride, elements};
 use crate::ops::tensors::{Given, addresses};
 use crate::plan::variants;
@@ -39,6 +44,8 @@ pub struct CompactRequest<'a> {
     pub references: CompactReferences<'a>,
     /// `[1]`, i32: how many blocks are referred to.
     pub num_wanted: TensorViewMut<'a>,
+    /// Whether references and lengths are checked on the device first. After a fault nothing is written.
+    pub check: CheckMode,
 }
 
 /// What refers to blocks.
@@ -46,10 +53,10 @@ pub struct CompactRequest<'a> {
 pub enum CompactReferences<'a> {
     /// Whole sequences.
     Tables {
-        /// `[num_seqs, max_num_blocks_per_seq]`, i32; entries past a sequence's tokens are not read. Those outside the
-        /// pool become −1.
+        /// `[num_seqs, max_num_blocks_per_seq]`, i32; entries past a sequence's tokens are not read. Negative ones, and
+        /// those outside the pool, become −1.
         block_table: TensorView<'a>,
-        /// `[num_seqs]`, i32, contiguous. A length that a row cannot name is cut to it; one below zero is zero.
+        /// `[num_seqs]`, i32, contiguous. Unchecked, a length that a row cannot name is cut to it; one below zero is zero.
         seq_lens: TensorView<'a>,
         /// As `block_table`, with the new ids; entries past a sequence's tokens stay as they are.
         renamed: TensorViewMut<'a>,
@@ -108,6 +115,7 @@ impl<'a> CompactRequest<'a> {
             new_ids: 0,
             old_ids: 0,
             num_wanted: 0,
+            check: 0,
             stride_references: 0,
             stride_renamed: 0,
             num_rows: 0,
@@ -220,6 +228,10 @@ impl<'a> CompactRequest<'a> {
                 }
                 named("renamed", renamed.view()).shape("as `slots`", slots.shape())?;
                 params.num_rows = count("slots", elements(slots.shape()))?;
+                params.max_num_blocks_per_seq = match slots.shape() {
+                    [_, .., len] => count("slots", *len)?,
+                    [] | [_] => 0,
+                };
             }
         }
         Ok(())

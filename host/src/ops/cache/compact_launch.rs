@@ -9,7 +9,7 @@ use gpu_kernels::params::{CompactParams, GatherParams, KernelParams};
 use super::compact::{BlockGather, CheckedCompact, CompactRequest, launch};
 use crate::error::Result;
 use crate::ops::checks::named;
-use crate::ops::device_check::workspace_base;
+use crate::ops::device_check::{CHECK_BYTES, empty_record, plan_check, workspace_base};
 use crate::ops::made_for::{Fact, MadeFor};
 use crate::ops::tensors::{Given, alike, on_machine, same, same_kind};
 use crate::runtime::{Launch, Launcher};
@@ -17,11 +17,12 @@ use crate::tensor::{TensorView, TensorViewMut};
 
 /// What was decided: prints as one line.
 ///
-/// It fits every request with references of the same kind, at most as many of them (sequences, or slots), at most as
+/// It fits every request with the same `check` and references of the same kind, at most as many of them (sequences, or slots), at most as
 /// many caches, and at most as many blocks in each, before and after.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompactPlan {
-    made_for: MadeFor<5>,
+    made_for: MadeFor<6>,
+    check: Option<Launch>,
     launches: Vec<Launch>,
     num_blocks: u32,
     num_compact_blocks: u32,
@@ -51,6 +52,7 @@ impl CheckedCompact<'_> {
                     "caches",
                     "num_blocks",
                     "num_compact_blocks",
+                    "check",
                 ],
                 facts: [
                     Fact::Flag(params.seq_lens == 0),
@@ -58,8 +60,14 @@ impl CheckedCompact<'_> {
                     Fact::AtMost(u32::try_from(self.gathers.len()).unwrap_or(u32::MAX)),
                     Fact::AtMost(params.num_blocks),
                     Fact::AtMost(params.num_compact_blocks),
+                    Fact::Check(self.request.check),
                 ],
             },
+            check: plan_check(
+                self.request.check,
+                Variant::Only(EntryId::check_compact),
+                walk,
+            ),
             launches: names.into_iter().chain(gathers).collect(),
             num_blocks: params.num_blocks,
             num_compact_blocks: params.num_compact_blocks,
@@ -70,8 +78,8 @@ impl CheckedCompact<'_> {
     /// these are, have the same dtypes, shapes and strides, and are aligned as well (up to 16 bytes).
     ///
     /// # Errors
-    /// [`crate::error::RequestError`] naming the first tensor that differs, or `caches` (another number of them), `references` or
-    /// `block_size`.
+    /// [`crate::error::RequestError`] naming the first tensor that differs, or `caches` (another number of them), `references`,
+    /// `block_size` or `check`.
     pub fn rebind<'b>(&self, request: CompactRequest<'b>) -> Result<CheckedCompact<'b>> {
         let old = &self.request;
         same_kind(
@@ -85,6 +93,7 @@ impl CheckedCompact<'_> {
         }
         alike(&old.tensors(), &request.tensors())?;
         same("block_size", old.block_size, request.block_size)?;
+        same("check", old.check, request.check)?;
         let gathers = self.gathers.iter().zip(&request.caches);
         Ok(CheckedCompact {
             params: request.at(self.params),
@@ -117,7 +126,10 @@ impl CheckedCompact<'_> {
         on_machine(launcher, &self.request.tensors(), workspace)?;
         let base = workspace_base(workspace, plan.workspace_bytes())?;
         let [marks, new_ids, old_ids] = plan.parts().map(|at| base + at as u64);
+        // SAFETY: the workspace is valid until the launch has finished, as its maker promised.
+        let check = unsafe { empty_record(plan.check.as_ref(), CHECK_BYTES, workspace, launcher)? };
         let params = CompactParams {
+            check,
             marks,
             new_ids,
             old_ids,
@@ -126,7 +138,8 @@ impl CheckedCompact<'_> {
         let (names, gathers) = plan.launches.split_at(3);
         // SAFETY: the marks lie in the workspace, whose size was checked.
         unsafe { launcher.zero(marks, 4 * plan.num_blocks as usize)? };
-        for (launch, is_walk) in names.iter().zip([true, false, true]) {
+        let checks = plan.check.iter().map(|launch| (launch, true));
+        for (launch, is_walk) in checks.chain(names.iter().zip([true, false, true])) {
             if is_walk && params.num_rows == 0 {
                 continue;
             }
@@ -137,6 +150,7 @@ impl CheckedCompact<'_> {
         for (launch, gather) in gathers.iter().zip(&self.gathers) {
             let params = GatherParams {
                 rows: old_ids,
+                check,
                 ..gather.params
             };
             if params.num_rows > 0 {
@@ -149,10 +163,11 @@ impl CheckedCompact<'_> {
 }
 
 impl CompactPlan {
-    /// Where marks, new ids and old ids begin in the workspace.
+    /// Where marks, new ids and old ids begin in the workspace; before them is the check's record, if there is one.
     fn parts(&self) -> [usize; 3] {
         let ids = (4 * self.num_blocks as usize).next_multiple_of(256);
-        [0, ids, 2 * ids]
+        let marks = self.check.map_or(0, |_| CHECK_BYTES);
+        [marks, marks + ids, marks + 2 * ids]
     }
     /// Bytes of workspace that [`CheckedCompact::launch`] needs.
     pub fn workspace_bytes(&self) -> usize {
@@ -160,7 +175,7 @@ impl CompactPlan {
     }
     /// The launches, in order: what to prepare before a graph is captured.
     pub fn launches(&self) -> impl Iterator<Item = &Launch> {
-        self.launches.iter()
+        self.check.iter().chain(&self.launches)
     }
 }
 

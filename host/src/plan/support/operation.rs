@@ -123,9 +123,11 @@ pub(super) fn only(id: EntryId) -> Role {
             Operation::DecodeMla,
         ]),
         EntryId::check_pairs => Role::Assists(&[Operation::CopyBlocks]),
-        EntryId::compact_mark | EntryId::compact_number | EntryId::compact_rename => {
-            Role::Assists(&[Operation::Compact])
-        }
+        EntryId::check_lists => Role::Assists(&[Operation::DecodeMlaEntry]),
+        EntryId::compact_mark
+        | EntryId::compact_number
+        | EntryId::compact_rename
+        | EntryId::check_compact => Role::Assists(&[Operation::Compact]),
         other => panic!("{} has no role", other.entry().name),
     }
 }

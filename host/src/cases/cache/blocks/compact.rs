@@ -5,8 +5,9 @@ use anyhow::Context;
 use super::BlocksCase;
 use super::rules::{BlocksRules, BlocksTensors, Written, name_or_gap};
 use crate::cases::base::tensors::{POISON, integers, shuffled};
+use crate::cases::cache::mistakes::{bad_index, bad_table};
 use crate::cases::named::{BLOCK_SIZE, Inputs, Job, Key, Names, Operation, Output, extent, launch};
-use crate::ops::{CheckMode, CompactReferences, CompactRequest};
+use crate::ops::{CompactReferences, CompactRequest};
 use crate::reference::HostTensor;
 use crate::tensor::Dtype;
 
@@ -30,7 +31,12 @@ pub(super) const TABLES: BlocksRules = BlocksRules {
     },
     read: |tensors| wanted(&table_references(tensors)),
     expected: |tensors| compacted(tensors, &table_references(tensors), 1),
-    mistakes: None,
+    mistakes: |tensors, random| {
+        let [table, lens] = &tensors.names[..] else {
+            panic!("a block table and lengths");
+        };
+        bad_table(table, lens, &tensors.case, random)
+    },
 };
 
 /// Those of chosen slots.
@@ -39,6 +45,10 @@ pub(super) const SLOTS: BlocksRules = BlocksRules {
     names: slots,
     read: |tensors| wanted(&slot_references(tensors)),
     expected: |tensors| compacted(tensors, &slot_references(tensors), tensors.case.block_size),
+    mistakes: |tensors, random| {
+        let num_slots = tensors.case.num_blocks * tensors.case.block_size;
+        vec![bad_index(&tensors.names[0], num_slots, random)]
+    },
     ..TABLES
 };
 
@@ -210,8 +220,8 @@ fn compact(job: &Job<'_>) -> anyhow::Result<()> {
             }
         },
         num_wanted: job.view_mut("num_wanted")?,
+        check: job.check(),
     }
     .check()?;
-    // Nothing of it can be checked on the device.
-    launch!(job, checked, checked.plan(), CheckMode::Off)
+    launch!(job, checked, checked.plan(), job.check())
 }

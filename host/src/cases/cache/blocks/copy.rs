@@ -38,7 +38,7 @@ pub(super) const COPY: BlocksRules = BlocksRules {
         }
         vec![("target", target)]
     },
-    mistakes: Some(|tensors, random| bad_pairs(&tensors.names[0], tensors.case.num_blocks, random)),
+    mistakes: |tensors, random| bad_pairs(&tensors.names[0], tensors.case.num_blocks, random),
 };
 
 /// Source and target of each pair that names two blocks.

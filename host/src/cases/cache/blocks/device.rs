@@ -98,9 +98,6 @@ impl<'m> DeviceCase<'m> for BlocksRun<'m> {
     }
 
     fn mistakes(&self, random: &mut ChaCha8Rng) -> Vec<MemoryMistake> {
-        match self.tensors.case.operation.rules().mistakes {
-            Some(mistakes) => mistakes(&self.tensors, random),
-            None => Vec::new(),
-        }
+        (self.tensors.case.operation.rules().mistakes)(&self.tensors, random)
     }
 }

@@ -36,7 +36,7 @@ pub struct BlocksCase {
     pub num_blocks: usize,
     /// Pairs of blocks, tokens of a sequence, or slots: as many things as name blocks.
     pub count: usize,
-    /// Whether what names blocks is checked on the device, of operations that can.
+    /// Whether what names blocks is checked on the device.
     pub check: CheckMode,
     /// What the numbers are like: they have to arrive as they are.
     pub fill: Fill,
@@ -86,11 +86,6 @@ impl BlocksOperation {
         self.operation().name
     }
 
-    /// Whether its indices can be checked on the device.
-    pub(crate) fn is_checkable(self) -> bool {
-        self.rules().mistakes.is_some()
-    }
-
     /// The largest [`BlocksCase::count`] over `num_blocks` blocks of `block_size` tokens.
     pub(crate) fn most(self, num_blocks: usize, block_size: usize) -> usize {
         (self.rules().most)(num_blocks, block_size)
@@ -109,10 +104,7 @@ impl BlocksCase {
             row: fields.size("row", MAX_HEADS)?,
             num_blocks: fields.size("blocks", MAX_TOKENS)?,
             count: fields.size("count", MAX_BLOCK_SIZE)?,
-            check: match operation.is_checkable() {
-                true => read_check(fields)?,
-                false => CheckMode::Off,
-            },
+            check: read_check(fields)?,
             fill: fields.optional("fill")?.unwrap_or_default(),
         };
         let most = operation.most(case.num_blocks, case.block_size);

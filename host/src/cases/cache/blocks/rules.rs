@@ -30,8 +30,8 @@ pub(super) struct BlocksRules {
     pub(super) read: fn(&BlocksTensors) -> Vec<usize>,
     /// All that is written.
     pub(super) expected: fn(&BlocksTensors) -> Vec<Written>,
-    /// If there is a check on the device: what it has to find.
-    pub(super) mistakes: Option<Mistakes>,
+    /// What a check on the device has to find.
+    pub(super) mistakes: Mistakes,
 }
 
 /// The name of a tensor that is written, and the bytes that it has to hold then.
