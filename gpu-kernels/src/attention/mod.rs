@@ -3,6 +3,7 @@
 
 pub(crate) mod careful;
 pub mod check;
+pub(crate) mod group_products;
 pub mod item;
 pub(crate) mod line;
 pub mod lse;

@@ -92,6 +92,12 @@ impl BlockWindow {
         }
     }
 
+    /// Address of the first slot of this lane's group of the current window.
+    #[inline(always)]
+    pub fn own(&self, cache: CacheHead) -> u64 {
+        cache.slot(self.current.block, self.current.slot)
+    }
+
     /// Block id and first slot of group `group < 32` of the current window.
     ///
     /// # Safety

@@ -25,6 +25,7 @@ use crate::kernel::{D64, D96, D128, D192, D192V128, D256, D288V256, D576V512, H8
 use crate::mla::check_lists::CheckLists;
 use crate::mla::kernel::{DecodeMla, MlaTiling};
 use crate::mla::kernel_fp8::DecodeMlaEntry;
+use crate::mla::kernel_sm90a::DecodeMlaSm90a;
 use crate::mla::{Fp8Ds, V4};
 use crate::prefill::kernel::PrefillGqa;
 use crate::prefill::kernel_sm90a::PrefillGqaSm90a;
@@ -279,4 +280,6 @@ entries! {
     prefill_gqa_e4m3_qe4m3_d128_sm90a: PrefillGqaSm90a<E4m3, D128, true>, may_spill;
     prefill_gqa_e4m3_d64_sm90a: PrefillGqaSm90a<E4m3, D64>;
     prefill_gqa_e4m3_qe4m3_d64_sm90a: PrefillGqaSm90a<E4m3, D64, true>;
+    decode_mla_bf16_d576v512_h64_sm90a: DecodeMlaSm90a<Bf16, D576V512>;
+    decode_mla_f16_d576v512_h64_sm90a: DecodeMlaSm90a<F16, D576V512>;
 }

@@ -151,13 +151,15 @@ impl fmt::Display for Variant {
                 cache,
                 head_size,
                 cut,
-            } => write!(
-                f,
-                "decode_mla_{}_{}_h{}",
-                cache,
-                Sizes(head_size, cut.head_size_v),
-                cut.heads
-            ),
+            } => {
+                let sizes = Sizes(head_size, cut.head_size_v);
+                let arch = if cut.products.is_group() {
+                    "_sm90a"
+                } else {
+                    ""
+                };
+                write!(f, "decode_mla_{cache}_{sizes}_h{}{arch}", cut.heads)
+            }
             Self::DecodeMlaEntry { form, cut } => {
                 write!(f, "decode_mla_entry_{}_h{}", form_name(form), cut.heads)
             }

@@ -39,7 +39,7 @@ unsafe fn mma<G: Matrices, const BF16: bool>(
     }
 }
 
-/// See [`WarpGroup::group_scores_bf16`]: of bf16 or, with `BF16` false, of f16.
+/// See [`WarpGroup::group_more_scores_bf16`]: of bf16 or, with `BF16` false, of f16.
 ///
 /// # Safety
 /// As there.
@@ -47,13 +47,13 @@ unsafe fn mma<G: Matrices, const BF16: bool>(
 #[track_caller]
 pub(super) unsafe fn scores<G: Threads + Matrices, const BF16: bool, const STEPS: usize>(
     gpu: G,
+    Pending(mut acc): Pending<4>,
     queries: u32,
     keys: u32,
 ) -> Pending<4> {
     let lane = gpu.lane();
     let query = gpu.warp() % 4 * 16 + lane % 16;
     let key = lane % 8 + lane / 16 * 8;
-    let mut acc = [[[0.0; 4]; 2]; 4];
     unroll!([16] step in 0..STEPS {
         let chunk = 2 * step as u32;
         // SAFETY: the four warps come here together, with visible panels in bounds: this function's contract.

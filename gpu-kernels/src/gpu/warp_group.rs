@@ -9,6 +9,11 @@ use crate::gpu::{Matrices, Numbers, Threads, group};
 #[derive(Clone, Copy, Debug)]
 pub struct Pending<const STEPS: usize>(pub(super) [[[f32; 4]; 2]; STEPS]);
 
+impl<const STEPS: usize> Pending<STEPS> {
+    /// Nothing was added up yet.
+    const ZERO: Self = Self([[[0.0; 4]; 2]; STEPS]);
+}
+
 /// A lane among those of four warps.
 ///
 /// # Safety
@@ -28,7 +33,8 @@ pub unsafe trait WarpGroup: Threads + Matrices + Numbers {
     unsafe fn leave_registers<const REGISTERS: u32>(self) {}
 
     /// Lets a warp group's products see what this thread wrote to shared memory, and copied there, once the threads
-    /// have met at a barrier.
+    /// have met at a barrier; and lets those that this thread takes part in see what others did before a barrier at
+    /// which it met them. It waits for everything that the thread has under way.
     #[inline(always)]
     fn fence_warpgroup(self) {}
     /// Begins `queries keysᵀ` of 64 queries and 64 keys of `STEPS * 16` bf16 values, which lie as panels (see
@@ -42,7 +48,7 @@ pub unsafe trait WarpGroup: Threads + Matrices + Numbers {
     #[inline(always)]
     unsafe fn group_scores_bf16<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
         // SAFETY: the four warps come here together, with visible panels in bounds: this method's contract.
-        unsafe { group::scores::<Self, true, STEPS>(self, queries, keys) }
+        unsafe { group::scores::<Self, true, STEPS>(self, Pending::ZERO, queries, keys) }
     }
     /// As [`WarpGroup::group_scores_bf16`], of f16 values.
     ///
@@ -52,7 +58,38 @@ pub unsafe trait WarpGroup: Threads + Matrices + Numbers {
     #[inline(always)]
     unsafe fn group_scores_f16<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
         // SAFETY: the four warps come here together, with visible panels in bounds: this method's contract.
-        unsafe { group::scores::<Self, false, STEPS>(self, queries, keys) }
+        unsafe { group::scores::<Self, false, STEPS>(self, Pending::ZERO, queries, keys) }
+    }
+    /// Begins `pending + queries keysᵀ` as [`WarpGroup::group_scores_bf16`] does, where `pending` are scores that were
+    /// begun: of further columns of the same queries and keys.
+    ///
+    /// # Safety
+    /// As there.
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn group_more_scores_bf16<const STEPS: usize>(
+        self,
+        pending: Pending<4>,
+        queries: u32,
+        keys: u32,
+    ) -> Pending<4> {
+        // SAFETY: the four warps come here together, with visible panels in bounds: this method's contract.
+        unsafe { group::scores::<Self, true, STEPS>(self, pending, queries, keys) }
+    }
+    /// As [`WarpGroup::group_more_scores_bf16`], of f16 values.
+    ///
+    /// # Safety
+    /// As there.
+    #[track_caller]
+    #[inline(always)]
+    unsafe fn group_more_scores_f16<const STEPS: usize>(
+        self,
+        pending: Pending<4>,
+        queries: u32,
+        keys: u32,
+    ) -> Pending<4> {
+        // SAFETY: the four warps come here together, with visible panels in bounds: this method's contract.
+        unsafe { group::scores::<Self, false, STEPS>(self, pending, queries, keys) }
     }
     /// As [`WarpGroup::group_scores_bf16`], of e4m3 values, whose rows of bytes lie in one panel.
     ///

@@ -140,10 +140,15 @@ impl Cta {
     /// `factor`. A row that is not finite is what `mend` makes of it.
     ///
     /// # Safety
-    /// Every thread comes here, after the barrier that followed the writes of the rows.
+    /// Every thread of the warps from `FIRST_WARP` on comes here, after the barrier that followed the writes of the rows.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "each is one fact about the rows")]
-    pub(crate) unsafe fn store_out<G: Gpu, C: CacheFormat, const V_STEPS: usize>(
+    pub(crate) unsafe fn store_out<
+        G: Gpu,
+        C: CacheFormat,
+        const V_STEPS: usize,
+        const FIRST_WARP: u32,
+    >(
         self,
         gpu: G,
         cut: MlaTile,
@@ -153,7 +158,7 @@ impl Cta {
         factor: impl Fn(u32) -> f32,
         mend: impl Fn(u32) -> CarefulRow<V_STEPS>,
     ) {
-        let mut row = gpu.warp();
+        let mut row = gpu.warp() - FIRST_WARP;
         while row < self.num_rows {
             let at = rows + row * cut.out_row_bytes() + gpu.lane() * 16;
             // Four columns of every 128, in the first eighth of the array.
@@ -189,7 +194,7 @@ impl Cta {
                     }
                 });
             }
-            row += cut.warps;
+            row += cut.warps - FIRST_WARP;
         }
     }
 

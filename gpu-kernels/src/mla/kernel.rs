@@ -194,7 +194,7 @@ pub unsafe fn decode_mla<
         let rows = running.finish(gpu, cut, k_scale, |row, lse| {
             cta.store_lse(gpu, params, row, lse, is_whole);
         });
-        cta.store_out::<G, C, V_STEPS>(
+        cta.store_out::<G, C, V_STEPS, 0>(
             gpu,
             cut,
             params,

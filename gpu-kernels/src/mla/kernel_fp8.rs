@@ -187,7 +187,7 @@ pub unsafe fn decode_mla_entry<
                 1.0
             }
         };
-        cta.store_out::<G, Bf16, V_STEPS>(gpu, cut, rows, out, is_whole, factor, |row| {
+        cta.store_out::<G, Bf16, V_STEPS, 0>(gpu, cut, rows, out, is_whole, factor, |row| {
             // Found out again: the loop has no register to keep it in.
             let (cta, split, first_token) = own_rows(gpu, cut, params);
             let num_positions = self::num_positions(gpu, params, cta.seq);

@@ -19,8 +19,12 @@ mod chunks;
 pub(crate) mod cta;
 mod entry_form;
 mod entry_pair;
+mod group_loader;
+mod group_softmax;
+mod group_tile;
 pub mod kernel;
 pub mod kernel_fp8;
+pub mod kernel_sm90a;
 mod query;
 mod scores;
 mod slot_list;
@@ -40,6 +44,7 @@ pub(crate) use stream_fp8::{EntryStream, WARP_TOKENS};
 
 use crate::attention::tile::{HEADS, TILE_KV, row_bytes};
 use crate::dtype::CacheFormat;
+use crate::prefill::MmaKind;
 
 /// How a thread block is cut: shared by all warps unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,6 +65,8 @@ pub struct MlaTile {
     pub head_size_v: u32,
     /// Whether warps take half of the key columns each, and swap.
     pub key_halves: bool,
+    /// Who multiplies.
+    pub products: MmaKind,
 }
 
 impl MlaTile {
@@ -96,6 +103,7 @@ impl MlaTile {
             },
             head_size_v,
             key_halves: WARP_HEAD_TILES == 2 && K_STEPS.is_multiple_of(4),
+            products: MmaKind::Warp,
         }
     }
     /// Bytes that warps swap partial scores through: 64 a lane.
@@ -117,6 +125,9 @@ impl MlaTile {
     }
     /// Dynamic shared memory with a ring of `stages` tiles.
     pub const fn shared_bytes(self, stages: u32) -> u32 {
+        if self.products.is_group() {
+            return self.group_shared_bytes();
+        }
         let loop_bytes = self.ring() + stages * self.tile_bytes;
         let end_bytes = self.stats_bytes() + self.heads * self.out_row_bytes();
         if loop_bytes > end_bytes {

@@ -3,10 +3,10 @@
 //!
 //! The softmax of a tile runs while the values of the tile before are multiplied, and while other groups multiply.
 
+use crate::attention::group_products::{group_scores, group_values};
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, Pending};
-use crate::prefill::group_products::{group_scores, group_values};
 use crate::prefill::rows::RowView;
 use crate::prefill::score_mods::PrefillMods;
 use crate::prefill::softmax::{Rise, pack};

@@ -8,7 +8,6 @@
 mod attend;
 mod consumer;
 mod epilogue;
-mod group_products;
 pub mod kernel;
 pub mod kernel_sm90a;
 mod kv_addresses;
@@ -36,6 +35,7 @@ pub use query::{GroupQueries, RowQueries};
 pub use rows::{RowView, WarpRows};
 pub use score_mods::PrefillMods;
 pub use softmax::OnlineSoftmax;
+pub(crate) use softmax::{Rise, pack};
 pub use stream::SharedStream;
 
 use crate::dtype::CacheFormat;

@@ -37,7 +37,21 @@ pub struct OnlineSoftmax<const V_STEPS: usize, const ROW_TILES: usize> {
 pub(crate) struct Rise<const ROW_TILES: usize> {
     factors: [[f32; 2]; ROW_TILES],
     /// Whether any row of the warp has one below 1.
-    any: bool,
+    pub(crate) any: bool,
+}
+
+impl<const ROW_TILES: usize> Rise<ROW_TILES> {
+    /// Rescales accumulators of row tile `tile`.
+    #[inline(always)]
+    pub(crate) fn shrink<const STEPS: usize>(&self, tile: usize, acc: &mut [[[f32; 4]; 2]; STEPS]) {
+        let [r0, r1] = self.factors[tile];
+        unroll!([16] step in 0..STEPS {
+            unroll!([2] i in 0..2 {
+                let [a0, a1, a2, a3] = acc[step][i];
+                acc[step][i] = [a0 * r0, a1 * r0, a2 * r1, a3 * r1];
+            });
+        });
+    }
 }
 
 impl<const V_STEPS: usize, const ROW_TILES: usize> OnlineSoftmax<V_STEPS, ROW_TILES> {
@@ -137,6 +151,37 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> OnlineSoftmax<V_STEPS, ROW_TI
         rise
     }
 
+    /// Raises the maxima to those of others who see the same rows, which are no smaller. What was accumulated is to be
+    /// rescaled.
+    ///
+    /// # Safety
+    /// Converged.
+    #[inline(always)]
+    pub(crate) unsafe fn raise_to<G: Gpu>(
+        &mut self,
+        gpu: G,
+        max: [[f32; 2]; ROW_TILES],
+    ) -> Rise<ROW_TILES> {
+        let mut rise = Rise {
+            factors: [[1.0; 2]; ROW_TILES],
+            any: false,
+        };
+        let mut rises = false;
+        unroll!([2] tile in 0..ROW_TILES {
+            unroll!([2] half in 0..2 {
+                let old = self.max[tile][half];
+                if max[tile][half] > old {
+                    rises = true;
+                    rise.factors[tile][half] = gpu.exp2(old - max[tile][half]);
+                }
+            });
+        });
+        self.max = max;
+        // SAFETY: converged.
+        rise.any = unsafe { gpu.any(rises) };
+        rise
+    }
+
     /// Rescales the sums.
     #[inline(always)]
     pub(crate) fn rescale_sum(&mut self, rise: Rise<ROW_TILES>) {
@@ -154,13 +199,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> OnlineSoftmax<V_STEPS, ROW_TI
     pub(crate) fn rescale_acc(&mut self, rise: Rise<ROW_TILES>) {
         if rise.any {
             unroll!([2] tile in 0..ROW_TILES {
-                let [r0, r1] = rise.factors[tile];
-                unroll!([16] step in 0..V_STEPS {
-                    unroll!([2] i in 0..2 {
-                        let [a0, a1, a2, a3] = self.acc[tile][step][i];
-                        self.acc[tile][step][i] = [a0 * r0, a1 * r0, a2 * r1, a3 * r1];
-                    });
-                });
+                rise.shrink(tile, &mut self.acc[tile]);
             });
         }
     }

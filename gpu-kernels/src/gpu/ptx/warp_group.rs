@@ -33,6 +33,26 @@ unsafe impl WarpGroup for PtxLane {
         Pending(unsafe { wgmma::scores_f16::<STEPS>(queries, keys) })
     }
     #[inline(always)]
+    unsafe fn group_more_scores_bf16<const STEPS: usize>(
+        self,
+        Pending(acc): Pending<4>,
+        queries: u32,
+        keys: u32,
+    ) -> Pending<4> {
+        // SAFETY: the four warps, panels and steps that `wgmma` asks for: this method's contract.
+        Pending(unsafe { wgmma::more_scores_bf16::<STEPS>(acc, queries, keys) })
+    }
+    #[inline(always)]
+    unsafe fn group_more_scores_f16<const STEPS: usize>(
+        self,
+        Pending(acc): Pending<4>,
+        queries: u32,
+        keys: u32,
+    ) -> Pending<4> {
+        // SAFETY: the four warps, panels and steps that `wgmma` asks for: this method's contract.
+        Pending(unsafe { wgmma::more_scores_f16::<STEPS>(acc, queries, keys) })
+    }
+    #[inline(always)]
     unsafe fn group_scores_e4m3<const STEPS: usize>(self, queries: u32, keys: u32) -> Pending<4> {
         // SAFETY: the four warps, panels and steps that `wgmma` asks for: this method's contract.
         Pending(unsafe { wgmma::scores_of_bytes::<STEPS>(queries, keys) })

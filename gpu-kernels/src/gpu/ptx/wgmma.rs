@@ -71,21 +71,14 @@ macro_rules! with_acc {
 }
 
 macro_rules! scores {
-    ($name:ident, $instruction:literal, $orders:literal) => {
+    ($name:ident, $more:ident, $instruction:literal, $orders:literal) => {
         /// See [`WarpGroup::group_scores_bf16`].
         ///
         /// # Safety
         /// As there, with 2, 4 or 8 steps of 32 bytes.
         #[inline(always)]
         pub(super) unsafe fn $name<const STEPS: usize>(queries: u32, keys: u32) -> [[[f32; 4]; 2]; 4] {
-            macro_rules! step {
-                ($offset:literal) => {
-                    step!($offset, "1")
-                };
-                ($offset:literal, $adds:literal) => {
-                    product!($instruction, 4, ["a" = "{32}" "b" = "{33}"] + $offset, concat!("a, b, ", $adds, ", 1, 1", $orders))
-                };
-            }
+            scores!(@ steps $instruction, $orders);
             const { assert!(STEPS == 2 || STEPS == 4 || STEPS == 8) };
             let mut acc = [[[0.0f32; 4]; 2]; 4];
             if STEPS == 2 {
@@ -104,11 +97,58 @@ macro_rules! scores {
             }
             acc
         }
+        scores!(@ more $more, $instruction, $orders);
+    };
+    (@ steps $instruction:literal, $orders:literal) => {
+        macro_rules! step {
+            ($offset:literal) => {
+                step!($offset, "1")
+            };
+            ($offset:literal, $adds:literal) => {
+                product!($instruction, 4, ["a" = "{32}" "b" = "{33}"] + $offset, concat!("a, b, ", $adds, ", 1, 1", $orders))
+            };
+        }
+    };
+    (@ more none, $instruction:literal, $orders:literal) => {};
+    (@ more $more:ident, $instruction:literal, $orders:literal) => {
+        /// See [`WarpGroup::group_more_scores_bf16`].
+        ///
+        /// # Safety
+        /// As there, with 4 or 8 steps.
+        #[inline(always)]
+        pub(super) unsafe fn $more<const STEPS: usize>(
+            mut acc: [[[f32; 4]; 2]; 4],
+            queries: u32,
+            keys: u32,
+        ) -> [[[f32; 4]; 2]; 4] {
+            scores!(@ steps $instruction, $orders);
+            const { assert!(STEPS == 4 || STEPS == 8) };
+            if STEPS == 4 {
+                with_acc!(inout acc [0 1 2 3]
+                    concat!(begin!(), step!(0), step!(2), step!(4), step!(6), end!()),
+                    in(reg32) low(queries), in(reg32) low(keys),);
+            } else {
+                with_acc!(inout acc [0 1 2 3]
+                    concat!(begin!(), step!(0), step!(2), step!(4), step!(6), step!(512), step!(514), step!(516), step!(518), end!()),
+                    in(reg32) low(queries), in(reg32) low(keys),);
+            }
+            acc
+        }
     };
 }
-scores!(scores_bf16, "m64n64k16.f32.bf16.bf16", ", 0, 0");
-scores!(scores_f16, "m64n64k16.f32.f16.f16", ", 0, 0");
-scores!(scores_e4m3, "m64n64k32.f32.e4m3.e4m3", "");
+scores!(
+    scores_bf16,
+    more_scores_bf16,
+    "m64n64k16.f32.bf16.bf16",
+    ", 0, 0"
+);
+scores!(
+    scores_f16,
+    more_scores_f16,
+    "m64n64k16.f32.f16.f16",
+    ", 0, 0"
+);
+scores!(scores_e4m3, none, "m64n64k32.f32.e4m3.e4m3", "");
 
 macro_rules! values {
     ($name:ident, $dtype:literal) => {

@@ -33,8 +33,8 @@ pub(super) struct Choice {
 }
 
 impl<F: Fn(MlaTile, u32) -> u32> Need<F> {
-    /// The widest kernel that the rows fill and that fits the machine: few rows leave shared memory for more thread
-    /// blocks. `kernels` are for ever more rows.
+    /// The last kernel that the rows fill and that fits the machine: few rows leave shared memory for more thread
+    /// blocks. `kernels` are for ever more rows, those whose warp groups multiply behind the others.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the machine has too little shared memory for any.
@@ -44,9 +44,19 @@ impl<F: Fn(MlaTile, u32) -> u32> Need<F> {
         device: &DeviceInfo,
     ) -> Result<Choice> {
         let fits = |&(entry, cut): &(&'static Entry, MlaTile)| self.fit(entry, cut, device);
-        let narrow = kernels.first().and_then(fits);
-        let is_filled = |choice: &Choice| self.rows > choice.cut.heads / 2;
-        let chosen = kernels.last().and_then(fits).filter(is_filled).or(narrow);
+        let narrow = kernels.first().map_or(0, |(_, cut)| cut.heads);
+        let is_filled = |&&(_, cut): &&(&'static Entry, MlaTile)| {
+            // Groups take as long for few rows as for many, but less time than two thread blocks for few rows.
+            let fewest = if cut.products.is_group() {
+                narrow
+            } else {
+                cut.heads / 2
+            };
+            cut.heads == narrow || self.rows > fewest
+        };
+        let runs = |&&(entry, _): &&(&'static Entry, MlaTile)| device.runs(entry);
+        let mut last_first = kernels.iter().rev().filter(runs).filter(is_filled);
+        let chosen = last_first.find_map(fits);
         chosen.ok_or_else(|| Error::Unsupported {
             operation: self.operation,
             what: "a device with shared memory per thread block of",
@@ -61,8 +71,14 @@ impl<F: Fn(MlaTile, u32) -> u32> Need<F> {
     fn fit(&self, entry: &'static Entry, cut: MlaTile, device: &DeviceInfo) -> Option<Choice> {
         let per_cta = device.shared_bytes_per_cta;
         let per_sm = (device.shared_bytes_per_sm / entry.min_ctas).saturating_sub(1024);
+        // A ring of groups has a tile for each.
+        let most_stages = if cut.products.is_group() {
+            self.stages.0
+        } else {
+            self.stages.1
+        };
         let most = |limit| {
-            (self.stages.0..=self.stages.1)
+            (self.stages.0..=most_stages)
                 .rev()
                 .find(|&stages| (self.shared_bytes)(cut, stages) <= limit)
         };

@@ -55,6 +55,10 @@ pub fn role(variant: Variant) -> Role {
             products: MmaKind::WarpGroup | MmaKind::WarpGroupOfBytes,
             ..
         } => Role::Assists(&[Operation::UnifiedAttention]),
+        // Faster, where they run.
+        Variant::DecodeMla { cut, .. } if cut.products.is_group() => {
+            Role::Assists(&[Operation::DecodeMla])
+        }
         Variant::DecodeMla {
             cache,
             head_size,
