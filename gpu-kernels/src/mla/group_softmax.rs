@@ -20,7 +20,7 @@ use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, PANEL_BYTES, Pending};
 use crate::mla::MlaTile;
 use crate::mla::group_tile::{
-    GROUP_THREADS, GROUP_WARPS, GROUPS, Part, ROWS, TOGETHER, among, handed_on,
+    AMONG_FIRST, GROUP_THREADS, GROUP_WARPS, GROUPS, Part, ROWS, TOGETHER, handed_on,
 };
 use crate::prefill::{OnlineSoftmax, Rise, pack};
 
@@ -34,6 +34,8 @@ const TIMES: usize = 2;
 type Probs = [[u32; 4]; PAIRS];
 /// Sums that are under way, of all of a group's columns.
 type Values = [Pending<STEPS>; TIMES];
+/// Scores of a warp's 16 rows and a tile, in the accumulator layout of `mma`.
+type Scores = [[[f32; 4]; 2]; PAIRS];
 
 /// What group `GROUP` has seen so far. A lane holds rows `lane / 4` and `+ 8` of its warp's 16.
 pub(super) struct GroupSoftmax<const GROUP: u32> {
@@ -69,6 +71,7 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
         scale_log2: f32,
         len_of: impl Fn(u32) -> u32,
     ) {
+        let scale = [[scale_log2; 2]];
         let mut token = start;
         while token < end {
             // The pair of tiles: the first one is group 0's, the second, if there is one, group 1's.
@@ -77,9 +80,9 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
             unsafe {
                 if GROUP == 0 {
                     let scores = self.begin_scores::<G, C>(gpu, cut);
-                    let scores = gpu.group_wait::<4, 0>(scores);
+                    let scores = [gpu.group_wait::<4, 0>(scores)];
                     let (probs, rise) =
-                        self.softmax::<G, C>(gpu, scores, token, all_see, scale_log2, &len_of);
+                        self.softmax::<G, C>(gpu, scores, (token, all_see), scale, &len_of);
                     self.rescale_acc(rise);
                     self.hand_on(gpu, cut, probs);
                     let values = self.begin_values::<G, C>(gpu, cut, 0, probs);
@@ -96,12 +99,13 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
                     let probs = self.take(gpu, cut);
                     let values = self.begin_values::<G, C>(gpu, cut, 0, probs);
                     // All but the youngest two, which are the values.
-                    let scores = gpu.group_wait::<4, 2>(scores);
+                    let scores = [gpu.group_wait::<4, 2>(scores)];
                     let (probs, rise) =
-                        self.softmax::<G, C>(gpu, scores, second, all_see, scale_log2, &len_of);
-                    self.hand_on(gpu, cut, probs);
+                        self.softmax::<G, C>(gpu, scores, (second, all_see), scale, &len_of);
+                    // The half is wanted more urgently than the probabilities.
                     self.end_values(gpu, values);
                     self.hand_back(gpu, 0, token, end);
+                    self.hand_on(gpu, cut, probs);
                     self.rescale_acc(rise);
                     let values = self.begin_values::<G, C>(gpu, cut, 1, probs);
                     self.end_values(gpu, values);
@@ -162,17 +166,14 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
     unsafe fn softmax<G: Gpu, C: CacheFormat>(
         &mut self,
         gpu: G,
-        scores: [[[f32; 4]; 2]; PAIRS],
-        token: u32,
-        all_see: u32,
-        scale_log2: f32,
+        mut scores: [Scores; 1],
+        (token, all_see): (u32, u32),
+        scale: [[f32; 2]; 1],
         len_of: impl Fn(u32) -> u32,
     ) -> (Probs, Rise<1>) {
-        let mut scores = [scores];
         if token + ROWS > all_see {
             mask(gpu, &mut scores[0], token, len_of);
         }
-        let scale = [[scale_log2; 2]];
         // SAFETY: converged: this function's contract.
         let rise = unsafe { self.rows.raise_max(gpu, &scores, &scale) };
         self.rows.rescale_sum(rise);
@@ -191,20 +192,23 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
     /// The four warps of the group come here, done with the tile's scores; the other one takes them.
     #[inline(always)]
     unsafe fn hand_on<G: Gpu>(&self, gpu: G, cut: MlaTile, probs: Probs) {
-        let (barrier, threads) = among(GROUP);
-        // SAFETY: the four warps come here. The tensor cores of all have read the rest of the rows, over which the
-        // probabilities are written.
-        unsafe { gpu.barrier_sync(barrier, threads) };
-        let at = Self::letter(gpu, cut, GROUP);
+        if GROUP == 0 {
+            let (barrier, threads) = AMONG_FIRST;
+            // SAFETY: the four warps come here. The tensor cores of all have read the rest of the rows, over which the
+            // probabilities are written.
+            unsafe { gpu.barrier_sync(barrier, threads) };
+        }
+        // What is written here the other group has read the last time: it has handed on something since, which this one
+        // has taken.
+        let at = gpu.shared_base() + cut.group_letter(GROUP) + own_bytes(gpu);
         unroll!([4] pair in 0..PAIRS {
-            // SAFETY: this lane's part of memory that nobody reads now.
+            // SAFETY: this lane's part of the letter.
             unsafe { gpu.st_shared_b128(at + pair as u32 * (GROUP_THREADS * 16), probs[pair]) };
         });
         if gpu.lane().is_multiple_of(4) {
             unroll!([2] half in 0..2 {
                 let at = row_at(gpu, half, cut.group_maxima(GROUP));
-                // SAFETY: one lane for each row; the other group has read the last ones, for it has handed on its own
-                // since, or hands on none.
+                // SAFETY: one lane for each row.
                 unsafe { gpu.st_shared_b32(at, self.rows.max[0][half].to_bits()) };
             });
         }
@@ -222,7 +226,7 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
         let (barrier, threads) = handed_on(Self::OTHER);
         // SAFETY: converged; the other group comes there.
         unsafe { gpu.barrier_sync(barrier, threads) };
-        let at = Self::letter(gpu, cut, Self::OTHER);
+        let at = gpu.shared_base() + cut.group_letter(Self::OTHER) + own_bytes(gpu);
         let mut probs = [[0u32; 4]; PAIRS];
         unroll!([4] pair in 0..PAIRS {
             // SAFETY: written before the barrier.
@@ -239,12 +243,6 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
         self.rows.rescale_sum(rise);
         self.rescale_acc(rise);
         probs
-    }
-
-    /// Where this lane's probabilities of group `of`'s tile lie.
-    #[inline(always)]
-    fn letter<G: Gpu>(gpu: G, cut: MlaTile, of: u32) -> u32 {
-        gpu.shared_base() + cut.group_stage(of) + cut.rest() + gpu.thread_idx() % GROUP_THREADS * 16
     }
 
     /// Begins to add probabilities times the group's half of the values in stage `stage`.
@@ -379,12 +377,7 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
 
 /// Minus infinity for tokens from `token` on that a row does not see.
 #[inline(always)]
-fn mask<G: Gpu>(
-    gpu: G,
-    scores: &mut [[[f32; 4]; 2]; PAIRS],
-    token: u32,
-    len_of: impl Fn(u32) -> u32,
-) {
+fn mask<G: Gpu>(gpu: G, scores: &mut Scores, token: u32, len_of: impl Fn(u32) -> u32) {
     let first = token + gpu.lane() % 4 * 2;
     unroll!([2] half in 0..2 {
         let len = len_of(row_of(gpu, half));
@@ -404,6 +397,12 @@ fn mask<G: Gpu>(
 #[inline(always)]
 fn row_of<G: Gpu>(gpu: G, half: usize) -> u32 {
     gpu.warp() % GROUP_WARPS * 16 + gpu.lane() / 4 + half as u32 * 8
+}
+
+/// Where this thread's first 16 bytes of a letter are, which the thread of the same number of the other group reads.
+#[inline(always)]
+fn own_bytes<G: Gpu>(gpu: G) -> u32 {
+    gpu.thread_idx() % GROUP_THREADS * 16
 }
 
 /// Where that row's number is, of those at `offset` in shared memory.

@@ -4,12 +4,13 @@
 //! queries   64 rows, as panels
 //! stage 0   the tiles 0, 2, 4 ...: 64 rows of the cache, as panels: left half of the values, right half, the rest
 //! stage 1   the tiles 1, 3, 5 ...
-//! maxima    of each group, 64; then sums, as many; then what the thread block owns
+//! maxima    of each group, 64; then sums, as many; then what the thread block owns, once for each group
+//! letters   probabilities on their way from group 1 to group 0
 //! ```
 //!
 //! Group `g` computes the scores of stage `g`, and half `g` of the output's columns. So half `h` of a stage is read last,
-//! and handed back, by group `h`. The rest of a row, its rotary part, is done with once there are scores: in its memory
-//! the groups hand each other probabilities, and it is handed back by the one that took them.
+//! and handed back, by group `h`. The rest of a row, its rotary part, is done with once there are scores: for the other
+//! letters, from group 0 to group 1, there is no room but there, and it is handed back by the one that reads them.
 
 use crate::gpu::{PANEL_BYTES, WARP};
 use crate::mla::MlaTile;
@@ -73,9 +74,17 @@ impl MlaTile {
     pub(super) const fn group_owned(self) -> u32 {
         self.group_maxima(2 * GROUPS)
     }
+    /// Where a group's probabilities wait for the other one: 16 bytes of each thread, four times.
+    pub(super) const fn group_letter(self, group: u32) -> u32 {
+        if group == 0 {
+            self.group_stage(0) + self.rest()
+        } else {
+            self.group_owned() + GROUPS * 16
+        }
+    }
     /// Shared memory of a thread block whose groups multiply. The output rows lie over queries and ring.
     pub(super) const fn group_shared_bytes(self) -> u32 {
-        self.group_owned() + GROUPS * 16
+        self.group_letter(1) + 4 * 16 * GROUP_THREADS
     }
 }
 
@@ -96,8 +105,8 @@ impl Part {
     /// Threads that come to its barriers: the warp that loads, and a group.
     pub(super) const THREADS: u32 = WARP + GROUP_THREADS;
 
-    /// Whether it is brought and handed back together with the rest of the stage's rows: it is by the group that does
-    /// not compute the stage's scores, and so takes their probabilities.
+    /// Whether it is brought and handed back together with the rest of the stage's rows: the half of the group that does
+    /// not compute the stage's scores, which takes their probabilities.
     pub(super) const fn has_rest(self) -> bool {
         self.stage != self.half
     }
@@ -116,11 +125,8 @@ pub(super) const fn handed_on(group: u32) -> (u32, u32) {
     (13 + group, BOTH)
 }
 
-/// The barrier at which the four warps of group 0 meet, or those of group 1. The latter is that at which all who multiply
-/// meet, too: before the first tile and after the last.
-pub(super) const fn among(group: u32) -> (u32, u32) {
-    (if group == 0 { 15 } else { TOGETHER.0 }, GROUP_THREADS)
-}
+/// The barrier at which the four warps of group 0 meet.
+pub(super) const AMONG_FIRST: (u32, u32) = (15, GROUP_THREADS);
 
 /// The barrier at which all who multiply meet.
 pub(super) const TOGETHER: (u32, u32) = (0, BOTH);
