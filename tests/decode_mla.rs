@@ -50,7 +50,7 @@ fn every_case_is_right_on_a_large_machine() {
         .into_iter()
         .flat_map(|grid| run(&cases(grid), &machine))
         .collect();
-    for kernel in ["_h16 ", "_h64 "] {
+    for kernel in ["_h16 ", "_h64 ", "_h64_sm90a "] {
         assert!(plans.iter().any(|plan| plan.contains(kernel)), "{kernel}");
     }
 }

@@ -280,6 +280,6 @@ entries! {
     prefill_gqa_e4m3_qe4m3_d128_sm90a: PrefillGqaSm90a<E4m3, D128, true>, may_spill;
     prefill_gqa_e4m3_d64_sm90a: PrefillGqaSm90a<E4m3, D64>;
     prefill_gqa_e4m3_qe4m3_d64_sm90a: PrefillGqaSm90a<E4m3, D64, true>;
-    decode_mla_bf16_d576v512_h64_sm90a: DecodeMlaSm90a<Bf16, D576V512>;
-    decode_mla_f16_d576v512_h64_sm90a: DecodeMlaSm90a<F16, D576V512>;
+    decode_mla_bf16_d576v512_h64_sm90a: DecodeMlaSm90a<Bf16, D576V512>, may_spill;
+    decode_mla_f16_d576v512_h64_sm90a: DecodeMlaSm90a<F16, D576V512>, may_spill;
 }

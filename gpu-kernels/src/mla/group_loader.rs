@@ -79,18 +79,23 @@ impl Loader {
             params.stride_cache_slot,
             0,
         );
-        // Not of the warp that is known to be the same for all lanes: of an address that is part lane, part warp, and a
-        // cache policy, ptxas makes an instruction that the H200 refuses.
-        let stage = gpu.shared_base() + cut.group_stage(gpu.warp() / 2);
+        let stage = gpu.shared_base() + cut.group_stage(part.stage);
         let lane = in_panels(gpu.lane() / 8, gpu.lane() % 8);
+        // Of an address that is part lane, part what all lanes have in common, and a cache policy, ptxas makes an
+        // instruction that the H200 refuses. Of what comes from a lane, be it itself, it does not know the parts.
+        // SAFETY: converged.
+        let [half, rest] = unsafe {
+            [part.half * cut.half_bytes(), cut.rest()]
+                .map(|offset| gpu.shfl(stage + offset + lane, gpu.lane()))
+        };
         let half_offset = part.half * cut.head_size_v;
         let mut loader = Self {
             part,
             window,
             group: window.own(cache),
             stride: cache.stride_slot(),
-            half: stage + gpu.warp() % 2 * cut.half_bytes() + lane,
-            rest: stage + cut.rest() + lane,
+            half,
+            rest,
             half_offset,
             rest_offset: 2 * cut.head_size_v - half_offset,
         };

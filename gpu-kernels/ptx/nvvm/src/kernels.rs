@@ -3,9 +3,11 @@ set! {
     route: "nvvm";
     compiler: "rustc_codegen_nvvm (rust-cuda 946c91f, own build 11d950db97da), rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball), libNVVM 12.9.86";
     ptx_version: "8.1";
-    source_sha256: "e5bee16f33e49bed9fb84c94b7f1ff7af1cbd44e7d3f1ab01311e5f60b51eac5";
+    source_sha256: "1d632a03f9bf0c8071de2e2fb74892019ed2fa1030df383ce82bab0cb32c48fe";
     archs: ["sm_80", "sm_89", "sm_90", "sm_90a"];
+    "check_compact",
     "check_gather",
+    "check_lists",
     "check_paged",
     "check_pairs",
     "check_slots",
@@ -115,6 +117,7 @@ set! {
     "decode_mla_bf16_d288v256_h64",
     "decode_mla_bf16_d576v512_h16",
     "decode_mla_bf16_d576v512_h64",
+    "decode_mla_bf16_d576v512_h64_sm90a",
     "decode_mla_e4m3_d288v256_h16",
     "decode_mla_e4m3_d288v256_h64",
     "decode_mla_e4m3_d576v512_h16",
@@ -131,6 +134,7 @@ set! {
     "decode_mla_f16_d288v256_h64",
     "decode_mla_f16_d576v512_h16",
     "decode_mla_f16_d576v512_h64",
+    "decode_mla_f16_d576v512_h64_sm90a",
     "gather_copy",
     "gather_mla_fp8_ds",
     "gather_mla_v4",
@@ -146,6 +150,8 @@ set! {
     "gather_scaled_e5m2_f16_odd",
     "gather_scaled_e5m2_f32",
     "gather_scaled_e5m2_f32_odd",
+    "merge_few_bf16",
+    "merge_few_f16",
     "merge_rows",
     "merge_scheduled_bf16",
     "merge_scheduled_f16",
