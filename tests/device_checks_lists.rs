@@ -222,7 +222,7 @@ fn after_a_fault_in_a_list_no_kernel_writes() {
                 .unwrap_or_else(|mismatch| panic!("{line}: {mismatch}"));
             assert!(outcome.plan.contains("check_lists "), "{}", outcome.plan);
             assert!(
-                outcome.plan.contains("merge_splits_bf16 "),
+                outcome.plan.contains("merge_few_bf16 "),
                 "{}",
                 outcome.plan
             );
