@@ -221,11 +221,7 @@ fn after_a_fault_in_a_list_no_kernel_writes() {
                 .verdict
                 .unwrap_or_else(|mismatch| panic!("{line}: {mismatch}"));
             assert!(outcome.plan.contains("check_lists "), "{}", outcome.plan);
-            assert!(
-                outcome.plan.contains("merge_few_bf16 "),
-                "{}",
-                outcome.plan
-            );
+            assert!(outcome.plan.contains("merge_few_bf16 "), "{}", outcome.plan);
             let found = run(machine, line, |t| {
                 plant_i32(&mut list(t, false).indices, &[1, 7], i32::MAX);
             });
