@@ -2,11 +2,13 @@
 
 use gpu_kernels::attention::tile::TILE_GROUP;
 use gpu_kernels::decode::DecodeTile;
+use gpu_kernels::entry::Variant;
 
 use super::decode::CheckedDecode;
 use super::paged::check_parts;
-use super::split_plan::{DecodeFacts, DecodePlan, Rows};
+use super::split_plan::{DecodeFacts, DecodePlan};
 use crate::error::{Error, Result};
+use crate::ops::device_check::plan_check;
 use crate::ops::made_for::MadeFor;
 use crate::plan::{DeviceInfo, SplitShape, Splits, warp_tile_nanoseconds};
 use crate::runtime::Launch;
@@ -64,16 +66,16 @@ impl CheckedDecode<'_> {
             shared_bytes,
             overlaps_previous: false,
         };
-        let rows = Rows {
-            query_len: 1,
-            check_parts: self.check_parts(),
-        };
-        let check = self.request.options.check;
+        let check = plan_check(
+            self.request.options.check,
+            Variant::CheckPaged,
+            [shape.num_seqs, self.check_parts(), 1],
+        );
         let mut plan = DecodePlan::around(
             stage1,
             (splits, runs),
             (shape, device),
-            rows,
+            1,
             self.made_for(),
             check,
         );

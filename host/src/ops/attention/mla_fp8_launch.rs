@@ -8,7 +8,7 @@ use gpu_kernels::params::{DecodeMlaEntryParams, DecodeMlaParams, KernelParams};
 
 use super::mla_fp8::{CheckedDecodeMlaEntry, DecodeMlaEntryRequest, EntryTokens};
 use super::mla_rows::{self, Choice, Need};
-use super::split_plan::{DecodeFacts, DecodePlan, Rows};
+use super::split_plan::{DecodeFacts, DecodePlan};
 use crate::error::Result;
 use crate::ops::checks::{named, scale};
 use crate::ops::device_check::{CheckParams, plan_check, workspace_base};
@@ -97,23 +97,19 @@ impl CheckedDecodeMlaEntry<'_> {
             shared_bytes: cut.entry_shared_bytes(self.request.form, stages, splits.split_len),
             overlaps_previous: false,
         };
-        let rows = Rows {
-            query_len: self.query_len,
-            check_parts: 1,
+        let (variant, grid) = if self.request.is_sparse() {
+            (Variant::Only(EntryId::check_lists), self.check_grid())
+        } else {
+            (Variant::CheckPaged, [self.shape.num_seqs, 1, 1])
         };
-        let (made_for, check) = (self.made_for(), options.check);
         let mut plan = DecodePlan::around(
             stage1,
             (splits, None),
             (&self.shape, device),
-            rows,
-            made_for,
-            check,
+            self.query_len,
+            self.made_for(),
+            plan_check(options.check, variant, grid),
         );
-        if self.request.is_sparse() {
-            let variant = Variant::Only(EntryId::check_lists);
-            plan.check = plan_check(check, variant, self.check_grid());
-        }
         plan.stages = stages;
         Ok(plan)
     }

@@ -1,14 +1,15 @@
 //! Planning and launching a checked decode over latents.
 
+use gpu_kernels::entry::Variant;
 use gpu_kernels::mla::{MlaTile, STAGES};
 use gpu_kernels::params::{DecodeMlaParams, KernelParams, MaskParams, MergeParams};
 
 use super::mla::{CheckedDecodeMla, DecodeMlaRequest};
 use super::mla_rows::{self, Choice, Need};
-use super::split_plan::{DecodeFacts, DecodePlan, Lengths, Rows};
+use super::split_plan::{DecodeFacts, DecodePlan, Lengths};
 use crate::error::Result;
 use crate::ops::checks::{named, scale};
-use crate::ops::device_check::workspace_base;
+use crate::ops::device_check::{plan_check, workspace_base};
 use crate::ops::layout::{byte_stride, byte_strides};
 use crate::ops::made_for::MadeFor;
 use crate::ops::tensors::{Given, alike, given, on_machine};
@@ -60,16 +61,16 @@ impl CheckedDecodeMla<'_> {
             shared_bytes: cut.shared_bytes(stages),
             overlaps_previous: false,
         };
-        let rows = Rows {
-            query_len: self.query_len,
-            check_parts: 1,
-        };
-        let check = self.request.options.check;
+        let check = plan_check(
+            self.request.options.check,
+            Variant::CheckPaged,
+            [self.shape.num_seqs, 1, 1],
+        );
         let mut plan = DecodePlan::around(
             stage1,
             (splits, runs),
             (&self.shape, device),
-            rows,
+            self.query_len,
             self.made_for(),
             check,
         );

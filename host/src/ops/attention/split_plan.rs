@@ -13,9 +13,7 @@ use super::partials::Partials;
 use super::shape::AttentionShape;
 use crate::error::{RequestError, Result};
 use crate::ops::checks::named;
-use crate::ops::device_check::{
-    CHECK_BYTES, CheckMode, CheckParams, empty_record, plan_check, workspace_base,
-};
+use crate::ops::device_check::{CHECK_BYTES, CheckParams, empty_record, workspace_base};
 use crate::ops::layout::byte_stride;
 use crate::ops::made_for::{Fact, MadeFor};
 use crate::ops::plan::Summary;
@@ -46,15 +44,6 @@ pub struct DecodePlan {
     /// Tiles in a ring, where thread blocks have one.
     pub(super) stages: u32,
     pub(super) partials: Partials,
-}
-
-/// Rows of a decode step, beyond its shape.
-#[derive(Clone, Copy)]
-pub(super) struct Rows {
-    /// Query tokens of a sequence.
-    pub(super) query_len: u32,
-    /// Thread blocks that check a sequence.
-    pub(super) check_parts: u32,
 }
 
 /// What a decode's plan depends on, beside its shape and its options.
@@ -106,27 +95,26 @@ impl DecodePlan {
         self.made_for.fits(request)
     }
 
-    /// Adds to stage 1, whose grid is that of splits, what comes before and after it, and lays out the workspace.
+    /// Adds to a check, if there is one, and stage 1, whose grid is that of splits, what else comes before and after, and
+    /// lays out the workspace. Sequences have `query_len` query tokens.
     pub(super) fn around(
         stage1: Launch,
         (splits, runs): (Splits, Option<Runs>),
         (shape, device): (&AttentionShape, &DeviceInfo),
-        rows: Rows,
+        query_len: u32,
         made_for: MadeFor<12>,
-        check: CheckMode,
+        check: Option<Launch>,
     ) -> Self {
-        let grid = [shape.num_seqs, rows.check_parts, 1];
-        let check = plan_check(check, Variant::CheckPaged, grid);
         let (num_kv_splits, num_parts) = match runs {
             Some(runs) => (runs.num_runs, [runs.num_parts(), 1]),
             None => (splits.num_kv_splits, [shape.num_seqs, splits.num_kv_splits]),
         };
         let merge = (num_kv_splits > 1)
-            .then(|| MergePlan::new((shape, device), rows.query_len, num_kv_splits, runs));
+            .then(|| MergePlan::new((shape, device), query_len, num_kv_splits, runs));
         let parts = match merge {
             Some(_) => {
                 let [a, b] = num_parts;
-                [a, b, rows.query_len, shape.num_query_heads]
+                [a, b, query_len, shape.num_query_heads]
             }
             None => [0; 4],
         };
