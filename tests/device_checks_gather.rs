@@ -1,5 +1,5 @@
-//! What a check on the device finds in the tensors of gathers, copies and compactions: the message names tensor, index and value, and
-//! nothing is written.
+//! What a check on the device finds in the tensors of gathers, copies and compactions: the message names tensor, index
+//! and value, and nothing is written.
 #![allow(missing_docs, reason = "a test crate has no readers of its docs")]
 
 mod found;

@@ -25,13 +25,14 @@ pub const CHECK_BYTES: usize = 256;
 /// block-table entries left of a sliding window, nor at sequences without query tokens, nor at indices behind a list's
 /// length.
 ///
-/// Of scales it looks at every one that is a tensor's of its own, however many there are: those that all share, those of
-/// heads and layers, and of scales per token and head (`k_scale_cache`, `v_scale_cache`, f32 beside an 8-bit cache) those
-/// of all tokens that a query sees. That is a load for each token, head and side, which the decode makes, too: a check
-/// of a long context takes its time. Too many to look at are the scales *inside* a cache: those of the FP8 entries of MLA
-/// caches, one for each 64 or 128 values of a token. They count as values of the cache, of which no check looks at any; `decode_mla_entry` and the gathers of
-/// entries take them as they are stored. Scales that an operation computes and stores itself (`reshape_and_cache_flash`
-/// per token and head, entries of `concat_and_cache_mla`) are not read, and so not looked at.
+/// Of scales it looks at every one that lies in a tensor of scales, however many there are: those that all share, those
+/// of heads and layers, and of scales per token and head (`k_scale_cache`, `v_scale_cache`, f32 beside an 8-bit cache)
+/// those of all tokens that a query sees. That is a load for each token, head and side, which the decode makes, too: a
+/// check of a long context takes its time. Too many to look at are the scales *inside* a cache: those of the FP8 entries
+/// of MLA caches, one for each 64 or 128 values of a token. They count as values of the cache, of which no check looks
+/// at any; `decode_mla_entry` and the gathers of entries take them as they are stored. Scales that an operation computes
+/// and stores itself (`reshape_and_cache_flash` per token and head, entries of `concat_and_cache_mla`) are not read, and
+/// so not looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CheckMode {
     /// Trust it: a wrong index reads or writes the wrong memory.

@@ -7,8 +7,8 @@ use super::shape::AttentionShape;
 use crate::plan::{DeviceInfo, Runs, variants};
 use crate::runtime::Launch;
 
-/// Thread blocks of one unit each that a merge of what a schedule says may have for each multiprocessor: of more, those of
-/// several units take less time, on an H200.
+/// Thread blocks of one unit each that a merge of what a schedule says may have for each multiprocessor: of more, those
+/// of several units take less time, on an H200.
 const MOST_OF_ONE_UNIT: u32 = 38;
 /// Thread blocks of a merge of what a schedule says, for each multiprocessor: several times what runs side by side.
 const MOST_BY_SCHEDULE: u32 = 31;

@@ -7,9 +7,9 @@
 //!
 //! With index lists each query token attends to the tokens that its own lists name, in one softmax; indices that are
 //! negative or outside the cache are skipped, and a token that is named twice counts twice. A query token that sees
-//! nothing gives 0 and an lse of −inf. With [`crate::ops::CheckMode::Device`] what is skipped is a fault, but for negative indices:
-//! an index past the cache or past what the block table names, an entry of the block table that an index needs and that
-//! is no block, a length below zero or above the list's. Indices behind the length are not read.
+//! nothing gives 0 and an lse of −inf. With [`crate::ops::CheckMode::Device`] what is skipped is a fault, but for
+//! negative indices: an index past the cache or past what the block table names, an entry of the block table that an
+//! index needs and that is no block, a length below zero or above the list's. Indices behind the length are not read.
 
 use gpu_kernels::dtype::{CacheDtype, QueryDtype};
 use gpu_kernels::entry::Entry;

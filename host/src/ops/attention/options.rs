@@ -22,8 +22,8 @@ pub struct DecodeOptions<'a> {
     /// ([`super::CheckedDecode::schedule`]) for the same `seq_lens`, bound, window and starts, by a plan with the same
     /// [`super::DecodePlan::runs`]; by another one the output is wrong. Without it each launch makes its own.
     pub schedule: Option<TensorView<'a>>,
-    /// Whether `block_table`, `seq_lens` and scales, or index lists, are checked on the device first. Where each token has scales of its
-    /// own, those of all tokens that a query sees are read once more for it.
+    /// Whether `block_table`, `seq_lens` and scales, or index lists, are checked on the device first. Where each token has
+    /// scales of its own, those of all tokens that a query sees are read once more for it.
     pub check: CheckMode,
 }
 

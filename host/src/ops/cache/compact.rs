@@ -5,10 +5,10 @@
 //! outside the pool. With [`CheckMode::Device`] the latter is a fault, as are lengths below zero and those that a row of
 //! the block table cannot name.
 //!
-//! A launch for each pool and three more (four, with a check), whatever the references say: nothing waits for the host, the workspace is bounded by
-//! the pool (eight bytes a block), and all of it can be captured. New ids follow the order of the old ones,
-//! so equal references give equal bytes. If more blocks are wanted than the compact cache has, those with the
-//! largest ids have no place, and what refers to them becomes −1; `num_wanted` says how many there were.
+//! A launch for each pool and three more (four, with a check), whatever the references say: nothing waits for the host,
+//! the workspace is bounded by the pool (eight bytes a block), and all of it can be captured. New ids follow the order
+//! of the old ones, so equal references give equal bytes. If more blocks are wanted than the compact cache has, those
+//! with the largest ids have no place, and what refers to them becomes −1; `num_wanted` says how many there were.
 //!
 //! **When.** Compaction pays where a pool as a whole is too large to be touched: to send the blocks of some
 //! sequences elsewhere (host, another device), or to dequantise once what many layers' or steps' readers
@@ -56,7 +56,8 @@ pub enum CompactReferences<'a> {
         /// `[num_seqs, max_num_blocks_per_seq]`, i32; entries past a sequence's tokens are not read. Negative ones, and
         /// those outside the pool, become −1.
         block_table: TensorView<'a>,
-        /// `[num_seqs]`, i32, contiguous. Unchecked, a length that a row cannot name is cut to it; one below zero is zero.
+        /// `[num_seqs]`, i32, contiguous. Unchecked, a length that a row cannot name is cut to it; one below zero is
+        /// zero.
         seq_lens: TensorView<'a>,
         /// As `block_table`, with the new ids; entries past a sequence's tokens stay as they are.
         renamed: TensorViewMut<'a>,

@@ -17,8 +17,8 @@ use crate::tensor::{TensorView, TensorViewMut};
 
 /// What was decided: prints as one line.
 ///
-/// It fits every request with the same `check` and references of the same kind, at most as many of them (sequences, or slots), at most as
-/// many caches, and at most as many blocks in each, before and after.
+/// It fits every request with the same `check` and references of the same kind, at most as many of them (sequences, or
+/// slots), at most as many caches, and at most as many blocks in each, before and after.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompactPlan {
     made_for: MadeFor<6>,
@@ -78,8 +78,8 @@ impl CheckedCompact<'_> {
     /// these are, have the same dtypes, shapes and strides, and are aligned as well (up to 16 bytes).
     ///
     /// # Errors
-    /// [`crate::error::RequestError`] naming the first tensor that differs, or `caches` (another number of them), `references`,
-    /// `block_size` or `check`.
+    /// [`crate::error::RequestError`] naming the first tensor that differs, or `caches` (another number of them),
+    /// `references`, `block_size` or `check`.
     pub fn rebind<'b>(&self, request: CompactRequest<'b>) -> Result<CheckedCompact<'b>> {
         let old = &self.request;
         same_kind(
