@@ -2,6 +2,7 @@
 
 use super::decode::DecodeCase;
 use super::decode_grid::{decode, edge_lens, scheduled, unequal};
+use crate::cases::base::fill::Fill;
 use crate::cases::base::layout::Layout;
 use crate::cases::base::lens::Lens;
 use crate::cases::base::mla_entry::{LATENTS, ROPE, SOFTMAX_SCALE};
@@ -92,6 +93,27 @@ pub(crate) fn edges() -> Vec<DecodeCase> {
         let lens = Lens::List(vec![0, 1, 65]);
         cases.push(with(mla(Dtype::F16, heads, 64, lens), |_| {}));
     }
+    // Rows that fill the tiles of warp groups, over one tile, two and more of them, odd numbers and even.
+    let mut tiles = edge_lens(16, &[64, 128, 192, 256]);
+    tiles.retain(|&len| len >= 0);
+    for (dtype, heads, q_len, split) in [
+        (Dtype::Bf16, 40, 3, SplitPolicy::BatchInvariant),
+        (Dtype::F16, 64, 1, SplitPolicy::Fixed(128)),
+    ] {
+        cases.push(with(
+            mla(dtype, heads, 16, Lens::List(tiles.clone())),
+            |case| {
+                (case.latent, case.split_policy) = (Some(q_len), split);
+                (case.fill, case.check) = (Fill::NotFinite, CheckMode::Device);
+                // Queries that are aligned to two values only.
+                case.pad_query = if q_len == 3 { 2 } else { 0 };
+            },
+        ));
+    }
+    cases.push(with(
+        mla(Dtype::Bf16, 72, 32, Lens::OneLong(5, 40, 700)),
+        |case| case.split_policy = SplitPolicy::Scheduled,
+    ));
     // So many rows of few splits that they are merged by thread blocks of several units.
     cases.push(with(
         mla(Dtype::Bf16, 128, 16, Lens::Ragged(24, 100)),
