@@ -25,3 +25,13 @@ pub mod runtime;
 pub mod tensor;
 
 pub use error::{Error, Result};
+
+/// The chapters of the guide that have code: it is compiled and run as that of the README is.
+#[cfg(doctest)]
+mod guide {
+    #[cfg(feature = "emulator")]
+    #[doc = include_str!("../../docs/emulator.md")]
+    mod emulator {}
+    #[doc = include_str!("../../docs/plans-and-graphs.md")]
+    mod plans_and_graphs {}
+}
