@@ -155,11 +155,17 @@ pub(super) fn attend(
 
 /// `query · key`, in four sums: one addition need not wait for the one before.
 pub(super) fn dot(query: &[f64], key: &[f64]) -> f64 {
+    let (query, last_of_query) = query.as_chunks::<4>();
+    let (key, last_of_key) = key.as_chunks::<4>();
     let mut sums = [0.0; 4];
-    for (q, k) in query.chunks(4).zip(key.chunks(4)) {
-        for ((sum, q), k) in sums.iter_mut().zip(q).zip(k) {
-            *sum += q * k;
-        }
+    for ([q0, q1, q2, q3], [k0, k1, k2, k3]) in query.iter().zip(key) {
+        sums[0] += q0 * k0;
+        sums[1] += q1 * k1;
+        sums[2] += q2 * k2;
+        sums[3] += q3 * k3;
+    }
+    for ((sum, q), k) in sums.iter_mut().zip(last_of_query).zip(last_of_key) {
+        *sum += q * k;
     }
     sums.iter().sum()
 }
