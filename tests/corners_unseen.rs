@@ -71,3 +71,44 @@ fn values_left_of_a_window_do_not_reach_a_row() {
         }
     }
 }
+
+/// Probabilities are multiplied by their tokens' scales as shares of the largest, in 16 bits.
+#[test]
+fn scales_of_values_that_a_row_does_not_see_do_not_reach_it() {
+    for operation in [Operation::Unified, Operation::Decode] {
+        for cache in [Dtype::F8E4m3, Dtype::I8] {
+            for unseen in [1e3, 1e6, 1e9, 1e30, f32::MAX] {
+                let (len, tokens) = (150, 40);
+                // The tokens seen count little but for one, so that shares of the unit are small.
+                let mut keys = vec![0.0; len];
+                keys[3] = 1.0;
+                let mut step = Step::new(operation, cache, keys, vec![2.0; len]);
+                let mut scales = vec![0.01; len];
+                match operation {
+                    // Left of the window, and in a tile with what is in it.
+                    Operation::Decode => {
+                        step.window = Some(70);
+                        scales[len - 71] = unseen;
+                    }
+                    Operation::Unified | Operation::Mla => {
+                        step.queries = vec![1.0; tokens];
+                        scales[len - 2] = unseen;
+                    }
+                }
+                step.value_scales = Some(scales);
+                for policy in [SplitPolicy::Auto, SplitPolicy::Fixed(64)] {
+                    step.policy = policy;
+                    for machine in gpus() {
+                        for (row, (out, _)) in step.run(&machine).into_iter().enumerate() {
+                            let position = len - step.queries.len() + row / step.num_heads;
+                            if operation == Operation::Decode || position < len - 2 {
+                                let error = (out - 0.02).abs();
+                                assert!(error < 1e-4, "{step:?}, {position}: {out}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

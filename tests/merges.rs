@@ -48,7 +48,9 @@ fn few_parts_and_many_are_merged_right() {
         (3, "merge_few_"),
         (4, "merge_few_"),
         (5, "merge_splits_"),
-        (64, "merge_splits_"),
+        (16, "merge_splits_"),
+        (17, "merge_many_"),
+        (70, "merge_many_"),
     ] {
         for (shape, split) in [
             ("decode bf16 heads=6/2 d=64 page=16 layout=nhd", 64),

@@ -395,6 +395,54 @@ fn a_plan_serves_any_lengths() {
     }
 }
 
+/// Whatever a schedule says, nothing is read or written that there is not: the emulator would see it.
+#[test]
+fn a_schedule_of_nonsense_reaches_nothing_else() {
+    let machine = Emulator::new().with_device(DeviceInfo {
+        num_sms: 4,
+        ..DeviceInfo::H200
+    });
+    for line in [
+        "decode bf16 heads=8/2 d=64 page=8 layout=nhd lens=700,33 max_len=4096 split=scheduled",
+        "decode_mla bf16 heads=4/1 d=288 dv=256 page=8 layout=nhd lens=300,64 max_len=4096 split=scheduled",
+        "decode_mla bf16 heads=40/1 d=576 dv=512 page=8 layout=nhd lens=300,64 max_len=4096 split=scheduled",
+    ] {
+        let Case::Decode(case) = case(line) else {
+            panic!("{line} is no decode")
+        };
+        let tensors = fill::decode(&case, 3, Amount::WHOLE);
+        let mut device = DeviceDecode::new(&machine, tensors.clone()).expect("fits");
+        let plan = device.plan(&case, &machine.device()).expect("planned");
+        let bytes = plan.workspace_bytes();
+        let mut workspace =
+            Buffer::new(&machine, "workspace", Dtype::U8, &[bytes], &vec![0; bytes])
+                .expect("small");
+        let rows = plan
+            .runs()
+            .expect("a schedule")
+            .schedule_rows(tensors.num_seqs as u32);
+        let none = [-1i32; 4];
+        // As an item: sequence, first token, end, part. As a merge: sequence, first part, how many, step.
+        for row in [
+            none,
+            [0, 19, i32::MAX, -1],
+            [1, 19, i32::MAX, 7],
+            [0, -1, -1, -1],
+        ] {
+            for at in 0..rows {
+                let numbers = (0..rows).flat_map(|index| if index == at { row } else { none });
+                let bytes: Vec<u8> = numbers.flat_map(i32::to_le_bytes).collect();
+                let schedule = Buffer::new(&machine, "schedule", Dtype::I32, &[rows, 4], &bytes)
+                    .expect("small");
+                let both = (&mut workspace, Some(&schedule));
+                device
+                    .launch_on(&case, 0, &plan, both, &machine)
+                    .unwrap_or_else(|error| panic!("{line}, row {at}: {row:?}: {error}"));
+            }
+        }
+    }
+}
+
 /// A schedule of another plan, or where there is none, is refused.
 #[test]
 fn a_schedule_that_is_not_the_plans_is_refused() {

@@ -52,6 +52,8 @@ pub(crate) struct Step {
     pub(crate) queries: Vec<f32>,
     pub(crate) keys: Vec<f32>,
     pub(crate) values: Vec<f32>,
+    /// What each token's value is multiplied by, if tokens have scales.
+    pub(crate) value_scales: Option<Vec<f32>>,
     pub(crate) window: Option<u32>,
     pub(crate) softcap: Option<f32>,
     pub(crate) policy: SplitPolicy,
@@ -78,6 +80,7 @@ impl Step {
             queries: vec![1.0],
             keys,
             values,
+            value_scales: None,
             window: None,
             softcap: None,
             policy: SplitPolicy::Auto,
@@ -116,7 +119,16 @@ impl Step {
             rows(self.cache_dtype, &self.keys, size)
         };
         let scale = |x: f32| buffer("k_scale", Dtype::F32, &[1], x.to_le_bytes().to_vec());
-        let (k_scale, v_scale) = (scale(self.k_scale), scale(1.0));
+        let (mut k_scale, mut v_scale) = (scale(self.k_scale), scale(1.0));
+        if let Some(scales) = &self.value_scales {
+            let shape = [blocks, BLOCK, 1];
+            let of_tokens = |name, scales: &[f32]| {
+                let bytes = scales.iter().flat_map(|scale| scale.to_le_bytes());
+                buffer(name, Dtype::F32, &shape, bytes.collect())
+            };
+            k_scale = of_tokens("k_scale", &vec![self.k_scale; seq_len]);
+            v_scale = of_tokens("v_scale", scales);
+        }
         let is_bytes = self.cache_dtype.size() == 1;
         let table: Vec<i32> = (0..).take(blocks).collect();
         let table = ints("block_table", &[1, blocks], &table);

@@ -50,6 +50,8 @@ pub(crate) fn encode(dtype: Dtype, x: f32) -> Vec<u8> {
         Dtype::F16 => f16::from_f32(x).to_le_bytes().to_vec(),
         Dtype::Bf16 => bf16::from_f32(x).to_le_bytes().to_vec(),
         Dtype::F8E4m3 | Dtype::F8E5m2 => vec![fp8_nearest(dtype, f64::from(x))],
+        #[expect(clippy::cast_possible_truncation, reason = "a whole number, and small")]
+        Dtype::I8 => (x as i8).to_le_bytes().to_vec(),
         other => panic!("{other}"),
     }
 }

@@ -1,5 +1,6 @@
 //! Names that compilers number through a module: each kernel's begin with its place there, so that a kernel more would
-//! rename those of all behind it. They are numbered as if each kernel were alone.
+//! rename those of all behind it. They are numbered as if each kernel were alone. And memory that a compiler declares, and
+//! nothing uses.
 
 use anyhow::{Result, ensure};
 
@@ -35,6 +36,25 @@ pub(crate) fn numbered_by_itself(text: &str) -> Result<String> {
     Ok(all)
 }
 
+/// What a compiler declares for registers that it keeps in memory, and the pointers to it.
+const LOCAL_MEMORY: [&str; 3] = ["__local_depot", "%SP", "%SPL"];
+
+/// The text of one kernel, without local memory that nothing uses: rust-cuda's back end may leave the room of a value that it
+/// moved to registers, and the assembler would set it aside.
+pub(crate) fn without_unused_memory(text: &str) -> String {
+    let declares = |line: &str| {
+        let line = line.trim_start();
+        (line.starts_with(".local ") || line.starts_with(".reg "))
+            && LOCAL_MEMORY.iter().any(|name| line.contains(name))
+    };
+    let uses = |line: &str| !declares(line) && LOCAL_MEMORY.iter().any(|name| line.contains(name));
+    if text.lines().any(uses) {
+        return text.to_owned();
+    }
+    let used = text.lines().filter(|line| !declares(line));
+    used.flat_map(|line| [line, "\n"]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +75,24 @@ mod tests {
         assert_eq!(numbered_by_itself(&of("0")).unwrap(), of("0"));
         let none = "\tret;\n";
         assert_eq!(numbered_by_itself(none).unwrap(), none);
+    }
+
+    #[test]
+    fn memory_that_nothing_uses_is_left_out() {
+        let of = |memory: &str, body: &str| {
+            format!("{{\n{memory}\t.reg .b32 \t%r<3>;\n{body}\tret;\n}}\n")
+        };
+        let memory = "\t.local .align 8 .b8 \t__local_depot0[16];\n\t.reg .b64 \t%SP;\n\t.reg .b64 \t%SPL;\n";
+        assert_eq!(without_unused_memory(&of(memory, "")), of("", ""));
+        for body in [
+            "\tmov.u64 \t%SPL, __local_depot0;\n",
+            "\tst.local.u32 \t[%SP+4], %r1;\n",
+        ] {
+            let used = of(memory, body);
+            assert_eq!(without_unused_memory(&used), used);
+        }
+        let none = of("", "");
+        assert_eq!(without_unused_memory(&none), none);
     }
 
     #[test]

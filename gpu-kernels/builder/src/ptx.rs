@@ -69,7 +69,8 @@ pub fn normalise(raw: &str, arch: &str) -> Result<Vec<Module>> {
             }
         }
         check_params(entry, &text)?;
-        let text = labels::numbered_by_itself(&text).with_context(|| format!("in `{name}`"))?;
+        let text = labels::numbered_by_itself(&labels::without_unused_memory(&text))
+            .with_context(|| format!("in `{name}`"))?;
         entries.push((entry, text));
     }
     for entry in ENTRIES.iter().filter(|entry| is_in(entry, arch)) {

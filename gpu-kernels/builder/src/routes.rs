@@ -240,7 +240,9 @@ pub(crate) fn dynamic_shared_bytes(entry: &Entry) -> u32 {
             PrefillTile::of(head_size, head_size_v, value_bytes, token_scales, products)
                 .shared_bytes()
         }
-        Variant::MergeSplits { .. } | Variant::MergeScheduled { .. } => merge_splits::SHARED_BYTES,
+        Variant::MergeSplits { .. }
+        | Variant::MergeMany { .. }
+        | Variant::MergeScheduled { .. } => merge_splits::SHARED_BYTES,
         _ => 0,
     }
 }
@@ -291,13 +293,13 @@ fn parse_times(text: &str) -> Result<Vec<Times>> {
             // A plan names its kernels in order; a check ahead of them is no part of the work.
             let checks = |entry: &Entry| {
                 matches!(
-                    entry.variant,
-                    Variant::CheckPaged
-                        | Variant::CheckSlots
-                        | Variant::CheckGather
-                        | Variant::Only(
-                            EntryId::check_pairs | EntryId::check_compact | EntryId::check_lists
-                        )
+                    entry.id,
+                    EntryId::check_paged
+                        | EntryId::check_slots
+                        | EntryId::check_gather
+                        | EntryId::check_pairs
+                        | EntryId::check_compact
+                        | EntryId::check_lists
                 )
             };
             let entry = record.plan.split([' ', ';']).find_map(|word| {

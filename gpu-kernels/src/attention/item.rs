@@ -1,5 +1,6 @@
 //! What a schedule consists of, and how those read it who attend by it: see [`crate::attention::schedule`].
 
+use crate::attention::tile::TILE_GROUP;
 use crate::gpu::Gpu;
 
 /// A sequence of several parts: what is merged.
@@ -128,11 +129,13 @@ impl Item {
         // SAFETY: this function's contract; items are as aligned as the tensor: the host's check.
         let [seq, from, to, part] =
             unsafe { gpu.ld_global_b128(items + Self::BYTES * split as u64) };
+        // Whatever it says, nothing is read or written that there is not: groups of tokens lie in one block, and runs have
+        // two parts each.
         Self {
             seq,
-            from,
+            from: from / TILE_GROUP * TILE_GROUP,
             to,
-            part,
+            part: part.min(2 * num_kv_splits - 1),
         }
     }
 

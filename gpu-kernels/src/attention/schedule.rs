@@ -35,7 +35,7 @@ use core::num::NonZeroU64;
 use crate::attention::item::{Item, MergeItem};
 use crate::attention::line::{LINE_BYTES, Line, MOST_IN_SHARED, Measure, WARPS, length, sum_up};
 use crate::attention::pieces;
-use crate::entry::{EntryId, Variant};
+use crate::entry::Variant;
 use crate::gpu::{Gpu, WARP};
 use crate::kernel::Kernel;
 use crate::params::ScheduleParams;
@@ -318,7 +318,7 @@ pub enum Schedule {}
 
 impl Kernel for Schedule {
     type Params = ScheduleParams;
-    const VARIANT: Variant = Variant::Only(EntryId::schedule);
+    const VARIANT: Variant = Variant::Only("schedule");
     const THREADS: u32 = THREADS;
 
     #[inline(always)]

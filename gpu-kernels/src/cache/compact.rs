@@ -15,7 +15,7 @@
 //! do not depend on who comes first.
 
 use crate::attention::check::found_fault;
-use crate::entry::{EntryId, Variant};
+use crate::entry::Variant;
 use crate::gpu::lanes::sum_up_to_lane;
 use crate::gpu::{Gpu, WARP};
 use crate::kernel::Kernel;
@@ -281,7 +281,7 @@ pub enum CompactMark {}
 
 impl Kernel for CompactMark {
     type Params = CompactParams;
-    const VARIANT: Variant = Variant::Only(EntryId::compact_mark);
+    const VARIANT: Variant = Variant::Only("compact_mark");
     const THREADS: u32 = THREADS;
 
     #[inline(always)]
@@ -297,7 +297,7 @@ pub enum CompactNumber {}
 
 impl Kernel for CompactNumber {
     type Params = CompactParams;
-    const VARIANT: Variant = Variant::Only(EntryId::compact_number);
+    const VARIANT: Variant = Variant::Only("compact_number");
     const THREADS: u32 = THREADS;
 
     #[inline(always)]
@@ -313,7 +313,7 @@ pub enum CompactRename {}
 
 impl Kernel for CompactRename {
     type Params = CompactParams;
-    const VARIANT: Variant = Variant::Only(EntryId::compact_rename);
+    const VARIANT: Variant = Variant::Only("compact_rename");
     const THREADS: u32 = THREADS;
 
     #[inline(always)]

@@ -5,7 +5,7 @@
 
 use super::compact::{Row, THREADS};
 use crate::attention::check::{report, report_once};
-use crate::entry::{EntryId, Variant};
+use crate::entry::Variant;
 use crate::gpu::{Gpu, div};
 use crate::kernel::Kernel;
 use crate::params::{CheckFault, CompactParams};
@@ -92,7 +92,7 @@ pub enum CheckCompact {}
 
 impl Kernel for CheckCompact {
     type Params = CompactParams;
-    const VARIANT: Variant = Variant::Only(EntryId::check_compact);
+    const VARIANT: Variant = Variant::Only("check_compact");
     const THREADS: u32 = THREADS;
 
     #[inline(always)]

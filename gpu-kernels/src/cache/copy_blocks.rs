@@ -16,7 +16,7 @@
 
 use crate::attention::check::{found_fault, report};
 use crate::cache::reshape_and_cache_flash::{load, store};
-use crate::entry::{EntryId, Variant};
+use crate::entry::Variant;
 use crate::gpu::Gpu;
 use crate::gpu::unroll::unroll;
 use crate::kernel::Kernel;
@@ -237,7 +237,7 @@ pub enum CopyBlocks {}
 
 impl Kernel for CopyBlocks {
     type Params = CopyBlocksParams;
-    const VARIANT: Variant = Variant::Only(EntryId::copy_blocks);
+    const VARIANT: Variant = Variant::Only("copy_blocks");
     const THREADS: u32 = THREADS;
 
     #[inline(always)]
@@ -253,7 +253,7 @@ pub enum CheckPairs {}
 
 impl Kernel for CheckPairs {
     type Params = CopyBlocksParams;
-    const VARIANT: Variant = Variant::Only(EntryId::check_pairs);
+    const VARIANT: Variant = Variant::Only("check_pairs");
     const THREADS: u32 = THREADS;
 
     #[inline(always)]

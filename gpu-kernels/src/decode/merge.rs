@@ -1,5 +1,5 @@
 //! Stage 2 of split-KV decode attention: the parts of a sequence become its output. A row's units are tiles of 128 columns of
-//! its heads; a lane has four columns of one. Three kernels, which add in the same order:
+//! its heads; a lane has four columns of one. Four kernels, which add in the same order:
 //!
 //! `merge_few` is for rows of at most four parts. Grid: x = fours of units, y = sequence, z = query token. A thread block owns
 //! four units, a warp each, so that none waits for another:
@@ -20,6 +20,8 @@
 //! for each batch of this warp's parts: acc += weight of its partial_lse * partial_out
 //! acc is added over the warps; out and lse as above
 //! ```
+//!
+//! `merge_many` is the same where a warp has more than one batch: the next one is under way while one is added.
 //!
 //! Sequences of one part were finished by stage 1.
 //!
@@ -61,6 +63,8 @@ pub const fn units(num_query_heads: u32, head_size_v: u32) -> u32 {
 pub const MOST_UNITS: u32 = WARPS;
 /// Parts of which a warp takes all of its unit's: so many loads are under way at once.
 pub const FEW_PARTS: u32 = UNROLL as u32;
+/// Parts of which each warp takes a batch at most.
+pub const SOME_PARTS: u32 = WARPS * FEW_PARTS;
 
 /// The kernel for rows of few parts.
 ///
@@ -82,19 +86,21 @@ pub unsafe fn merge_few<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
     }
 }
 
-/// The kernel for rows of any number of parts.
+/// The kernel for rows of any number of parts, of which it asks for as much ahead as `AHEAD` says.
 ///
 /// # Safety
 /// As for [`merge_few`], but with as many thread blocks along x as a row has units, and [`SHARED_BYTES`] shared memory; and
 /// sequences may have any number of parts.
 #[inline(always)]
-pub unsafe fn merge_splits<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
+pub unsafe fn merge_splits<G: Gpu, T: Half, const AHEAD: usize>(gpu: G, params: &MergeParams) {
     // SAFETY: this function's contract.
     let Some(divided) = (unsafe { divided(gpu, params) }) else {
         return;
     };
     // SAFETY: x counts units; every thread comes here; stage 1 has written the sequence's parts.
-    unsafe { merge_together::<G, T>(gpu, params, divided.of_splits(), gpu.cta_idx_x()) };
+    unsafe {
+        merge_together::<G, T, AHEAD>(gpu, params, divided.of_splits(), gpu.cta_idx_x());
+    }
 }
 
 /// The sequence of a thread block, if there is anything to merge: the kernels ahead are done.
@@ -151,7 +157,7 @@ pub unsafe fn merge_scheduled<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
             // SAFETY: a unit, the same for all threads, which all come here and to the barrier, behind which shared memory
             // may be written again; stage 1 has written the sequence's parts.
             unsafe {
-                merge_together::<G, T>(gpu, params, divided.again(gpu), unit);
+                merge_together::<G, T, 1>(gpu, params, divided.again(gpu), unit);
                 gpu.sync_cta();
             }
             unit += 1;
@@ -185,13 +191,13 @@ unsafe fn merge_alone<G: Gpu, T: Half>(gpu: G, params: &MergeParams, divided: Di
     }
 }
 
-/// A unit by all warps.
+/// A unit by all warps, each with `AHEAD` batches under way: one or two.
 ///
 /// # Safety
 /// Every thread comes here with the same unit, which exists; stage 1 has written the sequence's parts; nobody uses shared
 /// memory.
 #[inline(always)]
-unsafe fn merge_together<G: Gpu, T: Half>(
+unsafe fn merge_together<G: Gpu, T: Half, const AHEAD: usize>(
     gpu: G,
     params: &MergeParams,
     divided: Divided,
@@ -204,12 +210,23 @@ unsafe fn merge_together<G: Gpu, T: Half>(
         let mut split = gpu.warp();
         // What the loop below begins with is under way before the lse, on which its weights depend, is waited for.
         let mut batch = parts.load(gpu, split, WARPS);
-        let splits = Softmax::of(gpu, parts.total(gpu), row.sink(gpu, params));
+        let total = if AHEAD > 1 {
+            parts.total::<G, 4>(gpu)
+        } else {
+            parts.total::<G, 2>(gpu)
+        };
+        let splits = Softmax::of(gpu, total, row.sink(gpu, params));
         if gpu.thread_idx() == 0 && row.column == 0 {
             row.store_lse(gpu, params, splits);
         }
         let mut acc = [0.0f32; 4];
         loop {
+            let next = split + UNROLL as u32 * WARPS;
+            let ahead = if AHEAD > 1 {
+                parts.load(gpu, next, WARPS)
+            } else {
+                batch
+            };
             // Read a second time, of memory that is near by now: held since the first, they would take the registers of a
             // whole part.
             let lses = parts.load_lses(gpu, split, WARPS);
@@ -217,12 +234,15 @@ unsafe fn merge_together<G: Gpu, T: Half>(
                 acc = splits.add(gpu, acc, batch[i], lses[i]);
             });
             // Not to be known for a sum, of which each load's address would have a register of its own from turn to turn.
-            split = gpu.black_box(split + UNROLL as u32 * WARPS);
+            split = gpu.black_box(next);
             if split >= divided.num_parts {
                 break;
             }
-            // Not ahead of the sums: a second batch would take the registers of which `MIN_CTAS` leaves none.
-            batch = parts.load(gpu, split, WARPS);
+            batch = if AHEAD > 1 {
+                ahead
+            } else {
+                parts.load(gpu, split, WARPS)
+            };
         }
         let at = gpu.shared_base() + gpu.thread_idx() * 16;
         gpu.st_shared_b128(at, acc.map(f32::to_bits));
@@ -258,7 +278,7 @@ impl<T: Half> Kernel for MergeFew<T> {
     }
 }
 
-/// [`merge_splits`] into outputs of `T`.
+/// [`merge_splits`] into outputs of `T`, for rows of at most [`SOME_PARTS`] parts.
 #[derive(Debug)]
 pub struct MergeSplits<T>(PhantomData<T>);
 
@@ -273,7 +293,25 @@ impl<T: Half> Kernel for MergeSplits<T> {
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &MergeParams) {
         // SAFETY: launched as `merge_splits` asks, on tensors of its shapes: the contract of `Kernel::run`.
-        unsafe { merge_splits::<G, T>(gpu, params) }
+        unsafe { merge_splits::<G, T, 1>(gpu, params) }
+    }
+}
+
+/// [`merge_splits`] into outputs of `T`, for rows of more parts.
+#[derive(Debug)]
+pub struct MergeMany<T>(PhantomData<T>);
+
+impl<T: Half> Kernel for MergeMany<T> {
+    type Params = MergeParams;
+    const VARIANT: Variant = Variant::MergeMany { dtype: T::HALF };
+    const THREADS: u32 = THREADS;
+    // Rows of so many parts are few, and wait for memory: what is under way counts, not how many run side by side.
+    const MIN_CTAS: u32 = 5;
+
+    #[inline(always)]
+    unsafe fn run<G: Gpu>(gpu: G, params: &MergeParams) {
+        // SAFETY: launched as `merge_splits` asks, on tensors of its shapes: the contract of `Kernel::run`.
+        unsafe { merge_splits::<G, T, 2>(gpu, params) }
     }
 }
 

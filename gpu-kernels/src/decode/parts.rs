@@ -197,25 +197,24 @@ impl Parts {
         }
     }
 
-    /// The lse of all parts, in every lane.
+    /// The lse of all parts, in every lane, which keeps the first `KEPT` that it takes: they are under way together, and
+    /// there are seldom more.
     ///
     /// # Safety
     /// Converged; stage 1 wrote the parts' lse.
     #[inline(always)]
-    pub(crate) unsafe fn total<G: Gpu>(self, gpu: G) -> Lse {
+    pub(crate) unsafe fn total<G: Gpu, const KEPT: usize>(self, gpu: G) -> Lse {
         let num_splits = self.divided.num_parts;
-        // A lane keeps what it takes first, under way together: there are seldom more.
-        const KEPT: usize = 2;
         let mut own = [Lse::EMPTY; KEPT];
         let mut max = f32::NEG_INFINITY;
-        unroll!([2] i in 0..KEPT {
+        unroll!([4] i in 0..KEPT {
             let split = i as u32 * WARP + gpu.lane();
             if split < num_splits {
                 // SAFETY: `split < num_splits`, so stage 1 wrote it: this function's contract.
                 own[i] = unsafe { self.load_lse(gpu, split) };
             }
         });
-        unroll!([2] i in 0..KEPT {
+        unroll!([4] i in 0..KEPT {
             max = gpu.max(max, own[i].max);
         });
         let mut split = KEPT as u32 * WARP + gpu.lane();
@@ -232,7 +231,7 @@ impl Parts {
             );
         }
         let mut sum = 0.0;
-        unroll!([2] i in 0..KEPT {
+        unroll!([4] i in 0..KEPT {
             sum += own[i].weight(gpu, max);
         });
         let mut split = KEPT as u32 * WARP + gpu.lane();

@@ -42,6 +42,11 @@ impl EntryId {
     pub fn entry(self) -> &'static Entry {
         &ENTRIES[self as usize]
     }
+
+    /// What it computes.
+    pub fn variant(self) -> Variant {
+        self.entry().variant
+    }
 }
 
 impl Entry {

@@ -18,7 +18,7 @@ use crate::cache::reshape_and_cache_flash::{CacheCopy, CacheScaled};
 use crate::cache::reshape_and_cache_per_token_head::CachePerTokenHead;
 use crate::cache::rope_and_cache::RopeAndCache;
 use crate::decode::kernel::DecodeGqa;
-use crate::decode::merge::{MergeFew, MergeScheduled, MergeSplits};
+use crate::decode::merge::{MergeFew, MergeMany, MergeScheduled, MergeSplits};
 use crate::dtype::{Bf16, E4m3, E4m3PerToken, E5m2, F16, F32, I8, I8PerToken};
 use crate::gather::kernel::{CheckGather, GatherCopy, GatherMlaFp8Ds, GatherMlaV4, GatherScaled};
 use crate::kernel::{D64, D96, D128, D192, D192V128, D256, D288V256, D576V512, H8, H16, Kernel};
@@ -204,6 +204,8 @@ entries! {
     merge_few_f16: MergeFew<F16>;
     merge_splits_bf16: MergeSplits<Bf16>;
     merge_splits_f16: MergeSplits<F16>;
+    merge_many_bf16: MergeMany<Bf16>;
+    merge_many_f16: MergeMany<F16>;
     merge_scheduled_bf16: MergeScheduled<Bf16>;
     merge_scheduled_f16: MergeScheduled<F16>;
     reshape_and_cache_copy: CacheCopy;

@@ -3,7 +3,6 @@
 use core::fmt;
 
 use crate::dtype::{CacheDtype, Dtype, HalfDtype};
-use crate::entry::EntryId;
 use crate::mla::MlaTile;
 use crate::mla::cache_format::EntryForm;
 use crate::prefill::MmaKind;
@@ -45,8 +44,13 @@ pub enum Variant {
         /// Of the output.
         dtype: HalfDtype,
     },
-    /// The same, of rows of any number of parts.
+    /// The same, of rows of more parts.
     MergeSplits {
+        /// Of the output.
+        dtype: HalfDtype,
+    },
+    /// The same, of rows of any number of parts.
+    MergeMany {
         /// Of the output.
         dtype: HalfDtype,
     },
@@ -124,8 +128,8 @@ pub enum Variant {
     CheckGather,
     /// Reads memory as fast as it goes.
     ReadCeiling,
-    /// The only kernel of its kind: there is nothing to choose it by.
-    Only(EntryId),
+    /// The only kernel of its kind: there is nothing to choose it by but its symbol.
+    Only(&'static str),
 }
 
 /// The PTX symbol.
@@ -168,6 +172,9 @@ impl fmt::Display for Variant {
             }
             Self::MergeSplits { dtype } => {
                 write!(f, "merge_splits_{}", dtype.dtype().symbol())
+            }
+            Self::MergeMany { dtype } => {
+                write!(f, "merge_many_{}", dtype.dtype().symbol())
             }
             Self::MergeScheduled { dtype } => {
                 write!(f, "merge_scheduled_{}", dtype.dtype().symbol())
@@ -237,7 +244,7 @@ impl fmt::Display for Variant {
             Self::CheckSlots => f.write_str("check_slots"),
             Self::CheckGather => f.write_str("check_gather"),
             Self::ReadCeiling => f.write_str("read_ceiling"),
-            Self::Only(id) => f.write_str(id.entry().name),
+            Self::Only(symbol) => f.write_str(symbol),
         }
     }
 }

@@ -1,10 +1,18 @@
 //! The products of a warp group, for machines that have none: what each of its warps has of them, by its own
 //! instructions.
 
-#[cfg(doc)]
-use crate::gpu::WarpGroup;
 use crate::gpu::unroll::unroll;
-use crate::gpu::{Matrices, Numbers, Pending, Threads};
+use crate::gpu::{Matrices, Numbers, Threads};
+
+/// Sums of products that a warp group has begun, in the accumulator layout of `mma`, 16 columns after the other: nobody
+/// looks at them before `WarpGroup::group_wait`.
+#[derive(Clone, Copy, Debug)]
+pub struct Pending<const STEPS: usize>(pub(super) [[[f32; 4]; 2]; STEPS]);
+
+impl<const STEPS: usize> Pending<STEPS> {
+    /// Nothing was added up yet.
+    pub(super) const ZERO: Self = Self([[[0.0; 4]; 2]; STEPS]);
+}
 
 /// Bytes of a panel's row, and of a panel of 64 rows.
 pub const PANEL_ROW_BYTES: u32 = 128;
@@ -39,7 +47,7 @@ unsafe fn mma<G: Matrices, const BF16: bool>(
     }
 }
 
-/// See [`WarpGroup::group_more_scores_bf16`]: of bf16 or, with `BF16` false, of f16.
+/// See `WarpGroup::group_more_scores_bf16`: of bf16 or, with `BF16` false, of f16.
 ///
 /// # Safety
 /// As there.
@@ -73,7 +81,7 @@ pub(super) unsafe fn scores<G: Threads + Matrices, const BF16: bool, const STEPS
     Pending(acc)
 }
 
-/// See [`WarpGroup::group_scores_e4m3`]. Bytes are widened, and those of a word multiplied two by two.
+/// See `WarpGroup::group_scores_e4m3`. Bytes are widened, and those of a word multiplied two by two.
 ///
 /// # Safety
 /// As there.
@@ -111,7 +119,7 @@ pub(super) unsafe fn scores_e4m3<G: Threads + Matrices + Numbers, const STEPS: u
     Pending(acc)
 }
 
-/// See [`WarpGroup::group_values_bf16`]: of bf16 or, with `BF16` false, of f16.
+/// See `WarpGroup::group_values_bf16`: of bf16 or, with `BF16` false, of f16.
 ///
 /// # Safety
 /// As there.

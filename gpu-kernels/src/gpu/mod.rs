@@ -32,14 +32,14 @@ mod threads;
 pub(crate) mod unroll;
 mod warp_group;
 
-pub use group::{PANEL_BYTES, PANEL_ROW_BYTES, in_panels};
+pub use group::{PANEL_BYTES, PANEL_ROW_BYTES, Pending, in_panels};
 pub use matrices::Matrices;
 pub use memory::{Line, Memory};
 pub use numbers::Numbers;
 #[cfg(target_arch = "nvptx64")]
 pub use ptx::PtxLane;
 pub use threads::Threads;
-pub use warp_group::{Pending, WarpGroup};
+pub use warp_group::WarpGroup;
 
 /// Lanes in a warp.
 pub const WARP: u32 = 32;

@@ -2,17 +2,7 @@
 
 #[cfg(doc)]
 use crate::gpu::in_panels;
-use crate::gpu::{Matrices, Numbers, Threads, group};
-
-/// Sums of products that a warp group has begun, in the accumulator layout of `mma`, 16 columns after the other: nobody
-/// looks at them before [`WarpGroup::group_wait`].
-#[derive(Clone, Copy, Debug)]
-pub struct Pending<const STEPS: usize>(pub(super) [[[f32; 4]; 2]; STEPS]);
-
-impl<const STEPS: usize> Pending<STEPS> {
-    /// Nothing was added up yet.
-    const ZERO: Self = Self([[[0.0; 4]; 2]; STEPS]);
-}
+use crate::gpu::{Matrices, Numbers, Pending, Threads, group};
 
 /// A lane among those of four warps.
 ///

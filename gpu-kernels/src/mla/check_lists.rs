@@ -5,7 +5,7 @@
 //! skipped by the decode, too.
 
 use crate::attention::check::{THREADS, report, report_once};
-use crate::entry::{EntryId, Variant};
+use crate::entry::Variant;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, div};
 use crate::kernel::Kernel;
@@ -128,7 +128,7 @@ pub enum CheckLists {}
 
 impl Kernel for CheckLists {
     type Params = DecodeMlaEntryParams;
-    const VARIANT: Variant = Variant::Only(EntryId::check_lists);
+    const VARIANT: Variant = Variant::Only("check_lists");
     const THREADS: u32 = THREADS;
 
     #[inline(always)]

@@ -52,7 +52,7 @@ pub unsafe fn decode_mla<
     gpu: G,
     params: &DecodeMlaParams,
 ) {
-    // SAFETY: a valid check record, or none.
+    // SAFETY: `check` is 0 or a finished check's record: the host's `launch`.
     if unsafe { crate::attention::check::found_fault(gpu, params.check) } {
         return;
     }

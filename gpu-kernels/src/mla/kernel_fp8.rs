@@ -56,7 +56,7 @@ pub unsafe fn decode_mla_entry<
     params: &DecodeMlaEntryParams,
 ) {
     let rows = &params.rows;
-    // SAFETY: a valid check record, or none.
+    // SAFETY: `check` is 0 or a finished check's record: the host's `launch`.
     if unsafe { crate::attention::check::found_fault(gpu, rows.check) } {
         return;
     }

@@ -50,7 +50,7 @@ pub unsafe fn decode_mla_group<
     gpu: G,
     params: &DecodeMlaParams,
 ) {
-    // SAFETY: a valid check record, or none.
+    // SAFETY: `check` is 0 or a finished check's record: the host's `launch`.
     if unsafe { crate::attention::check::found_fault(gpu, params.check) } {
         return;
     }

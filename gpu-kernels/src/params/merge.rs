@@ -1,8 +1,8 @@
-//! Arguments of `merge_few`, `merge_splits` and `merge_scheduled`.
+//! Arguments of `merge_few`, `merge_splits`, `merge_many` and `merge_scheduled`.
 
 use crate::params::{KernelParams, MaskParams};
 
-/// Arguments of `merge_few`, `merge_splits` and `merge_scheduled`.
+/// Arguments of `merge_few`, `merge_splits`, `merge_many` and `merge_scheduled`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MergeParams {

@@ -133,7 +133,8 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> OnlineSoftmax<V_STEPS, ROW_TI
         unsafe { token_scales(gpu, scales, pair) }.map(|pair| pair.map(|scale| scale * per_unit))
     }
 
-    /// Makes the unit larger than this tile's value scales; what was accumulated shrinks by a power of two.
+    /// Makes the unit larger than this tile's value scales, whoever sees their tokens; what was accumulated shrinks by a
+    /// power of two. Rows of which that leaves too little are found at the end: see [`OnlineSoftmax::lost_shares`].
     #[inline(always)]
     unsafe fn grow_unit<G: Gpu>(&mut self, gpu: G, scales: u32, tile_kv: u32) {
         let mut largest = 0.0f32;
@@ -144,6 +145,9 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> OnlineSoftmax<V_STEPS, ROW_TI
                 let scale = f32::from_bits(unsafe { gpu.ld_shared_b32(scales + token * 4) });
                 // One that is not finite has no power of two above it, and belongs to a token that rows may not see.
                 let scale = if scale < f32::INFINITY { scale } else { 0.0 };
+                if scale > 0.0 && scale < self.least_scale {
+                    self.least_scale = scale;
+                }
                 largest = gpu.max(largest, if scale < LARGEST_UNIT { scale } else { LARGEST_UNIT });
             }
         });

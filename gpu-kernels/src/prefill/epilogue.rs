@@ -45,7 +45,10 @@ pub(crate) unsafe fn store_rows<
     // All rows are finished before one is stored, so that what they load is waited for together.
     let mut finished = [[Finished::NOTHING; 2]; ROW_TILES];
     // SAFETY: converged.
-    unsafe { partial.reduce(gpu) };
+    let are_far_apart = unsafe {
+        partial.reduce(gpu);
+        C::TOKEN_SCALES && partial.scales_are_far_apart(gpu)
+    };
     unroll!([2] tile in 0..ROW_TILES {
         unroll!([2] half in 0..2 {
             let row = view.rows.of_lane(gpu.lane(), tile, half);
@@ -56,7 +59,11 @@ pub(crate) unsafe fn store_rows<
                 let sums = [low[2 * half], low[2 * half + 1], high[2 * half], high[2 * half + 1]];
                 seen = look(gpu, seen, sums);
             });
-            let is_broken = is_long || !all_finite(seen) || is_far(finite(partial.max[tile][half]));
+            let is_broken = is_long
+                || !all_finite(seen)
+                || !all_finite([partial.sum[tile][half], 0.0])
+                || is_far(finite(partial.max[tile][half]))
+                || (are_far_apart && partial.lost_shares(gpu, (tile, half)));
             broken |= ((exists && is_broken) as u32) << (2 * tile + half);
             let row = Row {
                 token: parked.work.query_start + view.rows.token(row),

@@ -33,7 +33,7 @@ pub const THREADS: u32 = WARPS * WARP;
 #[inline(always)]
 pub unsafe fn merge_rows<G: Gpu>(gpu: G, params: &PrefillParams) {
     gpu.wait_for_previous_kernels();
-    // SAFETY: a valid check record, or none.
+    // SAFETY: `check` is 0 or a finished check's record: the host's `launch`.
     if unsafe { crate::attention::check::found_fault(gpu, params.check) } {
         return;
     }

@@ -17,6 +17,12 @@ const RISE: f32 = 4.0;
 /// Two to that power.
 const RISE_POWER: f32 = 16.0;
 
+/// Of scales that are a smaller part of the unit, an f16 loses bits: 2^-12.
+const FAR_APART: f32 = 1.0 / 4096.0;
+/// What is left of a row's sum times the unit where shares were lost, or values cancel: 2^-6. Of bytes that use their range,
+/// the mean of 100,000 is larger still.
+const LITTLE: f32 = 1.0 / 64.0;
+
 /// What a warp's rows have seen so far. A lane holds rows `lane / 4` and `+ 8` of each row tile.
 #[derive(Clone, Copy, Debug)]
 pub struct OnlineSoftmax<const V_STEPS: usize, const ROW_TILES: usize> {
@@ -30,6 +36,8 @@ pub struct OnlineSoftmax<const V_STEPS: usize, const ROW_TILES: usize> {
     /// What `acc` has to be multiplied by: a power of two above all value scales seen, if every token has
     /// one. Probabilities are multiplied by their token's share of it, so that they stay within an f16.
     pub value_unit: f32,
+    /// The least value scale of the tokens that this lane has looked at, but for zeros.
+    pub least_scale: f32,
 }
 
 /// How much what was accumulated shrinks, because maxima rose.
@@ -61,6 +69,7 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> OnlineSoftmax<V_STEPS, ROW_TI
         sum: [[0.0; 2]; ROW_TILES],
         acc: [[[[0.0; 4]; 2]; V_STEPS]; ROW_TILES],
         value_unit: f32::MIN_POSITIVE,
+        least_scale: f32::INFINITY,
     };
 
     /// Probabilities are multiplied by two to this power: what an f16 has room for.
@@ -238,6 +247,35 @@ impl<const V_STEPS: usize, const ROW_TILES: usize> OnlineSoftmax<V_STEPS, ROW_TI
             weights[i] = [p0, p1, p2, p3];
         });
         weights
+    }
+
+    /// Whether the value scales of a warp's tokens are so far apart that shares of the unit may not show in an f16.
+    ///
+    /// # Safety
+    /// Converged; called after the last tile.
+    #[inline(always)]
+    pub(crate) unsafe fn scales_are_far_apart<G: Gpu>(&self, gpu: G) -> bool {
+        let mut least = self.least_scale;
+        for mask in [1, 2, 4, 8, 16] {
+            // SAFETY: converged: this function's contract.
+            let other = f32::from_bits(unsafe { gpu.shfl_xor(least.to_bits(), mask) });
+            least = if other < least { other } else { least };
+        }
+        least < self.value_unit * FAR_APART
+    }
+
+    /// Whether what a lane has of a row, `(tile, half)`, is so little of the unit that its tokens' shares are likely to have
+    /// been lost: a token that it does not see, or that hardly counts, made the unit.
+    #[inline(always)]
+    pub(crate) fn lost_shares<G: Gpu>(&self, gpu: G, (tile, half): (usize, usize)) -> bool {
+        let mut largest = 0.0f32;
+        unroll!([16] step in 0..V_STEPS {
+            unroll!([2] i in 0..2 {
+                let sums = self.acc[tile][step][i];
+                largest = gpu.max(largest, gpu.max(sums[2 * half].abs(), sums[2 * half + 1].abs()));
+            });
+        });
+        largest < self.sum[tile][half] * LITTLE
     }
 
     /// Adds up the lanes' sums.

@@ -34,7 +34,7 @@ impl TileWork {
         params: &PrefillParams,
         shape: PrefillTile,
     ) -> Option<Self> {
-        // SAFETY: a valid check record, or none.
+        // SAFETY: `check` is 0 or a finished check's record: the host's `launch`.
         if unsafe { found_fault(gpu, params.check) } {
             return None;
         }

@@ -12,7 +12,8 @@ pub enum SplitPolicy {
     #[default]
     Auto,
     /// A fixed split length: the bits of a sequence's output depend on nothing but that sequence. Slower
-    /// for small batches.
+    /// for small batches. (Where a row shares a tile with a NaN, an infinity or a value scale far beyond its own that it does
+    /// not see, it is computed again, key by key: its last bits may then depend on how its prefill was cut.)
     BatchInvariant,
     /// This many tokens per split, rounded up to whole tiles.
     Fixed(u32),

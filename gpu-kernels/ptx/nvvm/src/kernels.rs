@@ -3,7 +3,7 @@ set! {
     route: "nvvm";
     compiler: "rustc_codegen_nvvm (rust-cuda 946c91f, own build 11d950db97da), rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball), libNVVM 12.9.86";
     ptx_version: "8.1";
-    source_sha256: "1d632a03f9bf0c8071de2e2fb74892019ed2fa1030df383ce82bab0cb32c48fe";
+    source_sha256: "ff2ff112518ec087d930d3f1f594f1f44feac917a2365a846d9a13ecf21d78e0";
     archs: ["sm_80", "sm_89", "sm_90", "sm_90a"];
     "check_compact",
     "check_gather",
@@ -152,6 +152,8 @@ set! {
     "gather_scaled_e5m2_f32_odd",
     "merge_few_bf16",
     "merge_few_f16",
+    "merge_many_bf16",
+    "merge_many_f16",
     "merge_rows",
     "merge_scheduled_bf16",
     "merge_scheduled_f16",

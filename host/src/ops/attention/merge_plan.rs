@@ -66,7 +66,10 @@ impl MergePlan {
             None if num_kv_splits <= merge::FEW_PARTS => {
                 (Variant::MergeFew { dtype }, merge::MOST_UNITS, 0)
             }
-            None => (Variant::MergeSplits { dtype }, 1, merge::SHARED_BYTES),
+            None if num_kv_splits <= merge::SOME_PARTS => {
+                (Variant::MergeSplits { dtype }, 1, merge::SHARED_BYTES)
+            }
+            None => (Variant::MergeMany { dtype }, 1, merge::SHARED_BYTES),
         };
         let x = of_row.div_ceil(units);
         let y = match runs {

@@ -98,7 +98,7 @@ impl CheckedDecodeMlaEntry<'_> {
             overlaps_previous: false,
         };
         let (variant, grid) = if self.request.is_sparse() {
-            (Variant::Only(EntryId::check_lists), self.check_grid())
+            (EntryId::check_lists.variant(), self.check_grid())
         } else {
             (Variant::CheckPaged, [self.shape.num_seqs, 1, 1])
         };

@@ -4,7 +4,7 @@ use std::fmt;
 
 use gpu_kernels::attention::item::MergeItem;
 use gpu_kernels::attention::schedule;
-use gpu_kernels::entry::{EntryId, Variant};
+use gpu_kernels::entry::EntryId;
 use gpu_kernels::params::{KernelParams, MaskParams, MergeParams, ScheduleParams};
 
 use super::merge_plan::{MergePlan, MergeShare};
@@ -18,7 +18,7 @@ use crate::ops::layout::byte_stride;
 use crate::ops::made_for::{Fact, MadeFor};
 use crate::ops::plan::Summary;
 use crate::ops::tensors::{given, on_machine};
-use crate::plan::{DeviceInfo, Runs, Splits, variants};
+use crate::plan::{DeviceInfo, Runs, Splits};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{Dtype, TensorView, TensorViewMut};
 
@@ -119,7 +119,7 @@ impl DecodePlan {
             None => [0; 4],
         };
         let schedule = runs.map(|_| Launch {
-            kernel: variants::entry(Variant::Only(EntryId::schedule)).id,
+            kernel: EntryId::schedule,
             grid: [1; 3],
             shared_bytes: schedule::SHARED_BYTES,
             overlaps_previous: false,

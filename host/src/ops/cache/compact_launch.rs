@@ -3,7 +3,7 @@
 use std::fmt;
 
 use gpu_kernels::cache::compact;
-use gpu_kernels::entry::{EntryId, Variant};
+use gpu_kernels::entry::EntryId;
 use gpu_kernels::params::{CompactParams, GatherParams, KernelParams};
 
 use super::compact::{BlockGather, CheckedCompact, CompactRequest, launch};
@@ -35,13 +35,13 @@ impl CheckedCompact<'_> {
         let walk = compact::walk_grid(params.num_rows, params.seq_lens == 0);
         let number = compact::number_grid(params.num_blocks);
         let names = [
-            launch(Variant::Only(EntryId::compact_mark), walk, 0),
+            launch(EntryId::compact_mark.variant(), walk, 0),
             launch(
-                Variant::Only(EntryId::compact_number),
+                EntryId::compact_number.variant(),
                 number,
                 compact::SHARED_BYTES,
             ),
-            launch(Variant::Only(EntryId::compact_rename), walk, 0),
+            launch(EntryId::compact_rename.variant(), walk, 0),
         ];
         let gathers = self.gathers.iter().map(|gather| gather.launch);
         CompactPlan {
@@ -63,11 +63,7 @@ impl CheckedCompact<'_> {
                     Fact::Check(self.request.check),
                 ],
             },
-            check: plan_check(
-                self.request.check,
-                Variant::Only(EntryId::check_compact),
-                walk,
-            ),
+            check: plan_check(self.request.check, EntryId::check_compact.variant(), walk),
             launches: names.into_iter().chain(gathers).collect(),
             num_blocks: params.num_blocks,
             num_compact_blocks: params.num_compact_blocks,

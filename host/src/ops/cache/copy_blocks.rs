@@ -9,7 +9,7 @@
 use std::fmt;
 
 use gpu_kernels::cache::copy_blocks;
-use gpu_kernels::entry::{EntryId, Variant};
+use gpu_kernels::entry::EntryId;
 use gpu_kernels::params::CopyBlocksParams;
 
 use super::concat_and_cache_mla_grouped::CacheTable;
@@ -136,12 +136,8 @@ impl<'a> CopyBlocksRequest<'a> {
         });
         let ctas = num_pairs.div_ceil(copy_blocks::THREADS).max(1);
         Ok(CheckedCopyBlocks {
-            check: plan_check(
-                self.check,
-                Variant::Only(EntryId::check_pairs),
-                [ctas, 1, 1],
-            ),
-            launch: overlapping(Variant::Only(EntryId::copy_blocks), grid),
+            check: plan_check(self.check, EntryId::check_pairs.variant(), [ctas, 1, 1]),
+            launch: overlapping(EntryId::copy_blocks.variant(), grid),
             params,
             is_empty: num_pairs == 0 || num_caches == 0 || units == 0,
             request: self,

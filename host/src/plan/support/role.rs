@@ -9,7 +9,7 @@ use gpu_kernels::prefill::MmaKind;
 
 use super::operation::only;
 use super::{Cache, Operation, Output, Scales, Sizes, Support, Tensors};
-use crate::plan::dtypes;
+use crate::plan::{dtypes, variants};
 use crate::tensor::Dtype;
 
 /// What a kernel is for.
@@ -81,7 +81,9 @@ pub fn role(variant: Variant) -> Role {
             },
             heads(row_size(form), cut.head_size_v),
         ),
-        Variant::MergeFew { dtype: _ } | Variant::MergeSplits { dtype: _ } => Role::Assists(&[
+        Variant::MergeFew { dtype: _ }
+        | Variant::MergeSplits { dtype: _ }
+        | Variant::MergeMany { dtype: _ } => Role::Assists(&[
             Operation::Decode,
             Operation::UnifiedAttention,
             Operation::DecodeMla,
@@ -179,7 +181,7 @@ pub fn role(variant: Variant) -> Role {
         ]),
         Variant::CheckGather => Role::Assists(&[Operation::Gather]),
         Variant::ReadCeiling => Role::Measures,
-        Variant::Only(id) => only(id),
+        Variant::Only(_) => only(variants::entry(variant).id),
     }
 }
 
