@@ -4,8 +4,7 @@ use std::cell::RefCell;
 
 use rand_chacha::ChaCha8Rng;
 
-use super::BlocksCase;
-use super::rules::BlocksTensors;
+use super::rules::{BlocksCase, BlocksTensors};
 use crate::cases::base::compare::Accuracy;
 use crate::cases::base::device_case::{DeviceCase, Runnable, Workspaces, all_same};
 use crate::cases::base::memory_mistake::MemoryMistake;
