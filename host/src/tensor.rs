@@ -93,7 +93,7 @@ impl<'a> TensorView<'a> {
         dtype: Dtype,
         shape: &[usize],
     ) -> Result<Self, RequestError> {
-        // SAFETY: the caller's promise, with the strides of a contiguous tensor.
+        // SAFETY: `from_raw`'s contract is this function's, with the strides of a contiguous tensor.
         unsafe { Self::from_raw(address, dtype, shape, &contiguous_strides(shape)) }
     }
 
@@ -156,7 +156,7 @@ impl<'a> TensorViewMut<'a> {
         shape: &[usize],
         strides: &[i64],
     ) -> Result<Self, RequestError> {
-        // SAFETY: the caller promises more than `TensorView` asks.
+        // SAFETY: this function's contract has all of that of `TensorView::from_raw`.
         unsafe { TensorView::from_raw(address, dtype, shape, strides) }
             .map(|view| Self(view, PhantomData))
     }
@@ -173,7 +173,7 @@ impl<'a> TensorViewMut<'a> {
         dtype: Dtype,
         shape: &[usize],
     ) -> Result<Self, RequestError> {
-        // SAFETY: the caller's promise, with the strides of a contiguous tensor.
+        // SAFETY: `from_raw`'s contract is this function's, with the strides of a contiguous tensor.
         unsafe { Self::from_raw(address, dtype, shape, &contiguous_strides(shape)) }
     }
 

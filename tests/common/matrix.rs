@@ -5,19 +5,7 @@ use ferroattn::tensor::Dtype;
 use ferroattn::{Error, Result};
 
 /// All there are.
-pub const DTYPES: [Dtype; 11] = [
-    Dtype::F32,
-    Dtype::F16,
-    Dtype::Bf16,
-    Dtype::F8E4m3,
-    Dtype::F8E5m2,
-    Dtype::F8E4m3Fnuz,
-    Dtype::F8E5m2Fnuz,
-    Dtype::I8,
-    Dtype::U8,
-    Dtype::I32,
-    Dtype::I64,
-];
+pub const DTYPES: [Dtype; Dtype::ALL.len()] = *Dtype::ALL.first_chunk().unwrap();
 
 /// Head sizes of keys and of values.
 pub fn heads((head_size, head_size_v): (u32, u32)) -> Sizes {

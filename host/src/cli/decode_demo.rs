@@ -252,9 +252,10 @@ impl Tensors {
         let request = CacheWriteRequest {
             key: uploads.view(&part(&self.key))?,
             value: uploads.view(&part(&self.value))?,
-            // SAFETY: the machine runs launches in order, and these are the only views that write.
+            // SAFETY: the machine runs launches in order, and of each cache this function makes the only view that
+            // writes.
             key_cache: unsafe { uploads.view_mut(&self.key_cache)? },
-            // SAFETY: as above.
+            // SAFETY: see `key_cache`, which is another tensor.
             value_cache: unsafe { uploads.view_mut(&self.value_cache)? },
             slot_mapping: uploads.view(&part(&self.slot_mapping))?,
             block_size: self.key_cache.shape[1],
@@ -263,8 +264,9 @@ impl Tensors {
         };
         let checked = request.check()?;
         let plan = checked.plan();
-        let mut none = Buffer::uninit(runtime, "workspace", Dtype::U8, &[0])?;
-        checked.launch(&plan, &mut none.view_mut(), runtime)
+        let bytes = plan.workspace_bytes();
+        let mut workspace = Buffer::uninit(runtime, "workspace", Dtype::U8, &[bytes])?;
+        checked.launch(&plan, &mut workspace.view_mut(), runtime)
     }
 
     /// Enqueues one step: the new tokens into the cache, then attention.
@@ -294,7 +296,7 @@ impl Tensors {
             value_cache: uploads.view(&self.value_cache)?,
             block_table: uploads.view(&self.block_table)?,
             seq_lens: uploads.view(&part(&self.seq_lens))?,
-            // SAFETY: the machine runs launches in order, and this is the only view that writes.
+            // SAFETY: the machine runs launches in order, and this function makes the only view that writes.
             out: unsafe { uploads.view_mut(&self.out)? },
             lse: None,
             softmax_scale: self.softmax_scale(),

@@ -13,7 +13,7 @@ use super::machines::{self, Choice, PtxSet};
 use super::run_file::{self, File};
 use super::{run_attention as attention, run_cache as cache, run_gather as gather, run_names};
 use crate::cases::BlocksOperation;
-use crate::cases::named::{Inputs, Operation, Ready, Stage};
+use crate::cases::named::{FileContents, Operation, Ready, Stage};
 use crate::ops::{CHECK_BYTES, CheckMode, check_result};
 use crate::reference::HostTensor;
 use crate::runtime::{Buffer, Route, Runtime};
@@ -79,9 +79,9 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         fs::read(&args.input).with_context(|| format!("reading {}", args.input.display()))?;
     let in_file = || format!("in {}", args.input.display());
     let file = File::read(&bytes).with_context(in_file)?;
-    let inputs = read(args.op, &file).with_context(in_file)?;
+    let given = read(args.op, &file).with_context(in_file)?;
     let machine = machines::open_one(args.runtime, args.ptx.map(Route::from))?;
-    let results = launch(inputs, machine.as_ref())?;
+    let results = launch(args.op, given, machine.as_ref())?;
     fs::write(&args.output, run_file::bytes(&results)?)
         .with_context(|| format!("writing {}", args.output.display()))?;
     Ok(ExitCode::SUCCESS)
@@ -96,18 +96,22 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
 pub fn run_operation(op: &str, file: &[u8], machine: &dyn Runtime) -> anyhow::Result<Vec<u8>> {
     let op = operation(op)?;
     let file = File::read(file)?;
-    run_file::bytes(&launch(read(op, &file)?, machine)?)
+    run_file::bytes(&launch(op, read(op, &file)?, machine)?)
 }
 
-fn read(op: &'static Operation, file: &File<'_>) -> anyhow::Result<Inputs> {
+fn read(op: &'static Operation, file: &File<'_>) -> anyhow::Result<FileContents> {
     let (tensors, entries) = (file.names().into_iter(), file.entries().into_iter());
     op.refuse_unknown(tensors, entries, &OPERATIONS)?;
-    file.inputs(op)
+    file.contents(op)
 }
 
 /// What the operation writes, in the order of its request.
-fn launch(inputs: Inputs, machine: &dyn Runtime) -> anyhow::Result<Vec<HostTensor>> {
-    let mut stage = Stage::new(machine, inputs, MOST_BYTES)?;
+fn launch(
+    op: &'static Operation,
+    given: FileContents,
+    machine: &dyn Runtime,
+) -> anyhow::Result<Vec<HostTensor>> {
+    let mut stage = Stage::new(machine, op, given, MOST_BYTES)?;
     let written = stage.launch(CheckMode::Device, &|ready| finish(&ready, machine))?;
     written.into_iter().map(|name| stage.read(name)).collect()
 }

@@ -6,8 +6,7 @@ use anyhow::{bail, ensure};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView as FileView;
 
-use crate::cases::FileContents;
-use crate::cases::named::{Inputs, Operation, span_bytes};
+use crate::cases::named::{FileContents, Operation, span_bytes};
 use crate::reference::HostTensor;
 use crate::tensor::Dtype;
 
@@ -58,7 +57,7 @@ impl<'a> File<'a> {
     }
 
     /// What it has for an operation.
-    pub(super) fn inputs(&self, op: &'static Operation) -> anyhow::Result<Inputs> {
+    pub(super) fn contents(&self, op: &Operation) -> anyhow::Result<FileContents> {
         let mut tensors = Vec::new();
         for name in op.tensors.needed {
             tensors.push(self.tensor(name)?);
@@ -74,7 +73,7 @@ impl<'a> File<'a> {
         let names = op.metadata.all().map(|entry| entry.name());
         let entry = |name| Some((name, self.metadata.get(name)?.clone()));
         let metadata = names.filter_map(entry).collect();
-        Ok(Inputs::new(op, FileContents { tensors, metadata }))
+        Ok(FileContents { tensors, metadata })
     }
 
     pub(super) fn optional_tensor(&self, name: &'static str) -> anyhow::Result<Option<HostTensor>> {

@@ -105,7 +105,7 @@ mod linux {
             set_registers(registers, new);
             return;
         }
-        // SAFETY: as the system would call it.
+        // SAFETY: the system called this handler with the same three, which it would have passed to that one.
         unsafe { pass_on(signal, info, context) };
     }
 

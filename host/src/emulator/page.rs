@@ -121,7 +121,9 @@ impl Page {
         for (i, history) in bytes[range].iter().enumerate() {
             match access {
                 Access::Read => history.read(now).and_then(|()| word.check_read(now)),
-                _ => history.write(now).and_then(|()| word.check_write(now)),
+                Access::Write | Access::Atomic => {
+                    history.write(now).and_then(|()| word.check_write(now))
+                }
             }
             .map_err(|other| (i as i64, other))?;
         }

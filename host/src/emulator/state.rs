@@ -394,7 +394,7 @@ pub(super) fn refuse_kernels(call: &str) -> Result<(), Box<Fault>> {
 /// # Safety
 /// It is used by code that runs in the lane alone, or in a signal handler on top of it.
 pub(super) unsafe fn running() -> Option<&'static LaneState<'static>> {
-    // SAFETY: `Running` resets it before the lane goes; the caller keeps it no longer than that.
+    // SAFETY: `Running` resets it before the lane goes; by this function's contract nobody keeps it longer than that.
     unsafe { RUNNING.get().as_ref() }
 }
 

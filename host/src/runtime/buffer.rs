@@ -91,7 +91,7 @@ impl<'m> Buffer<'m> {
             shape: shape.to_vec(),
             strides: strides.to_vec(),
         };
-        // SAFETY: the allocation is exactly this long.
+        // SAFETY: `allocate` gave exactly this many bytes.
         unsafe { memory.copy_in(address, data)? };
         Ok(buffer)
     }
@@ -150,7 +150,7 @@ impl<'m> Buffer<'m> {
                 got: format!("{} bytes", data.len()),
             }));
         }
-        // SAFETY: the allocation is exactly this long.
+        // SAFETY: `self.bytes` were allocated when the buffer was made, and `data` is as long, as checked above.
         unsafe { self.memory.copy_in(self.address, data) }
     }
 
@@ -160,7 +160,7 @@ impl<'m> Buffer<'m> {
     /// The driver refused, or something enqueued before failed.
     pub fn read(&self) -> Result<Vec<u8>> {
         let mut data = vec![0; self.bytes];
-        // SAFETY: the allocation is exactly this long.
+        // SAFETY: `self.bytes` were allocated when the buffer was made.
         unsafe { self.memory.copy_out(self.address, &mut data)? };
         Ok(data)
     }
@@ -180,7 +180,8 @@ impl<'m> Buffer<'m> {
 
     /// The tensor, to write.
     pub fn view_mut(&mut self) -> TensorViewMut<'_> {
-        // SAFETY: as in `view`; the borrow is exclusive, and no two elements are the same memory.
+        // SAFETY: `with_strides` and `uninit` allocated the whole span, and let no two elements be the same memory; the
+        // borrow is exclusive and keeps it alive.
         unsafe { TensorViewMut::from_raw(self.address, self.dtype, &self.shape, &self.strides) }
             .expect("a buffer has few dimensions, each with a stride")
             .of_machine(self.memory.owner())

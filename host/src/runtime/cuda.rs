@@ -15,7 +15,7 @@ use super::driver::{DriverError, DriverVersion, device_count, require_driver};
 use super::embedded::Route;
 use super::graph::Graph;
 use super::kept::{Kept, Memory};
-use super::queue::{Mark, Queue};
+use super::own_stream::{Event, Stream};
 use super::{Kernels, Launch, Launcher, MachineId, Runtime, StreamLauncher};
 use crate::error::Result;
 use crate::plan::DeviceInfo;
@@ -62,7 +62,7 @@ pub struct Cuda {
     sweep: OnceLock<(u64, usize)>,
     properties: DeviceProperties,
     // Dropped before the context, if that is there.
-    queue: ManuallyDrop<Queue>,
+    stream: ManuallyDrop<Stream>,
     context: Context,
 }
 
@@ -93,7 +93,7 @@ impl Cuda {
         let device = Device::get_device(ordinal).map_err(driver_error)?;
         let context = Context::new(device).map_err(driver_error)?;
         CurrentContext::set_current(&context).map_err(driver_error)?;
-        let queue = Queue::new()?;
+        let stream = Stream::new()?;
         let kernels = Kernels::load_set(route)?;
         let read = |attribute| -> Result<u32, DriverError> {
             let value = device.get_attribute(attribute).map_err(driver_error)?;
@@ -115,7 +115,7 @@ impl Cuda {
             kept: Kept::default(),
             sweep: OnceLock::new(),
             properties,
-            queue: ManuallyDrop::new(queue),
+            stream: ManuallyDrop::new(stream),
             context,
         })
     }
@@ -154,14 +154,14 @@ impl Cuda {
         work: impl FnOnce(&StreamLauncher<'a>) -> Result<()> + 'a,
     ) -> Result<Graph<'a>> {
         let launcher = self.launcher()?;
-        Graph::capture(self, self.queue.stream(), || work(&launcher))
+        Graph::capture(self, self.stream.handle(), || work(&launcher))
     }
 
     /// Calls `work` `repeats` times and returns how long the GPU took for each, in milliseconds. `before`
     /// is called ahead of each and not counted; it may sweep the cache ([`Cuda::sweep_l2`]). Waits only
     /// once, at the end.
     ///
-    /// What counts is the time between two marks in the stream. A graph keeps the time in which the host
+    /// What counts is the time between two events in the stream. A graph keeps the time in which the host
     /// enqueues kernels out of it.
     ///
     /// # Errors
@@ -174,14 +174,14 @@ impl Cuda {
     ) -> Result<Vec<f32>> {
         self.make_current()?;
         let marks = (0..repeats)
-            .map(|_| Ok((Mark::new()?, Mark::new()?)))
+            .map(|_| Ok((Event::new()?, Event::new()?)))
             .collect::<Result<Vec<_>, DriverError>>()?;
         let mut measure = || {
             for (start, end) in &marks {
                 before()?;
-                start.record(&self.queue)?;
+                start.record(&self.stream)?;
                 work()?;
-                end.record(&self.queue)?;
+                end.record(&self.stream)?;
             }
             self.synchronize()?;
             let times = marks
@@ -209,20 +209,20 @@ impl Cuda {
                 *self.sweep.get_or_init(|| sweep)
             }
         };
-        // SAFETY: allocated for this alone.
+        // SAFETY: `sweep` is this many bytes, allocated above for this alone.
         unsafe { self.zero(address, bytes) }
     }
 
     /// Our stream, a `CUstream`, for whoever launches into it by other means. It lives as long as `self`.
     pub fn stream(&self) -> *mut c_void {
-        self.queue.stream()
+        self.stream.handle()
     }
 
     /// A launcher into our stream.
     fn launcher(&self) -> Result<StreamLauncher<'_>, DriverError> {
         self.make_current()?;
         // SAFETY: the stream lives as long as `self`, which the launcher borrows.
-        unsafe { StreamLauncher::new(&self.kernels, self.queue.stream()) }
+        unsafe { StreamLauncher::new(&self.kernels, self.stream.handle()) }
     }
 
     /// Frees memory, or keeps it while there are graphs.
@@ -240,11 +240,13 @@ impl Cuda {
         }
         match memory {
             Memory::Device(address) => {
-                // SAFETY: as the caller promises, and no longer in use.
+                // SAFETY: this function's contract has `cuda_malloc` have allocated it; `synchronize` has
+                // waited for the work that uses it.
                 let _ = unsafe { cuda_free(DevicePointer::<u8>::from_raw(address)) };
             }
             Memory::Host(address) => {
-                // SAFETY: as above.
+                // SAFETY: this function's contract has `Pinned` have allocated it; `synchronize` has
+                // waited for the work that uses it.
                 let _ = unsafe { sys::cuMemFreeHost(address as *mut c_void) };
             }
         }
@@ -272,12 +274,12 @@ impl Cuda {
 
 impl Launcher for Cuda {
     unsafe fn launch(&self, launch: &Launch, params: &[u8]) -> Result<()> {
-        // SAFETY: the caller's promise.
+        // SAFETY: both methods have the contract of `Launcher::launch`.
         unsafe { self.launcher()?.launch(launch, params) }
     }
 
     unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
-        // SAFETY: the caller's promise.
+        // SAFETY: both methods have the contract of `Launcher::zero`.
         unsafe { self.launcher()?.zero(address, bytes) }
     }
 
@@ -311,14 +313,16 @@ unsafe impl DeviceMemory for Cuda {
     }
 
     unsafe fn free(&self, address: u64, _bytes: usize) {
-        // SAFETY: allocated by `allocate`, as the caller promises, and nothing enqueued needs it after this call.
+        // SAFETY: the contract of `DeviceMemory::free` has it allocated by `allocate`, and used by nothing but what is
+        // enqueued, for which `free_memory` waits.
         unsafe { self.free_memory(Memory::Device(address)) };
     }
 
     unsafe fn copy_in(&self, address: u64, bytes: &[u8]) -> Result<()> {
         self.make_current()?;
         if !bytes.is_empty() {
-            // SAFETY: the caller promises that the range lies in one allocation; we wait for the copy.
+            // SAFETY: this method's contract has the range lie in one allocation; `synchronize` below waits for the
+            // copy, during which `bytes` is borrowed.
             unsafe {
                 sys::cuMemcpyHtoDAsync_v2(
                     address,
@@ -335,7 +339,8 @@ unsafe impl DeviceMemory for Cuda {
     unsafe fn copy_out(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
         self.make_current()?;
         if !bytes.is_empty() {
-            // SAFETY: the caller promises that the range lies in one allocation; we wait for the copy.
+            // SAFETY: this method's contract has the range lie in one allocation; `synchronize` below waits for the
+            // copy, during which `bytes` is borrowed.
             unsafe {
                 sys::cuMemcpyDtoHAsync_v2(
                     bytes.as_mut_ptr().cast(),
@@ -361,7 +366,7 @@ impl Runtime for Cuda {
 
     fn synchronize(&self) -> Result<()> {
         self.make_current()?;
-        Ok(self.queue.synchronize()?)
+        Ok(self.stream.synchronize()?)
     }
 }
 
@@ -370,14 +375,14 @@ impl Drop for Cuda {
         // What fails here was reported before, or the GPU is gone.
         let _ = self.synchronize();
         if let Some((address, bytes)) = self.sweep.take() {
-            // SAFETY: allocated by `sweep_l2`, whose work is done.
+            // SAFETY: `sweep_l2` allocated it, and nobody else has it; `free` waits for its work.
             unsafe { self.free(address, bytes) };
         }
         if self.is_there() {
-            // SAFETY: the context is alive until after this, nothing runs, and graphs borrow `self`.
+            // SAFETY: `is_there` saw the context; `synchronize` above has waited for launches; graphs borrow `self`.
             unsafe { self.kernels.unload() };
-            // SAFETY: nobody uses it after this.
-            unsafe { ManuallyDrop::drop(&mut self.queue) };
+            // SAFETY: `self` is being dropped, and this is the last that uses it.
+            unsafe { ManuallyDrop::drop(&mut self.stream) };
         }
     }
 }

@@ -113,7 +113,7 @@ macro_rules! table {
             $(
                 #[unsafe(no_mangle)]
                 unsafe extern "C" fn $exported($($e_arg: $e_type),*) -> Code {
-                    // SAFETY: the caller keeps the conditions of the driver's function.
+                    // SAFETY: this function's contract is that of the driver's, whose name it has.
                     match unsafe { super::$exported($($e_arg),*) } {
                         Ok(()) => 0,
                         Err(Failure::Code(_, code)) if cust_knows(code) => code,
@@ -139,7 +139,7 @@ macro_rules! table {
                     let function = unsafe {
                         std::mem::transmute::<usize, unsafe extern "C" fn($($type),*) -> Code>(address)
                     };
-                    // SAFETY: the caller keeps the function's conditions.
+                    // SAFETY: this function's contract is that of the driver's, whose name it has.
                     match unsafe { function($($arg),*) } {
                         0 => Ok(()),
                         code => Err(Failure::Code(stringify!($name), code)),
@@ -243,9 +243,9 @@ impl LaunchAttribute {
 pub(super) fn describe(code: Code) -> String {
     let mut name: *const c_char = std::ptr::null();
     let mut text: *const c_char = std::ptr::null();
-    // SAFETY: both receive a pointer to a static string, or stay null.
+    // SAFETY: the driver writes one pointer, to a static string, or leaves it null.
     let _ = unsafe { cuGetErrorName(code, &mut name) };
-    // SAFETY: as above.
+    // SAFETY: the driver writes one pointer, to a static string, or leaves it null.
     let _ = unsafe { cuGetErrorString(code, &mut text) };
     let word = |pointer: *const c_char| {
         if pointer.is_null() {

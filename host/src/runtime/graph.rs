@@ -24,7 +24,7 @@ impl<'a> Graph<'a> {
         // Calls of other threads that cannot be captured do not disturb us.
         const THREAD_LOCAL: u32 = 1;
         cuda.make_current()?;
-        // SAFETY: the stream of `cuda` is alive.
+        // SAFETY: `cuda` keeps its stream as long as it lives.
         unsafe { sys::cuStreamBeginCapture_v2(stream, THREAD_LOCAL) }.map_err(DriverError::from)?;
         cuda.kept.begin_capture();
         let mut graph = Self {

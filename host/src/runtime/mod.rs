@@ -20,9 +20,9 @@ mod kept;
 mod machine;
 pub mod module;
 #[cfg(feature = "cust")]
-mod pinned;
+mod own_stream;
 #[cfg(feature = "cust")]
-mod queue;
+mod pinned;
 pub mod stream;
 
 pub use buffer::{Buffer, DeviceMemory};

@@ -149,7 +149,8 @@ impl Kernels {
     pub unsafe fn unload(&mut self) {
         for function in self.loaded.iter_mut().filter_map(OnceLock::take) {
             // A failure here is one of earlier work, which is not ours to report.
-            // SAFETY: loaded by us, not in use, as the caller promises.
+            // SAFETY: `function_or_load` loaded it, `take` leaves nobody else who has it, and by this function's
+            // contract it is not in use.
             let _ = unsafe { sys::cuModuleUnload(function.module as Handle) };
         }
     }

@@ -57,21 +57,23 @@ unsafe impl DeviceMemory for Pinned<'_> {
     }
 
     unsafe fn free(&self, address: u64, _bytes: usize) {
-        // SAFETY: allocated by `allocate`, as the caller promises, and nothing enqueued needs it after this call.
+        // SAFETY: the contract of `DeviceMemory::free` has it allocated by `allocate`, and used by nothing but what is
+        // enqueued, for which `free_memory` waits.
         unsafe { self.cuda.free_memory(Memory::Host(address)) };
     }
 
     unsafe fn copy_in(&self, address: u64, bytes: &[u8]) -> Result<()> {
         self.cuda.synchronize()?;
-        // SAFETY: the caller promises that the range lies in one allocation, which is the host's memory, and
-        // nothing that was enqueued is still at work.
+        // SAFETY: this method's contract has the range lie in one allocation, which is the host's memory; `synchronize`
+        // has waited for what was enqueued.
         unsafe { (address as *mut u8).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
         Ok(())
     }
 
     unsafe fn copy_out(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
         self.cuda.synchronize()?;
-        // SAFETY: as in `copy_in`.
+        // SAFETY: this method's contract has the range lie in one allocation, which is the host's memory; `synchronize`
+        // has waited for what was enqueued.
         unsafe { (address as *const u8).copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }

@@ -34,7 +34,7 @@ impl<'k> StreamLauncher<'k> {
         stream: *mut c_void,
     ) -> std::result::Result<Self, DriverError> {
         let mut context: Handle = std::ptr::null_mut();
-        // SAFETY: a valid stream, as the caller promises; writes one pointer.
+        // SAFETY: this function's contract has the stream be valid; the driver writes one pointer.
         unsafe { sys::cuStreamGetCtx(stream, &mut context)? };
         if context as usize != kernels.context() {
             return Err(DriverError::WrongContext { what: "the stream" });
@@ -57,7 +57,7 @@ impl<'k> StreamLauncher<'k> {
     /// The driver refused.
     pub fn is_capturing(&self) -> std::result::Result<bool, DriverError> {
         let mut status: c_uint = 0;
-        // SAFETY: the stream is valid (promised to `new`); writes one int.
+        // SAFETY: the contract of `new` has the stream stay valid; the driver writes one int.
         unsafe { sys::cuStreamIsCapturing(self.stream, &mut status)? };
         Ok(status != 0)
     }
@@ -90,8 +90,8 @@ impl Launcher for StreamLauncher<'_> {
         };
         // The driver copies the block during the call and only reads it.
         let mut pointers = [params.as_ptr().cast_mut().cast::<c_void>()];
-        // SAFETY: the function was loaded in the stream's context and takes one block of this size; the
-        // caller promises that the addresses in it are good.
+        // SAFETY: `new` checked that the kernels are loaded in the stream's context; the assertion, that the function
+        // takes one block of this size; the contract of `Launcher::launch` has the addresses in it be good.
         unsafe {
             sys::cuLaunchKernelEx(
                 &config,
@@ -106,7 +106,7 @@ impl Launcher for StreamLauncher<'_> {
 
     unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
         if bytes > 0 {
-            // SAFETY: the caller promises the range; the stream is valid (promised to `new`).
+            // SAFETY: the contract of `Launcher::zero` has the range be good, that of `new` the stream.
             unsafe { sys::cuMemsetD8Async(address, 0, bytes, self.stream) }
                 .map_err(DriverError::from)?;
         }

@@ -264,7 +264,7 @@ impl Described for DecodeCase {
         };
         let scales = match self.scales {
             ScaleForm::Token if self.is_scaled() => 2 * 4 * self.cache.num_kv_heads,
-            _ => 0,
+            ScaleForm::Tensor | ScaleForm::Head | ScaleForm::Token => 0,
         };
         let total = tokens.iter().sum::<usize>() * (self.token_bytes() + scales)
             + query_and_out

@@ -171,7 +171,7 @@ impl<'m> DeviceDecode<'m> {
             // SAFETY: `self` is borrowed exclusively, and launches of one stream run in order.
             out: unsafe { uploads.view_mut(&rows(&tensors.out))? },
             lse: match &tensors.lse {
-                // SAFETY: as above.
+                // SAFETY: `self` is borrowed exclusively, launches run in order, and `out` is another tensor.
                 Some(lse) => Some(unsafe { uploads.view_mut(&rows(lse))? }),
                 None => None,
             },
@@ -222,7 +222,7 @@ impl<'m> DeviceDecode<'m> {
             // SAFETY: `self` is borrowed exclusively, and launches of one stream run in order.
             out: unsafe { uploads.view_mut(&part(&tensors.out))? },
             lse: match &tensors.lse {
-                // SAFETY: as above.
+                // SAFETY: `self` is borrowed exclusively, launches run in order, and `out` is another tensor.
                 Some(lse) => Some(unsafe { uploads.view_mut(&part(lse))? }),
                 None => None,
             },

@@ -117,7 +117,7 @@ impl<'m> DeviceUnified<'m> {
             // SAFETY: `self` is borrowed exclusively, and launches of one stream run in order.
             out: unsafe { uploads.view_mut(&by_token(&base.out))? },
             lse: match &base.lse {
-                // SAFETY: as above.
+                // SAFETY: `self` is borrowed exclusively, launches run in order, and `out` is another tensor.
                 Some(lse) => Some(unsafe { uploads.view_mut(&by_token(lse))? }),
                 None => None,
             },

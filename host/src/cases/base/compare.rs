@@ -28,6 +28,8 @@
 //! what its terms can amount to (root mean square over 90,000 rows of 64 and 128 dims), and by 2^-12 at worst. Limits of
 //! single numbers grow by twice the worst, those of a sequence by the mean.
 
+use gpu_kernels::dtype::QueryDtype;
+
 use super::fill::Fill;
 use super::mismatch::Mismatch;
 use crate::reference::{HostTensor, Rows};
@@ -177,9 +179,9 @@ fn finite_places(
 /// numbers lie between two powers of two, and few of them may all lie badly.
 fn frobenius(out: &HostTensor, seq: usize, rows: &Rows, sums: ScoreSums) -> Result<f64, Mismatch> {
     let most_terms = rows.terms.iter().copied().fold(0.0, f64::max);
-    let roundings = match out.dtype {
-        Dtype::F16 => 5e-4,
-        _ => 4e-3,
+    let roundings = match stored_as(out.dtype) {
+        QueryDtype::F16 => 5e-4,
+        QueryDtype::Bf16 | QueryDtype::F8E4m3 => 4e-3,
     };
     // Elements of a head share the roundings of its probabilities, so that with one head they all may be off the same way.
     let few_heads = 1.0 + 1.0 / rows.out.len().max(1) as f64;
@@ -272,12 +274,17 @@ fn beyond(error: f64, slack: &[f64], element: usize, dtype: Dtype) -> f64 {
     (error.abs() - slack - least).max(0.0)
 }
 
+/// What an output's dtype is among those that outputs may have.
+fn stored_as(out: Dtype) -> QueryDtype {
+    QueryDtype::try_from(out).expect("attention writes no others")
+}
+
 /// The unit in the last place of a number of this size.
 fn ulp(dtype: Dtype, value: f64) -> f64 {
-    let (fraction_bits, min_exponent) = match dtype {
-        Dtype::F16 => (10, -14.0),
-        Dtype::F8E4m3 => (3, -6.0),
-        _ => (7, -126.0),
+    let (fraction_bits, min_exponent) = match stored_as(dtype) {
+        QueryDtype::F16 => (10, -14.0),
+        QueryDtype::F8E4m3 => (3, -6.0),
+        QueryDtype::Bf16 => (7, -126.0),
     };
     let exponent = value.log2().floor().max(min_exponent);
     (exponent - f64::from(fraction_bits)).exp2()
@@ -288,9 +295,9 @@ pub(crate) fn allow(expected: &mut [Rows], fill: Fill, out: Dtype) {
     if fill == Fill::Plain {
         return;
     }
-    let fraction = match out {
-        Dtype::F16 => 2f64.powi(-11),
-        _ => 2f64.powi(-8),
+    let fraction = match stored_as(out) {
+        QueryDtype::F16 => 2f64.powi(-11),
+        QueryDtype::Bf16 | QueryDtype::F8E4m3 => 2f64.powi(-8),
     };
     expected.iter_mut().for_each(|rows| rows.allow(fraction));
 }

@@ -1,5 +1,6 @@
 //! Tensors of random numbers, of noise and of poison.
 
+use gpu_kernels::dtype::HalfDtype;
 use half::{bf16, f16};
 use rand::seq::SliceRandom;
 use rand::{Rng, RngExt, SeedableRng};
@@ -92,12 +93,12 @@ pub(crate) fn fill_row(dtype: Dtype, row: &mut [u8], spread: f32, random: &mut C
         }
         return;
     }
+    let dtype = HalfDtype::try_from(dtype).expect("other numbers are not random");
     for element in row.chunks_exact_mut(2) {
         let value = spread * bell(random);
-        let bytes = if dtype == Dtype::F16 {
-            f16::from_f32(value).to_le_bytes()
-        } else {
-            bf16::from_f32(value).to_le_bytes()
+        let bytes = match dtype {
+            HalfDtype::F16 => f16::from_f32(value).to_le_bytes(),
+            HalfDtype::Bf16 => bf16::from_f32(value).to_le_bytes(),
         };
         element.copy_from_slice(&bytes);
     }

@@ -102,7 +102,8 @@ impl<'m> Uploads<'m> {
         tensor: &HostTensor,
     ) -> Result<TensorViewMut<'_>, RequestError> {
         let view = self.place(tensor);
-        // SAFETY: as in `view`, and the caller promises to be alone.
+        // SAFETY: the tensor lies within its storage, whose buffer lives as long as `self`; by this function's contract
+        // nobody else has its elements. Whoever breaks a view has an emulator look at every access.
         unsafe { TensorViewMut::from_raw(view.address, view.dtype, &view.shape, &view.strides) }
     }
 

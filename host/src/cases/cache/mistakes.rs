@@ -1,9 +1,8 @@
-//! What a check on the device has to find in the tensors of cache writes, gathers and copies.
+//! What a check on the device has to find in the tensors of cache writes and gathers.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use super::blocks::BlocksCase;
 use super::gather::{GatherBy, GatherCase};
 use super::write::POSITIONS;
 use crate::cases::base::memory_mistake::MemoryMistake;
@@ -123,72 +122,4 @@ pub(crate) fn gather_mistakes(
             vec![MemoryMistake::saying(rows, &[seq, place], bad, message)]
         }
     }
-}
-
-/// A length that a row of the block table cannot name or that is none, and a block that some sequence needs and that the
-/// cache does not have.
-pub(crate) fn bad_table(
-    table: &HostTensor,
-    lens: &HostTensor,
-    case: &BlocksCase,
-    random: &mut ChaCha8Rng,
-) -> Vec<MemoryMistake> {
-    let [num_seqs, width] = table.shape[..] else {
-        panic!("rows of a block table");
-    };
-    let most = (width * case.block_size) as i64;
-    let (min, max) = (i64::from(i32::MIN), i64::from(i32::MAX));
-    let seq = random.random_range(0..num_seqs);
-    let bad = pick(random, &[-1, min, most + 1, max]);
-    let mut mistakes = vec![MemoryMistake::index(lens, &[seq], bad)];
-    let len = usize::try_from(lens.integer(&[seq])).expect("a length");
-    if len > 0 {
-        let column = random.random_range(0..len.div_ceil(case.block_size));
-        let bad = pick(random, &[case.num_blocks as i64, max]);
-        mistakes.push(MemoryMistake::index(table, &[seq, column], bad));
-    }
-    mistakes
-}
-
-/// A slot, `[rows, row_len]`, that the cache does not have.
-pub(crate) fn bad_index(
-    slots: &HostTensor,
-    num_slots: usize,
-    random: &mut ChaCha8Rng,
-) -> MemoryMistake {
-    let at = [0, 1].map(|dim| random.random_range(0..slots.shape[dim]));
-    let bad = pick(random, &[num_slots as i64, i64::from(i32::MAX)]);
-    MemoryMistake::index(slots, &at, bad)
-}
-
-/// A block that the cache does not have, a target that is another pair's, and one that is another pair's source.
-pub(crate) fn bad_pairs(
-    pairs: &HostTensor,
-    num_blocks: usize,
-    random: &mut ChaCha8Rng,
-) -> Vec<MemoryMistake> {
-    let block = |pair: usize, side: usize| pairs.integer(&[pair, side]);
-    // Pairs of which one is padding are skipped.
-    let mut whole: Vec<usize> = (0..pairs.shape[0])
-        .filter(|&pair| block(pair, 0) >= 0 && block(pair, 1) >= 0)
-        .collect();
-    if whole.is_empty() {
-        return Vec::new();
-    }
-    let pair = whole.swap_remove(random.random_range(0..whole.len()));
-    let side = random.random_range(0..2);
-    let outside = pick(random, &[num_blocks as i64, 1 << 32, i64::MAX]);
-    let mut mistakes = vec![MemoryMistake::index(pairs, &[pair, side], outside)];
-    if !whole.is_empty() {
-        let other = pick(random, &whole);
-        let [low, high] = [pair.min(other), pair.max(other)];
-        let target = block(other, 1);
-        let message = format!("`pairs[{low}, 1]` and `pairs[{high}, 1]` are both {target}:");
-        mistakes.push(MemoryMistake::saying(pairs, &[pair, 1], target, message));
-        let source = block(other, 0);
-        let message =
-            format!("`pairs[{pair}, 1]` is {source}, which is also the source `pairs[{other}, 0]`");
-        mistakes.push(MemoryMistake::saying(pairs, &[pair, 1], source, message));
-    }
-    mistakes
 }

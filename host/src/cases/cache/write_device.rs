@@ -78,10 +78,10 @@ impl<'m> DeviceCacheWrite<'m> {
         Ok(CacheWriteRequest {
             key: uploads.view(&tensors.key.slice(start, rows))?,
             value: uploads.view(&tensors.value.slice(start, rows))?,
-            // SAFETY: `self` is borrowed exclusively, and launches of one stream run in order; keys and
-            // values of a packed cache share no element.
+            // SAFETY: `self` is borrowed exclusively, and launches of one stream run in order; keys and values share no
+            // element, also where `CacheWriteTensors` packs them into one cache.
             key_cache: unsafe { uploads.view_mut(&tensors.key_cache)? },
-            // SAFETY: as above.
+            // SAFETY: see `key_cache`, with which it shares no element.
             value_cache: unsafe { uploads.view_mut(&tensors.value_cache)? },
             slot_mapping: uploads.view(&tensors.slot_mapping.slice(start, num_tokens))?,
             block_size: tensors.key_cache.shape[1],
@@ -92,9 +92,9 @@ impl<'m> DeviceCacheWrite<'m> {
                     v_scale: uploads.view(v_scale)?,
                 },
                 Some([k_scale, v_scale]) => CacheScales::PerTokenHead {
-                    // SAFETY: as above.
+                    // SAFETY: `self` is borrowed exclusively, launches run in order, and no other view has the tensor.
                     k_scale: unsafe { uploads.view_mut(k_scale)? },
-                    // SAFETY: as above.
+                    // SAFETY: `self` is borrowed exclusively, launches run in order, and no other view has the tensor.
                     v_scale: unsafe { uploads.view_mut(v_scale)? },
                 },
             },
@@ -119,7 +119,7 @@ impl<'m> DeviceCacheWrite<'m> {
             let is_scaled = rope.query_out.dtype == Dtype::F8E4m3;
             Some(RopeQuery {
                 query: uploads.view(&part(&rope.query))?,
-                // SAFETY: as in `write`.
+                // SAFETY: `self` is borrowed exclusively, launches run in order, and no other view has the tensor.
                 out: unsafe { uploads.view_mut(&part(&rope.query_out))? },
                 q_scale: is_scaled.then(|| uploads.view(&rope.q_scale)).transpose()?,
             })

@@ -6,8 +6,8 @@ use std::fmt::Debug;
 
 use anyhow::{Context, bail, ensure};
 
-use super::key::Key;
-use super::operation::Operation;
+use super::key::{Entry, Key};
+use super::names::Names;
 use crate::reference::HostTensor;
 use crate::tensor::Dtype;
 
@@ -25,23 +25,27 @@ pub struct FileContents {
 
 /// The same for an operation.
 pub(crate) struct Inputs {
-    op: &'static Operation,
+    /// The operation's name.
+    op: &'static str,
+    /// Entries that it takes.
+    entries: &'static Names<&'static dyn Entry>,
     given: FileContents,
     /// Names that the operation has asked for.
     asked: RefCell<BTreeSet<&'static str>>,
 }
 
 impl Inputs {
-    pub(crate) fn new(op: &'static Operation, given: FileContents) -> Self {
+    pub(super) fn new(
+        op: &'static str,
+        entries: &'static Names<&'static dyn Entry>,
+        given: FileContents,
+    ) -> Self {
         Self {
             op,
+            entries,
             given,
             asked: RefCell::default(),
         }
-    }
-
-    pub(super) fn operation(&self) -> &'static Operation {
-        self.op
     }
 
     pub(super) fn tensors(&self) -> &[HostTensor] {
@@ -71,7 +75,10 @@ impl Inputs {
     /// What an entry of the metadata says, if it is there.
     pub(crate) fn entry<T: Copy + Debug + Sync>(&self, key: &Key<T>) -> anyhow::Result<Option<T>> {
         let name = key.name();
-        assert!(self.op.takes_entry(name), "{name} is in no list of names");
+        assert!(
+            self.entries.has_entry(name),
+            "{name} is in no list of names"
+        );
         self.ask(name);
         self.text(name).map(|text| key.read(text)).transpose()
     }
@@ -109,7 +116,7 @@ impl Inputs {
         let tensors = self.given.tensors.iter().map(|it| it.storage.name);
         let entries = self.given.metadata.iter().map(|&(name, _)| name);
         if let Some(name) = tensors.chain(entries).find(|name| !asked.contains(name)) {
-            let op = self.op.name;
+            let op = self.op;
             bail!("{op} takes `{name}`, but not together with what else is in this file");
         }
         Ok(())

@@ -7,14 +7,18 @@ mod caches;
 mod inputs;
 mod job;
 mod key;
+mod names;
 mod operation;
+mod stage;
 mod words;
 
 pub use inputs::FileContents;
 pub(crate) use inputs::{Inputs, extent};
-pub(crate) use job::{Job, Stage, launch};
+pub(crate) use job::{Job, launch};
 pub(crate) use key::{BLOCK_SIZE, Key};
-pub(crate) use operation::{Names, Operation, Output};
+pub(crate) use names::Names;
+pub(crate) use operation::{Operation, Output};
+pub(crate) use stage::Stage;
 
 // What reads files, and says what they may have.
 #[cfg(feature = "cli")]

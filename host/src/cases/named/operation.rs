@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use super::inputs::Inputs;
 use super::job::Job;
 use super::key::Entry;
+use super::names::Names;
 use crate::tensor::Dtype;
 
 /// One that `ferroattn run` runs.
@@ -33,20 +34,13 @@ pub(crate) struct Output {
     pub(crate) shape: Vec<usize>,
 }
 
-/// Names that a file must have, and those that it may have.
-#[derive(Debug)]
-pub(crate) struct Names<N: 'static> {
-    pub(crate) needed: &'static [N],
-    pub(crate) optional: &'static [N],
-}
-
 impl Operation {
     pub(crate) fn takes_tensor(&self, name: &str) -> bool {
         self.tensors.all().any(|&other| other == name)
     }
 
     pub(crate) fn takes_entry(&self, name: &str) -> bool {
-        self.metadata.all().any(|other| other.name() == name)
+        self.metadata.has_entry(name)
     }
 }
 
@@ -61,27 +55,6 @@ impl Output {
             name,
             dtype,
             shape: shape.to_vec(),
-        }
-    }
-}
-
-impl<N> Names<N> {
-    pub(crate) const NONE: Self = Self {
-        needed: &[],
-        optional: &[],
-    };
-
-    pub(crate) fn all(&self) -> impl Iterator<Item = &N> + Clone {
-        self.needed.iter().chain(self.optional)
-    }
-
-    /// All of them, those that may be left out in brackets.
-    pub(crate) fn listed(&self, name: impl Fn(&N) -> &'static str) -> String {
-        let join = |names: &[N]| names.iter().map(&name).collect::<Vec<_>>().join(", ");
-        match (join(self.needed), join(self.optional)) {
-            (needed, none) if none.is_empty() => needed,
-            (none, optional) if none.is_empty() => format!("[{optional}]"),
-            (needed, optional) => format!("{needed}, [{optional}]"),
         }
     }
 }

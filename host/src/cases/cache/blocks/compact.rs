@@ -1,11 +1,13 @@
 //! `compact`: the blocks of four sequences, or of chosen slots, into a quarter of the blocks.
 
 use anyhow::Context;
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
 
-use super::BlocksCase;
-use super::rules::{BlocksRules, BlocksTensors, Written, name_or_gap};
+use super::rules::{BlocksCase, BlocksRules, BlocksTensors, Written, name_or_gap};
+use crate::cases::base::memory_mistake::MemoryMistake;
+use crate::cases::base::pick::pick;
 use crate::cases::base::tensors::{POISON, integers, shuffled};
-use crate::cases::cache::mistakes::{bad_index, bad_table};
 use crate::cases::named::{BLOCK_SIZE, Inputs, Job, Key, Names, Operation, Output, extent, launch};
 use crate::ops::{CompactReferences, CompactRequest};
 use crate::reference::HostTensor;
@@ -163,6 +165,38 @@ fn number(at: usize) -> [u8; 4] {
     i32::try_from(at)
         .expect("cases have few blocks")
         .to_le_bytes()
+}
+
+/// A length that a row of the block table cannot name or that is none, and a block that some sequence needs and that the
+/// cache does not have.
+fn bad_table(
+    table: &HostTensor,
+    lens: &HostTensor,
+    case: &BlocksCase,
+    random: &mut ChaCha8Rng,
+) -> Vec<MemoryMistake> {
+    let [num_seqs, width] = table.shape[..] else {
+        panic!("rows of a block table");
+    };
+    let most = (width * case.block_size) as i64;
+    let (min, max) = (i64::from(i32::MIN), i64::from(i32::MAX));
+    let seq = random.random_range(0..num_seqs);
+    let bad = pick(random, &[-1, min, most + 1, max]);
+    let mut mistakes = vec![MemoryMistake::index(lens, &[seq], bad)];
+    let len = usize::try_from(lens.integer(&[seq])).expect("a length");
+    if len > 0 {
+        let column = random.random_range(0..len.div_ceil(case.block_size));
+        let bad = pick(random, &[case.num_blocks as i64, max]);
+        mistakes.push(MemoryMistake::index(table, &[seq, column], bad));
+    }
+    mistakes
+}
+
+/// A slot, `[rows, row_len]`, that the cache does not have.
+fn bad_index(slots: &HostTensor, num_slots: usize, random: &mut ChaCha8Rng) -> MemoryMistake {
+    let at = [0, 1].map(|dim| random.random_range(0..slots.shape[dim]));
+    let bad = pick(random, &[num_slots as i64, i64::from(i32::MAX)]);
+    MemoryMistake::index(slots, &at, bad)
 }
 
 static NUM_COMPACT_BLOCKS: Key<u32> = Key::count("num_compact_blocks");

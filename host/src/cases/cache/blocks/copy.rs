@@ -1,8 +1,12 @@
 //! `copy_blocks`: blocks to others of the same cache; a file may also have two caches, or many.
 
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+
 use super::rules::{BlocksRules, BlocksTensors, GAP, name_or_gap};
+use crate::cases::base::memory_mistake::MemoryMistake;
+use crate::cases::base::pick::pick;
 use crate::cases::base::tensors::shuffled;
-use crate::cases::cache::mistakes::bad_pairs;
 use crate::cases::named::{Job, Names, Operation, Output, launch};
 use crate::ops::{BlockCaches, CopyBlocksRequest};
 use crate::reference::HostTensor;
@@ -47,6 +51,34 @@ fn copies(tensors: &BlocksTensors) -> Vec<[usize; 2]> {
     (0..tensors.case.count)
         .filter_map(|pair| Some([block(pair, 0)?, block(pair, 1)?]))
         .collect()
+}
+
+/// A block that the cache does not have, a target that is another pair's, and one that is another pair's source.
+fn bad_pairs(pairs: &HostTensor, num_blocks: usize, random: &mut ChaCha8Rng) -> Vec<MemoryMistake> {
+    let block = |pair: usize, side: usize| pairs.integer(&[pair, side]);
+    // Pairs of which one is padding are skipped.
+    let mut whole: Vec<usize> = (0..pairs.shape[0])
+        .filter(|&pair| block(pair, 0) >= 0 && block(pair, 1) >= 0)
+        .collect();
+    if whole.is_empty() {
+        return Vec::new();
+    }
+    let pair = whole.swap_remove(random.random_range(0..whole.len()));
+    let side = random.random_range(0..2);
+    let outside = pick(random, &[num_blocks as i64, 1 << 32, i64::MAX]);
+    let mut mistakes = vec![MemoryMistake::index(pairs, &[pair, side], outside)];
+    if !whole.is_empty() {
+        let other = pick(random, &whole);
+        let [low, high] = [pair.min(other), pair.max(other)];
+        let target = block(other, 1);
+        let message = format!("`pairs[{low}, 1]` and `pairs[{high}, 1]` are both {target}:");
+        mistakes.push(MemoryMistake::saying(pairs, &[pair, 1], target, message));
+        let source = block(other, 0);
+        let message =
+            format!("`pairs[{pair}, 1]` is {source}, which is also the source `pairs[{other}, 0]`");
+        mistakes.push(MemoryMistake::saying(pairs, &[pair, 1], source, message));
+    }
+    mistakes
 }
 
 static COPY_BLOCKS: Operation = Operation {

@@ -4,15 +4,14 @@ use std::cell::RefCell;
 
 use rand_chacha::ChaCha8Rng;
 
-use super::BlocksCase;
-use super::rules::BlocksTensors;
+use super::rules::{BlocksCase, BlocksTensors};
 use crate::cases::base::compare::Accuracy;
 use crate::cases::base::device_case::{DeviceCase, Runnable, Workspaces, all_same};
 use crate::cases::base::memory_mistake::MemoryMistake;
 use crate::cases::base::mismatch::Mismatch;
 use crate::cases::base::tensors::Amount;
 use crate::cases::base::uploads::Uploads;
-use crate::cases::named::{Inputs, Stage};
+use crate::cases::named::Stage;
 use crate::error::{Error, Result};
 use crate::ops::CheckMode;
 use crate::reference::HostTensor;
@@ -39,9 +38,10 @@ impl Runnable for BlocksCase {
         _amount: Amount,
     ) -> Result<Box<dyn DeviceCase<'m> + 'm>> {
         let tensors = BlocksTensors::new(self, seed);
-        let inputs = Inputs::new(self.operation.operation(), tensors.file_contents());
+        let op = self.operation.operation();
+        let stage = Stage::new(runtime, op, tensors.file_contents(), usize::MAX);
         Ok(Box::new(BlocksRun {
-            stage: Stage::new(runtime, inputs, usize::MAX).map_err(library_error)?,
+            stage: stage.map_err(library_error)?,
             workspaces: Workspaces::new(runtime, self.check),
             tensors,
             written: Vec::new(),

@@ -1,14 +1,17 @@
-//! What an operation on blocks is, and the tensors of its cases.
+//! What an operation on blocks is, the parameters of its cases, and their tensors.
+
+use std::fmt;
 
 use rand_chacha::ChaCha8Rng;
 
-use super::BlocksCase;
 use crate::cases::base::fill::{Fill, Painter, poison};
 use crate::cases::base::memory_mistake::MemoryMistake;
 use crate::cases::base::tensors::noise;
 use crate::cases::cache::slots::written_role;
 use crate::cases::named::{FileContents, Operation};
+use crate::ops::CheckMode;
 use crate::reference::HostTensor;
+use crate::tensor::Dtype;
 
 /// What an operation is. Its file has a constant of it.
 pub(super) struct BlocksRules {
@@ -34,6 +37,31 @@ pub(super) struct BlocksRules {
     pub(super) mistakes: Mistakes,
 }
 
+/// What is done with blocks.
+#[derive(Clone, Copy)]
+pub struct BlocksOperation(pub(super) &'static BlocksRules);
+
+/// Parameters of an operation on blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlocksCase {
+    /// Of the cache.
+    pub dtype: Dtype,
+    /// What is done.
+    pub operation: BlocksOperation,
+    /// Tokens per block.
+    pub block_size: usize,
+    /// Values per token.
+    pub row: usize,
+    /// Blocks of the cache.
+    pub num_blocks: usize,
+    /// Pairs of blocks, tokens of a sequence, or slots: as many things as name blocks.
+    pub count: usize,
+    /// Whether what names blocks is checked on the device.
+    pub check: CheckMode,
+    /// What the numbers are like: they have to arrive as they are.
+    pub fill: Fill,
+}
+
 /// The name of a tensor that is written, and the bytes that it has to hold then.
 pub(super) type Written = (&'static str, Vec<u8>);
 
@@ -47,6 +75,54 @@ pub(super) struct BlocksTensors {
     pub(super) cache: HostTensor,
     /// See [`BlocksRules::names`].
     pub(super) names: Vec<HostTensor>,
+}
+
+impl BlocksOperation {
+    /// What its file says of it.
+    pub(super) const fn rules(self) -> &'static BlocksRules {
+        self.0
+    }
+
+    /// As a case's line begins.
+    pub(crate) const fn name(self) -> &'static str {
+        self.0.name
+    }
+
+    /// The request over named tensors.
+    pub(crate) fn operation(self) -> &'static Operation {
+        self.0.operation
+    }
+
+    /// As `ferroattn run` calls it, which has one name for all ways to compact.
+    pub fn run_name(self) -> &'static str {
+        self.operation().name
+    }
+
+    /// The largest [`BlocksCase::count`] over `num_blocks` blocks of `block_size` tokens.
+    pub(crate) fn most(self, num_blocks: usize, block_size: usize) -> usize {
+        (self.0.most)(num_blocks, block_size)
+    }
+}
+
+impl PartialEq for BlocksOperation {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for BlocksOperation {}
+
+impl fmt::Debug for BlocksOperation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl BlocksCase {
+    /// Bytes of a block.
+    pub(super) fn block_bytes(&self) -> usize {
+        self.block_size * self.row * self.dtype.size()
+    }
 }
 
 /// Every so many names one names nothing.
@@ -112,7 +188,6 @@ impl BlocksTensors {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cases::BlocksOperation;
     use crate::cases::base::text::Fields;
 
     /// The numbers of each block of the cache.

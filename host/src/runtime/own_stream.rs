@@ -1,4 +1,4 @@
-//! A stream of our own, and marks in it that tell the time.
+//! A stream of our own, and events in it that tell the time.
 //!
 //! `cust` has both, but its streams wait for the default stream: a copy by any other thread would then
 //! disturb a capture.
@@ -8,14 +8,14 @@ use super::driver::DriverError;
 
 /// A stream that waits for no other.
 #[derive(Debug)]
-pub(super) struct Queue(Handle);
+pub(super) struct Stream(Handle);
 
-// SAFETY: the driver's handles may be used from any thread, also at the same time.
-unsafe impl Send for Queue {}
-// SAFETY: as above.
-unsafe impl Sync for Queue {}
+// SAFETY: the driver's handles may be used from any thread, says CUDA's documentation.
+unsafe impl Send for Stream {}
+// SAFETY: and from several at the same time.
+unsafe impl Sync for Stream {}
 
-impl Queue {
+impl Stream {
     /// A stream in the current context.
     pub(super) fn new() -> Result<Self, DriverError> {
         const NON_BLOCKING: u32 = 1;
@@ -26,31 +26,31 @@ impl Queue {
     }
 
     /// The `CUstream`.
-    pub(super) fn stream(&self) -> Handle {
+    pub(super) fn handle(&self) -> Handle {
         self.0
     }
 
     /// Waits for everything enqueued.
     pub(super) fn synchronize(&self) -> Result<(), DriverError> {
-        // SAFETY: the stream is alive.
+        // SAFETY: `new` made the stream, and only `drop` destroys it.
         unsafe { sys::cuStreamSynchronize(self.0) }.map_err(DriverError::from)
     }
 }
 
-impl Drop for Queue {
+impl Drop for Stream {
     fn drop(&mut self) {
         // An error would be one of earlier work.
-        // SAFETY: made by us, not used again.
+        // SAFETY: `new` made it, and nothing uses it after `drop`.
         let _ = unsafe { sys::cuStreamDestroy_v2(self.0) };
     }
 }
 
-/// A point in a stream whose time is taken when the GPU gets there (an event).
+/// A point in a stream whose time is taken when the GPU gets there.
 #[derive(Debug)]
-pub(super) struct Mark(Handle);
+pub(super) struct Event(Handle);
 
-impl Mark {
-    /// A mark that was not set yet.
+impl Event {
+    /// An event that was not recorded yet.
     pub(super) fn new() -> Result<Self, DriverError> {
         let mut event: Handle = std::ptr::null_mut();
         // SAFETY: writes one pointer.
@@ -58,24 +58,24 @@ impl Mark {
         Ok(Self(event))
     }
 
-    /// Sets it behind everything enqueued.
-    pub(super) fn record(&self, queue: &Queue) -> Result<(), DriverError> {
-        // SAFETY: both are alive.
-        unsafe { sys::cuEventRecord(self.0, queue.stream()) }.map_err(DriverError::from)
+    /// Records it behind everything enqueued.
+    pub(super) fn record(&self, stream: &Stream) -> Result<(), DriverError> {
+        // SAFETY: each was made by its `new`, and is destroyed by its `drop` alone.
+        unsafe { sys::cuEventRecord(self.0, stream.handle()) }.map_err(DriverError::from)
     }
 
     /// Time from `start` to here, once the GPU has passed both.
     pub(super) fn milliseconds_since(&self, start: &Self) -> Result<f32, DriverError> {
         let mut milliseconds = 0.0;
-        // SAFETY: both are alive; writes one float.
+        // SAFETY: each was made by `new`, and is destroyed by `drop` alone; the driver writes one float.
         unsafe { sys::cuEventElapsedTime(&mut milliseconds, start.0, self.0)? };
         Ok(milliseconds)
     }
 }
 
-impl Drop for Mark {
+impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: made by us, not used again; the driver waits with freeing it.
+        // SAFETY: `new` made it, and nothing uses it after `drop`; the driver frees it once its time is taken.
         let _ = unsafe { sys::cuEventDestroy_v2(self.0) };
     }
 }
