@@ -19,7 +19,7 @@ use super::options::DecodeOptions;
 use super::paged::PagedCache;
 use super::shape::{AttentionShape, Query, Words, check_seq_lens, half_outputs, max_seq_len};
 use crate::error::Result;
-use crate::ops::checks::{count, grid_count, scale};
+use crate::ops::checks::{count, grid_count};
 use crate::plan::variants;
 use crate::tensor::{TensorView, TensorViewMut};
 
@@ -125,8 +125,6 @@ impl<'a> DecodeRequest<'a> {
             half_outputs(query.dtype),
             cache.head_size_v,
         )?;
-        scale("softmax_scale", self.softmax_scale)?;
-        let token_scales = check_scales(self.scales.as_ref(), query.dtype, &cache)?;
         let mods = &self.options.score_mods;
         mods.check(query.num_heads())?;
 
@@ -141,6 +139,8 @@ impl<'a> DecodeRequest<'a> {
             ruled,
         )?;
         let Variant::DecodeGqa { heads_per_cta, .. } = stage1.variant else {
+        mods.check_scale(self.softmax_scale)?;
+        let token_scales = check_scales(self.scales.as_ref(), query.dtype, &cache)?;
             unreachable!("decode_entry returns decode variants");
         };
         Ok(CheckedDecode {

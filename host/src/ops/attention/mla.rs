@@ -16,7 +16,7 @@ use super::options::DecodeOptions;
 use super::paged::PagedCache;
 use super::shape::{AttentionShape, Query, Words, check_seq_lens, half_outputs, max_seq_len};
 use crate::error::Result;
-use crate::ops::checks::{count, grid_count, scale};
+use crate::ops::checks::{count, grid_count};
 use crate::plan::variants;
 use crate::tensor::{TensorView, TensorViewMut};
 
@@ -84,7 +84,8 @@ impl<'a> DecodeMlaRequest<'a> {
             half_outputs(query.dtype),
             cache.head_size_v,
         )?;
-        scale("softmax_scale", self.softmax_scale)?;
+        let mods = &self.options.score_mods;
+        mods.check_scale(self.softmax_scale)?;
         check_latent_scales(self.scales.as_ref(), query.dtype, &cache)?;
         self.options.score_mods.refuse("MLA decode")?;
 

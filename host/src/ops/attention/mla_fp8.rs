@@ -23,7 +23,7 @@ use super::options::DecodeOptions;
 use super::score_mods::check_per_head;
 use super::shape::{AttentionShape, Query, Words, check_seq_lens, nameable};
 use crate::error::{RequestError, Result};
-use crate::ops::checks::{count, grid_count, named, scale};
+use crate::ops::checks::{count, grid_count, named};
 use crate::ops::layout::{byte_stride, byte_strides};
 use crate::ops::mla_entries::check_entries;
 use crate::plan::variants;
@@ -198,7 +198,8 @@ impl<'a> DecodeMlaEntryRequest<'a> {
         let lse = self.lse.as_ref().map(TensorViewMut::view);
         let head_size_v = Some(HEAD_SIZE_V as usize);
         let (out, _) = query.outputs(out, lse, &[QueryDtype::Bf16], head_size_v)?;
-        scale("softmax_scale", self.softmax_scale)?;
+        let mods = &self.options.score_mods;
+        mods.check_scale(self.softmax_scale)?;
         self.check_options()?;
         count(
             "query_len * num_query_heads",
