@@ -48,9 +48,10 @@ pub struct DecodeMlaEntryRequest<'a> {
     pub sinks: Option<TensorView<'a>>,
     /// `[num_seqs, query_len, num_query_heads, 512]`, bf16; any strides that are multiples of 4.
     pub out: TensorViewMut<'a>,
-    /// `[num_seqs, query_len, num_query_heads]`, f32, natural logarithm; if wanted.
+    /// `[num_seqs, query_len, num_query_heads]`, f32, natural logarithm; if wanted. As [`super::DecodeRequest::lse`]
+    /// says, and how near.
     pub lse: Option<TensorViewMut<'a>>,
-    /// Multiplies query · row.
+    /// Multiplies query · row. How large it, and what it multiplies, may be: [`super::DecodeRequest::softmax_scale`].
     pub softmax_scale: f32,
     /// The rest. With index lists no `max_seq_len`: they have their own lengths.
     pub options: DecodeOptions<'a>,
