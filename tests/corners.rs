@@ -6,7 +6,14 @@ mod attention_step;
 mod common;
 mod tensors;
 
+use std::f32::consts::LOG2_E;
+
 use attention_step::{Operation, Step, gpus, near};
+use common::case;
+use ferroattn::Error;
+use ferroattn::cases::fill::Amount;
+use ferroattn::cases::{Case, DeviceEntries, EntryTensors, run_case};
+use ferroattn::emulator::Emulator;
 use ferroattn::plan::SplitPolicy;
 use ferroattn::tensor::Dtype;
 use tensors::encode;
@@ -175,6 +182,125 @@ fn a_softcap_of_any_size() {
                             "{step:?}: {got_lse}, not {lse}"
                         );
                     }
+                }
+            }
+        }
+    }
+}
+
+/// What a scale or a cap of a request is refused with, if it is; by every operation that takes it.
+fn refusals(keys: &str) -> Vec<String> {
+    let mut lines = vec![
+        format!("decode bf16 heads=4/2 d=64 page=16 layout=nhd lens=20 {keys}"),
+        format!("unified bf16 heads=4/2 d=64 page=16 layout=nhd lens=20 q_lens=3 {keys}"),
+    ];
+    if !keys.contains("softcap") {
+        let line = "decode_mla bf16 heads=4/1 d=576 dv=512 page=16 layout=nhd lens=20";
+        lines.push(format!("{line} {keys}"));
+    }
+    let machine = Emulator::new();
+    let refusal = |line: String| match run_case(&case(&line), &machine, 1) {
+        Err(Error::Request(error)) => error.to_string(),
+        other => panic!("{line}: {other:?}"),
+    };
+    lines.into_iter().map(refusal).collect()
+}
+
+#[test]
+fn a_softcap_is_as_small_as_what_is_divided_by_it_allows() {
+    for keys in ["softcap=1e-40", "scale=3 softcap=1e-38"] {
+        for message in refusals(keys) {
+            assert!(
+                message.starts_with("`softcap` must be at least about"),
+                "{message}"
+            );
+        }
+    }
+    // The scale is what cannot be had with any cap.
+    for message in refusals("scale=1.2e38 softcap=1") {
+        assert!(
+            message.starts_with("`softmax_scale` must be at most 1.17"),
+            "{message}"
+        );
+    }
+    let scale = 1.0 / 64.0;
+    let is_good = |cap: f32| (2.0 * LOG2_E * scale / cap).is_finite();
+    let bits = (1..).find(|&bits| is_good(f32::from_bits(bits)));
+    let bits = bits.expect("a large one is good");
+    let below = f32::from_bits(bits - 1);
+    assert!(below > 1e-40);
+    for message in refusals(&format!("scale={scale} softcap={below}")) {
+        assert!(
+            message.starts_with("`softcap` must be at least about"),
+            "{message}"
+        );
+    }
+    for operation in [Operation::Decode, Operation::Unified] {
+        // Scores of 1, 0 and -1 are all capped to next to nothing.
+        let (keys, values) = (vec![1.0, 0.0, -1.0, 0.0], vec![1.0, 2.0, 3.0, 4.0]);
+        let mut step = Step::new(operation, Dtype::Bf16, keys, values);
+        (step.softmax_scale, step.softcap) = (scale, Some(f32::from_bits(bits)));
+        for machine in gpus() {
+            for (out, lse) in step.run(&machine) {
+                assert!(near(out, 2.5), "{step:?}: {out}");
+                assert!((lse - 4f32.ln()).abs() < 1e-6, "{step:?}: {lse}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_softmax_scale_is_as_large_as_base_2_allows() {
+    for scale in ["2.36e38", "3.4e38"] {
+        for message in refusals(&format!("scale={scale}")) {
+            assert!(
+                message.starts_with("`softmax_scale` must be at most 2.35"),
+                "{message}"
+            );
+        }
+    }
+    let Case::DecodeEntries(entries) =
+        case("decode_mla_entry bf16 form=656 heads=4 page=16 lens=20")
+    else {
+        panic!("entries")
+    };
+    let machine = Emulator::new();
+    let tensors = EntryTensors::new(&entries, 1, Amount::WHOLE);
+    let mut device = DeviceEntries::new(&machine, tensors).expect("memory");
+    let mut request = device.request(&entries, 0).expect("views");
+    request.softmax_scale = 2.36e38;
+    let message = request.check().err().expect("too large").to_string();
+    assert!(
+        message.starts_with("`softmax_scale` must be at most 2.35"),
+        "{message}"
+    );
+    for operation in [Operation::Decode, Operation::Unified, Operation::Mla] {
+        let mut step = Step::new(operation, Dtype::Bf16, vec![0.0; 2], vec![1.0, 3.0]);
+        step.softmax_scale = 2.35e38;
+        for machine in gpus() {
+            for (out, lse) in step.run(&machine) {
+                assert!(
+                    near(out, 2.0) && near(lse, 2f32.ln()),
+                    "{step:?}: {out}, {lse}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_f32_cannot_hold_as_a_score_is_an_infinity() {
+    for operation in [Operation::Decode, Operation::Unified, Operation::Mla] {
+        for (key, is_finite) in [(1e38, false), (-1e38, true)] {
+            let mut step = Step::new(operation, Dtype::Bf16, vec![key, 0.0], vec![1.0, 2.0]);
+            step.softmax_scale = 1.0;
+            for machine in gpus() {
+                for (out, lse) in step.run(&machine) {
+                    let is_right = match is_finite {
+                        true => out == 2.0 && lse == 0.0,
+                        false => !out.is_finite() && !lse.is_finite(),
+                    };
+                    assert!(is_right, "{step:?}: {out}, {lse}");
                 }
             }
         }

@@ -6,7 +6,13 @@ mod common;
 mod tensors;
 
 use attention_step::{Operation, Step, gpus};
+use common::{case, emulated};
+use ferroattn::cases::fill::Amount;
+use ferroattn::cases::{Case, DeviceUnified, ScoreSums, UnifiedTensors, compare_unified};
+use ferroattn::emulator::Emulator;
+use ferroattn::ops::{CHECK_BYTES, check_result};
 use ferroattn::plan::SplitPolicy;
+use ferroattn::runtime::{Buffer, DeviceMemory, Launcher};
 use ferroattn::tensor::Dtype;
 
 #[test]
@@ -108,6 +114,72 @@ fn scales_of_values_that_a_row_does_not_see_do_not_reach_it() {
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+/// An engine that never had the blocks left of a window has not written their entries either. The emulator refuses to read
+/// what nobody wrote.
+#[test]
+fn table_entries_left_of_a_window_may_never_have_been_written() {
+    // The first tokens of the sequences see keys from 72 and 28 on, of blocks 4 and 1.
+    let unwritten = [4, 1];
+    let base = "page=16 layout=nhd lens=100,50 q_lens=9,3 window=20";
+    for (form, kernel) in [
+        ("bf16 heads=6/2 d=64", "prefill_gqa_bf16_d64_sm90a"),
+        ("bf16 heads=6/2 d=96", "prefill_gqa_bf16_d96"),
+        (
+            "bf16 heads=6/2 kv=fp8_e4m3 d=64",
+            "prefill_gqa_e4m3_d64_sm90a",
+        ),
+        (
+            "bf16 heads=6/2 kv=fp8_e4m3 q=fp8_e4m3 d=128",
+            "prefill_gqa_e4m3_qe4m3_d128_sm90a",
+        ),
+    ] {
+        for check in ["", " check=device"] {
+            let line = format!("unified {form} {base}{check}");
+            let Case::Unified(case) = case(&line) else {
+                panic!("{line} is no unified attention")
+            };
+            for (machine, has_groups) in [(Emulator::new(), false), (emulated((9, 0)), true)] {
+                let tensors = UnifiedTensors::new(&case, 1, Amount::WHOLE).expect("few tokens");
+                let table = &tensors.base.block_table;
+                let written = Buffer::uninit(&machine, "block_table", Dtype::I32, &table.shape)
+                    .expect("small");
+                for (row, first) in unwritten.into_iter().enumerate() {
+                    let (begin, end) = (
+                        4 * table.position(&[row, first]),
+                        4 * table.strides[0] * (row + 1),
+                    );
+                    let bytes = &table.storage.bytes[begin..end];
+                    let address = written.view().address() + begin as u64;
+                    // SAFETY: the rest of a row of the buffer, which has the table's shape.
+                    unsafe { machine.copy_in(address, bytes) }.expect("in bounds");
+                }
+                let mut device = DeviceUnified::new(&machine, tensors.clone()).expect("memory");
+                let mut request = device.request(&case, 1, 0).expect("views");
+                request.block_table = written.view();
+                let checked = request.check().expect("a good request");
+                let plan = checked.plan(&machine.device()).expect("a plan");
+                if has_groups {
+                    let plan = plan.to_string();
+                    assert!(plan.contains(&format!("{kernel} ")), "{kernel} of {plan}");
+                }
+                let bytes = plan.workspace_bytes().max(CHECK_BYTES);
+                let mut workspace =
+                    Buffer::uninit(&machine, "workspace", Dtype::U8, &[bytes]).expect("small");
+                let launched = checked.launch(&plan, &mut workspace.view_mut(), &machine);
+                launched.unwrap_or_else(|error| panic!("{line}: {error}"));
+                if !check.is_empty() {
+                    let record = workspace.read().expect("read");
+                    assert_eq!(check_result(&record[..CHECK_BYTES]), Ok(()), "{line}");
+                }
+                let (out, lse) = device.results().expect("read");
+                let tokens: Vec<usize> = (0..tensors.base.query.shape[0]).collect();
+                compare_unified(&case, &tensors, &out, lse.as_ref(), &tokens, ScoreSums::F32)
+                    .unwrap_or_else(|error| panic!("{line}: {error}"));
             }
         }
     }

@@ -92,14 +92,21 @@ fn after_a_fault_no_kernel_writes() {
         "decode bf16 heads=4/2 kv=fp8_e4m3 d=64 page=16 layout=nhd lens=40,33,20",
         "decode_mla bf16 heads=4/1 d=576 dv=512 page=16 layout=nhd lens=40,33,20",
         "decode_mla bf16 heads=4/1 d=576 dv=512 page=16 layout=nhd lens=200,33,20 split=32",
+        "decode_mla bf16 heads=40/1 d=576 dv=512 page=16 layout=nhd lens=40,33,20",
+        "decode_mla bf16 heads=40/1 kv=fp8_e4m3 d=576 dv=512 page=16 layout=nhd lens=40,33,20",
+        "decode_mla bf16 heads=40/1 d=288 dv=256 page=16 layout=nhd lens=40,33,20",
         "decode_mla_entry bf16 form=656 heads=4 page=16 lens=40,33,20",
         "decode_mla_entry bf16 form=656 heads=4 page=16 lens=200,33,20 split=32",
         "decode_mla_entry bf16 form=584 heads=4 page=16 lens=40,33,20",
+        "decode_mla_entry bf16 form=656 heads=64 page=16 lens=40,33,20",
+        "decode_mla_entry bf16 form=584 heads=64 page=16 lens=40,33,20",
     ];
     let unifieds = [
         "unified bf16 heads=4/2 d=64 page=16 layout=nhd lens=40,33,20 q_lens=3,1,2",
         "unified bf16 heads=4/2 d=64 page=16 layout=nhd lens=900,33,20 q_lens=3,1,2 split=64",
         "unified bf16 heads=4/2 d=64 page=16 layout=nhd lens=40,33,20 q_lens=1,0,1 max_q_len=1",
+        "unified bf16 heads=4/2 kv=fp8_e4m3 d=64 page=16 layout=nhd lens=40,33,20 q_lens=3,1,2",
+        "unified bf16 heads=4/2 kv=fp8_e4m3 q=fp8_e4m3 d=64 page=16 layout=nhd lens=40,33,20 q_lens=3,1,2",
     ];
     let mut machines = machines();
     // On which groups of warps multiply.
@@ -131,15 +138,23 @@ fn after_a_fault_no_kernel_writes() {
         "decode_gqa_bf16_d64_h8 ",
         "decode_gqa_bf16_d64_h8_rule ",
         "decode_gqa_e4m3_",
-        "decode_mla_bf16_",
-        "decode_mla_entry_fp8_ds_",
-        "decode_mla_entry_v4_",
+        "decode_mla_bf16_d576v512_h16 ",
+        "decode_mla_bf16_d576v512_h64_sm90a ",
+        "decode_mla_e4m3_d576v512_h64 ",
+        "decode_mla_bf16_d288v256_h64 ",
+        "decode_mla_entry_fp8_ds_h16 ",
+        "decode_mla_entry_fp8_ds_h64 ",
+        "decode_mla_entry_v4_h16 ",
+        "decode_mla_entry_v4_h64 ",
         "merge_few_bf16 ",
         "merge_splits_bf16 ",
         "schedule ",
         "merge_scheduled_bf16 ",
         "prefill_gqa_bf16_d64 ",
         "prefill_gqa_bf16_d64_sm90a ",
+        "prefill_gqa_e4m3_d64 ",
+        "prefill_gqa_e4m3_d64_sm90a ",
+        "prefill_gqa_e4m3_qe4m3_d64_sm90a ",
         "merge_rows ",
     ] {
         let is_planned = plans.iter().any(|plan| plan.contains(kernel));

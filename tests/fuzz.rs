@@ -7,8 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 
+use ferroattn::cases::fill::{self, Amount};
 use ferroattn::cases::fuzz::{Drawn, OPERATIONS, requests};
-use ferroattn::emulator::Emulator;
+use ferroattn::cases::{
+    Case, DeviceDecode, DeviceEntries, DeviceUnified, EntryTensors, UnifiedTensors,
+};
+use ferroattn::runtime::Launcher;
+use gpu_kernels::entry::ENTRIES;
 
 /// Some of every operation: a minute or two of one core.
 const COUNT: usize = 150 * OPERATIONS.len();
@@ -36,13 +41,20 @@ fn drawn() -> (u64, impl Iterator<Item = Drawn>) {
     (seed, requests(&OPERATIONS, seed).take(count))
 }
 
+/// What happened, to which request, and how to see it again.
+fn report(error: &str, drawn: &Drawn, seed: u64, at: usize) -> String {
+    let case = &drawn.case;
+    format!("{error}\n  {case}\n  ferroattn fuzz --seed {seed} --skip {at} --count 1")
+}
+
 #[test]
 fn random_requests_are_right() {
     let (seed, drawn) = drawn();
     let failures: Vec<String> = drawn
-        .filter_map(|drawn| {
-            let error = drawn.judge(&Emulator::with_seed(drawn.seed)).err()?;
-            Some(format!("{error}\n  {}", drawn.replay()))
+        .enumerate()
+        .filter_map(|(at, drawn)| {
+            let error = drawn.judge(&drawn.emulator()).err()?;
+            Some(report(&error, &drawn, seed, at))
         })
         .collect();
     assert!(failures.is_empty(), "seed {seed}:\n{}", failures.join("\n"));
@@ -54,13 +66,10 @@ fn one_mistake_is_a_typed_error_and_nothing_is_written() {
     let mut mistakes: BTreeMap<String, usize> = BTreeMap::new();
     let mut failures = Vec::new();
     for (at, drawn) in drawn.enumerate() {
-        match drawn.judge_broken(&Emulator::new()) {
+        match drawn.judge_broken(&drawn.emulator()) {
             Ok(None) => {}
             Ok(Some(mistake)) => *mistakes.entry(mistake).or_default() += 1,
-            Err(error) => failures.push(format!(
-                "{error}\n  {}\n  ferroattn fuzz --seed {seed} --skip {at} --count 1",
-                drawn.case
-            )),
+            Err(error) => failures.push(report(&error, &drawn, seed, at)),
         }
     }
     assert!(failures.is_empty(), "seed {seed}:\n{}", failures.join("\n"));
@@ -73,11 +82,8 @@ fn one_bad_value_in_device_memory_is_named_and_nothing_is_written() {
     let failures: Vec<String> = drawn
         .enumerate()
         .filter_map(|(at, drawn)| {
-            let error = drawn.judge_corrupted(&Emulator::new()).err()?;
-            Some(format!(
-                "{error}\n  {}\n  ferroattn fuzz --seed {seed} --skip {at} --count 1",
-                drawn.case
-            ))
+            let error = drawn.judge_corrupted(&drawn.emulator()).err()?;
+            Some(report(&error, &drawn, seed, at))
         })
         .collect();
     assert!(failures.is_empty(), "seed {seed}:\n{}", failures.join("\n"));
@@ -132,9 +138,82 @@ fn bad_values_are_put_wherever_a_check_looks() {
             if found == expected {
                 break;
             }
-            let corrupted = drawn.judge_corrupted(&Emulator::new());
+            let corrupted = drawn.judge_corrupted(&drawn.emulator());
             found.extend(corrupted.unwrap_or_else(|error| panic!("{error}\n  {}", drawn.case)));
         }
         assert_eq!(found, expected, "{operation}");
     }
+}
+
+/// The kernels of one source, whatever dtypes and head sizes they are for: a name without those.
+fn family(kernel: &str) -> String {
+    let is_of_a_shape = |part: &str| {
+        let dtypes = ["bf16", "f16", "e4m3", "e5m2", "i8"];
+        dtypes.contains(&part) || part.starts_with(|c| c == 'd') && part.ends_with(char::is_numeric)
+    };
+    let parts: Vec<&str> = kernel
+        .split('_')
+        .filter(|part| !is_of_a_shape(part))
+        .collect();
+    parts.join("_")
+}
+
+/// The plan of a request of attention, on one line.
+fn plan(drawn: &Drawn) -> Option<String> {
+    let emulator = drawn.emulator();
+    let device = emulator.device();
+    let (seed, amount) = (drawn.seed, Amount::WHOLE);
+    let plan = match &drawn.case {
+        Case::Decode(case) => {
+            let tensors = fill::decode(case, seed, amount);
+            let mut on = DeviceDecode::new(&emulator, tensors).expect("memory");
+            on.plan(case, &device).expect("a plan").to_string()
+        }
+        Case::DecodeEntries(case) => {
+            let tensors = EntryTensors::new(case, seed, amount);
+            let mut on = DeviceEntries::new(&emulator, tensors).expect("memory");
+            on.plan(case, &device).expect("a plan").to_string()
+        }
+        Case::Unified(case) => {
+            let tensors = UnifiedTensors::new(case, seed, amount).expect("few tokens");
+            let mut on = DeviceUnified::new(&emulator, tensors).expect("memory");
+            let checked = on.request(case, seed, 0).expect("views").check();
+            let plan = checked.expect("a good request").plan(&device);
+            plan.expect("a plan").to_string()
+        }
+        _ => return None,
+    };
+    Some(plan)
+}
+
+/// Every kernel of attention is in reach, those that only an H200 has too, which few requests find.
+#[test]
+fn every_family_of_attention_kernels_is_drawn() {
+    let is_attention = |name: &str| {
+        ["decode_", "prefill_", "merge_"]
+            .iter()
+            .any(|of| name.starts_with(of))
+    };
+    let names = ENTRIES.iter().map(|entry| entry.name);
+    let mut missing: BTreeSet<String> = names
+        .filter(|name| is_attention(name))
+        .map(family)
+        .collect();
+    for wanted in [
+        "prefill_gqa_sm90a",
+        "decode_mla_h64",
+        "decode_mla_h64_sm90a",
+        "decode_mla_entry_fp8_ds_h64",
+    ] {
+        assert!(missing.contains(wanted), "{wanted} of {missing:?}");
+    }
+    for drawn in requests(&OPERATIONS, 11).take(4 * COUNT) {
+        if missing.is_empty() {
+            break;
+        }
+        for word in plan(&drawn).iter().flat_map(|plan| plan.split(' ')) {
+            missing.remove(&family(word));
+        }
+    }
+    assert!(missing.is_empty(), "of no plan: {missing:?}");
 }

@@ -11,6 +11,8 @@ use super::case::Case;
 use super::corrupt_memory::corrupt_memory;
 use super::draw;
 use super::run::run_case;
+use crate::emulator::Emulator;
+use crate::plan::DeviceInfo;
 use crate::runtime::Runtime;
 
 pub use super::draw::OPERATIONS;
@@ -22,26 +24,41 @@ pub struct Drawn {
     pub case: Case,
     /// What fills its tensors.
     pub seed: u64,
+    /// What an emulator passes for.
+    device: DeviceInfo,
     random: ChaCha8Rng,
 }
 
-/// Requests of `operations` in turn, drawn from `seed`, without end.
+/// Requests of `operations` in turn, drawn from `seed`, without end. Every second of an operation is for an emulated H200,
+/// which has kernels and shared memory that the plain emulator lacks.
 pub fn requests(operations: &[&str], seed: u64) -> impl Iterator<Item = Drawn> {
+    let num_operations = operations.len().max(1) as u64;
     (0..)
         .zip(operations.iter().cycle())
         .map(move |(at, operation)| {
+            let round = at / num_operations;
             let mut random = ChaCha8Rng::seed_from_u64(seed);
             random.set_stream(at);
             Drawn {
                 case: draw::draw(operation, &mut random),
                 // Short enough to type.
                 seed: random.random_range(0..1_000_000),
+                device: match round % 2 {
+                    0 => DeviceInfo::EMULATED,
+                    _ => DeviceInfo::H200,
+                },
                 random,
             }
         })
 }
 
 impl Drawn {
+    /// A fresh emulator of the kind that the request is for.
+    #[must_use]
+    pub fn emulator(&self) -> Emulator {
+        Emulator::with_seed(self.seed).with_device(self.device)
+    }
+
     /// Runs the case and compares it with the reference.
     ///
     /// # Errors
@@ -74,7 +91,7 @@ impl Drawn {
         without_panic(|| corrupt_memory(&self.case, runtime, self.seed, &mut self.random.clone()))
     }
 
-    /// The command that runs the case again.
+    /// The command that runs the case again, on a GPU.
     pub fn replay(&self) -> String {
         format!(
             "ferroattn sweep --case '{}' --seed {}",

@@ -35,7 +35,9 @@ pub const CHECK_BYTES: usize = 256;
 /// so not looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CheckMode {
-    /// Trust it: a wrong index reads or writes the wrong memory.
+    /// Trust it: a wrong index reads or writes the wrong memory. What tensors of indices hold (slots, block tables,
+    /// lengths, starts, lists, schedules) is then the caller's responsibility, as if a launch were `unsafe`: safe calls,
+    /// [`crate::runtime::Buffer`]'s among them, do not make up for a number that is wrong.
     #[default]
     Off,
     /// Check it on the device, ahead of the operation. If there is a fault nothing is written.

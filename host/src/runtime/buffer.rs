@@ -171,14 +171,23 @@ impl<'m> Buffer<'m> {
     }
 
     /// The tensor, to read.
+    ///
+    /// The view answers for its own memory, not for what the contents lead to. Of indices (slots, block tables, lengths,
+    /// starts, lists, schedules) a kernel makes addresses in other tensors, and with [`CheckMode::Off`] nobody looks at
+    /// them first: that they are right is then the caller's responsibility, though no call is `unsafe`.
+    /// [`CheckMode::Device`] takes it over, as far as it says it looks.
+    ///
+    /// [`CheckMode::Off`]: crate::ops::CheckMode::Off
+    /// [`CheckMode::Device`]: crate::ops::CheckMode::Device
     pub fn view(&self) -> TensorView<'_> {
-        // SAFETY: `with_strides` and `uninit` allocated the whole span; the borrow keeps it alive.
+        // SAFETY: `with_strides` and `uninit` allocated the whole span; the borrow keeps it alive. The contents, where they
+        // are indices, are the caller's responsibility as long as checks are off: documented above.
         unsafe { TensorView::from_raw(self.address, self.dtype, &self.shape, &self.strides) }
             .expect("a buffer has few dimensions, each with a stride")
             .of_machine(self.memory.owner())
     }
 
-    /// The tensor, to write.
+    /// The tensor, to write. What [`Buffer::view`] says of indices holds here, too.
     pub fn view_mut(&mut self) -> TensorViewMut<'_> {
         // SAFETY: `with_strides` and `uninit` allocated the whole span, and let no two elements be the same memory; the
         // borrow is exclusive and keeps it alive.

@@ -4,12 +4,15 @@
 //! owns) and in the padding between strides, an absurd block id past a row's last block. Outputs start as
 //! NaN, so that what was not written shows.
 
+use std::ops::RangeInclusive;
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::decode::DecodeCase;
 use super::score_mods::ScoreTensors;
+use crate::cases::base::fill::Fill;
 use crate::cases::base::layout::{CacheShape, place};
 use crate::cases::base::options::ScaleForm;
 use crate::cases::base::tensors::{
@@ -155,7 +158,7 @@ pub(crate) fn plain(case: &DecodeCase, seed: u64, amount: Amount) -> DecodeTenso
         block_table,
         seq_lens: HostTensor::contiguous("seq_lens", Dtype::I32, &[rows], lens_bytes),
         scales: case.is_scaled().then(|| scales(case, &valid, seed)),
-        scores: ScoreTensors::new(&case.scores, heads, seed),
+        scores: ScoreTensors::new(&case.scores, heads, case.fill, seed),
         out: padded(
             "out",
             case.dtype,
@@ -226,15 +229,43 @@ fn fill_block(
     }
 }
 
+/// No power of two by which scales differ.
+const ALIKE: RangeInclusive<i32> = 0..=0;
+
+/// Powers of two by which the scales of tokens differ, those of keys and those of values, where numbers are of any size:
+/// no score leaves f32 for them, nor an output its dtype.
+fn token_powers(case: &DecodeCase) -> [RangeInclusive<i32>; 2] {
+    if case.scales != ScaleForm::Token {
+        return [ALIKE; 2];
+    }
+    let largest = match case.dtype {
+        Dtype::F16 => 12,
+        _ => 60,
+    };
+    match case.fill {
+        Fill::Tiny => [-60..=0, -60..=0],
+        Fill::Huge => [-10..=24, -10..=largest],
+        Fill::Mixed => [-40..=24, -60..=largest],
+        Fill::Plain | Fill::Zeros | Fill::Equal | Fill::Poison | Fill::NotFinite => [ALIKE; 2],
+    }
+}
+
 /// Scales of query, keys and values: none is 1, no two are alike, and they bring bytes to about the spread
 /// that 16-bit values have.
 fn scales(case: &DecodeCase, valid: &[usize], seed: u64) -> HostScales {
     let cache = &case.cache;
     let fit = fitting_scale(cache.dtype);
+    let [key_powers, value_powers] = token_powers(case);
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(0);
-    let mut scale = |middle: f32| middle * (0.6 + 0.8 * random.random::<f32>());
-    let mut tensor = |name, middle: f32| {
+    let mut scale = |middle: f32, powers: &RangeInclusive<i32>| {
+        let scale = middle * (0.6 + 0.8 * random.random::<f32>());
+        if *powers == ALIKE {
+            return scale;
+        }
+        scale * 2f32.powi(random.random_range(powers.clone()))
+    };
+    let mut tensor = |name, middle: f32, powers: &RangeInclusive<i32>| {
         let shape = match case.scales {
             ScaleForm::Tensor => vec![1],
             ScaleForm::Head => vec![cache.num_kv_heads],
@@ -248,19 +279,19 @@ fn scales(case: &DecodeCase, valid: &[usize], seed: u64) -> HostScales {
         let count = shape.iter().product();
         let bytes = (0..count)
             .flat_map(|at| match is_read(at) {
-                true => scale(middle).to_le_bytes(),
+                true => scale(middle, powers).to_le_bytes(),
                 false => [POISON; 4],
             })
             .collect();
         HostTensor::contiguous(name, Dtype::F32, &shape, bytes)
     };
-    let k_scale = tensor("k_scale", fit * SPREAD[1]);
+    let k_scale = tensor("k_scale", fit * SPREAD[1], &key_powers);
     let v_scale = match case.latent {
         Some(_) => k_scale.clone(),
-        None => tensor("v_scale", fit * SPREAD[2]),
+        None => tensor("v_scale", fit * SPREAD[2], &value_powers),
     };
     let q_scale = (case.query_dtype == Dtype::F8E4m3).then(|| {
-        let bytes = scale(SPREAD[0] / 70.0).to_le_bytes().to_vec();
+        let bytes = scale(SPREAD[0] / 70.0, &ALIKE).to_le_bytes().to_vec();
         HostTensor::contiguous("q_scale", Dtype::F32, &[1], bytes)
     });
     HostScales {

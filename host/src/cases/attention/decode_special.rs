@@ -2,10 +2,11 @@
 
 use super::decode::DecodeCase;
 use super::decode_fill::{DecodeTensors, plain};
-use crate::cases::base::fill::{Fill, Painter, Role, poison};
+use crate::cases::base::fill::{Fill, Painter, Role, Venom, poison_scale, poison_value};
 use crate::cases::base::tensors::{Amount, NO_BLOCK};
 use crate::ops::CheckMode;
 use crate::reference::{HostTensor, Storage};
+use crate::tensor::Dtype;
 
 /// What of a sequence's keys is seen.
 pub(crate) struct Sight {
@@ -66,8 +67,8 @@ impl DecodeTensors {
         });
     }
 
-    /// NaN and infinity in keys and values that some query token of the sequence does not see, and no block where
-    /// none sees any of it.
+    /// NaN, infinity and huge numbers in values that some query token of the sequence does not see, NaN in their keys, and
+    /// no block where none sees any of it.
     fn poison(&mut self, case: &DecodeCase, sights: &[Sight], nan_only: bool) {
         let page = case.cache.block_size;
         let mut places = Vec::new();
@@ -98,21 +99,24 @@ impl DecodeTensors {
                 }
             }
         }
-        // A scale that anybody reads has to be good, where scales are looked at.
-        if case.check == CheckMode::Device {
-            self.poison_scales(case, &places);
-        }
-        places.extend(seen_by_one);
-        if case.check == CheckMode::Off {
-            self.poison_scales(case, &places);
-        }
+        let seen = match nan_only {
+            true => Venom::Nan,
+            false => Venom::Seen,
+        };
         let dtype = case.cache.dtype;
-        let mut turn = 0;
-        self.edit_tokens(case, &places, |role, _, row| {
-            turn += 1;
-            // A key of infinities would make a score that is NaN or infinite, as it happens.
-            poison(dtype, row, turn, nan_only || role != Role::Value);
-        });
+        for (places, venom) in [(places, Venom::Any), (seen_by_one, seen)] {
+            self.poison_scales(case, &places, venom);
+            let mut turn = 0;
+            self.edit_tokens(case, &places, |role, _, row| {
+                turn += 1;
+                // A key of infinities would make a score that is NaN or infinite, as it happens.
+                let venom = match role {
+                    Role::Value => venom,
+                    Role::Key | Role::Query => Venom::Nan,
+                };
+                poison_value(dtype, row, turn, venom);
+            });
+        }
         let mut table = self.block_table.storage.bytes.clone();
         for (row, at) in freed {
             let position = 4 * self.block_table.position(&[row, at]);
@@ -172,8 +176,13 @@ impl DecodeTensors {
         }
     }
 
-    /// NaN in the scales of the tokens, if each has its own.
-    fn poison_scales(&mut self, case: &DecodeCase, places: &[(usize, usize)]) {
+    /// Poison in the scales of the tokens, if each has its own. One that a row reads has to be good where scales are looked
+    /// at, and of values not so large that an output has none of it.
+    fn poison_scales(&mut self, case: &DecodeCase, places: &[(usize, usize)], venom: Venom) {
+        let is_checked = case.check == CheckMode::Device;
+        if venom == Venom::Nan && is_checked {
+            return;
+        }
         let places: Vec<[usize; 2]> = places
             .iter()
             .filter_map(|&at| self.place(case, at))
@@ -181,15 +190,21 @@ impl DecodeTensors {
         let Some(scales) = &mut self.scales else {
             return;
         };
-        for scale in [&mut scales.k_scale, &mut scales.v_scale] {
+        for (scale, is_of_values) in [(&mut scales.k_scale, false), (&mut scales.v_scale, true)] {
             if scale.shape.len() != 3 {
                 continue;
             }
+            let venom = match venom {
+                Venom::Seen if is_of_values && case.dtype == Dtype::F16 && is_checked => continue,
+                Venom::Seen if is_of_values && case.dtype == Dtype::F16 => Venom::Nan,
+                other => other,
+            };
             let mut bytes = scale.storage.bytes.clone();
-            for &[block, slot] in &places {
+            for (turn, &[block, slot]) in places.iter().enumerate() {
                 for head in 0..scale.shape[2] {
                     let at = 4 * scale.position(&[block, slot, head]);
-                    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+                    let poison = poison_scale(turn + head, venom, is_checked);
+                    bytes[at..at + 4].copy_from_slice(&poison.to_le_bytes());
                 }
             }
             *scale = scale.with_bytes(bytes);

@@ -105,7 +105,16 @@ impl EntryTensors {
             topk,
             window,
             sinks: case.sinks.then(|| {
-                let sinks = (0..heads).flat_map(|_| (6.0 * random.random::<f32>()).to_le_bytes());
+                let sinks = (0..heads).flat_map(|head| {
+                    let plain = 6.0 * random.random::<f32>();
+                    let sink = match (case.fill, head % 4) {
+                        (Fill::Plain, _) | (_, 2..) => plain,
+                        // None, and one beside which no token counts.
+                        (_, 0) => f32::NEG_INFINITY,
+                        (_, _) => 1e30,
+                    };
+                    sink.to_le_bytes()
+                });
                 HostTensor::contiguous("sinks", Dtype::F32, &[heads], sinks.collect())
             }),
             out: padded("out", Dtype::Bf16, [rows, heads, OUT_SIZE], case.pad),

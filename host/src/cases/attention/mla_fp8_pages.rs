@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::mla_fp8::EntryCase;
-use crate::cases::base::fill::{Painter, Role};
+use crate::cases::base::fill::{Fill, Painter, Role};
 use crate::cases::base::tensors::{POISON, SPREAD, fill_row, pattern_blocks};
 use crate::ops::EntryForm;
 use crate::reference::{HostTensor, Storage};
@@ -89,6 +89,14 @@ fn fill_entry(case: &EntryCase, block: &mut [u8], slot: usize, random: &mut ChaC
     fill_row(Dtype::F8E4m3, &mut block[place.latents], 1.0, random);
     fill_row(Dtype::Bf16, &mut block[place.rope], SPREAD[1], random);
     let scales = &mut block[place.scales];
+    // Where numbers are of any size, so are scales: by powers of two that leave scores in f32.
+    let mut power = || match case.fill {
+        Fill::Tiny => random.random_range(-60..=0),
+        Fill::Huge => random.random_range(-10..=24),
+        Fill::Mixed => random.random_range(-40..=24),
+        Fill::Plain | Fill::Zeros | Fill::Equal | Fill::Poison | Fill::NotFinite => 0,
+    };
+    let powers: Vec<i32> = (0..layout.groups).map(|_| power()).collect();
     match case.form {
         EntryForm::Fp8Ds => {
             for group in 0..layout.groups {
@@ -97,12 +105,14 @@ fn fill_entry(case: &EntryCase, block: &mut [u8], slot: usize, random: &mut ChaC
                 } else {
                     (0.6 + 0.8 * random.random::<f32>()) / 60.0
                 };
+                let scale = scale * 2f32.powi(powers[group]);
                 scales[4 * group..4 * group + 4].copy_from_slice(&scale.to_le_bytes());
             }
         }
         EntryForm::V4 => {
-            for scale in &mut scales[..layout.groups] {
-                *scale = 127 - 7 + random.random_range(0..3u8);
+            for (scale, power) in scales[..layout.groups].iter_mut().zip(powers) {
+                let exponent = 127 - 7 + random.random_range(0..3) + power;
+                *scale = u8::try_from(exponent).expect("within f32");
             }
             scales[layout.groups] = 0;
         }

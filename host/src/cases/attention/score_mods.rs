@@ -5,6 +5,7 @@ use std::fmt;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::cases::base::fill::Fill;
 use crate::cases::base::options::read_flag;
 use crate::cases::base::pick::{one_in, pick};
 use crate::cases::base::text::{CaseError, Fields};
@@ -132,18 +133,31 @@ pub struct ScoreTensors {
 }
 
 impl ScoreTensors {
-    pub(crate) fn new(case: &ScoreCase, num_query_heads: usize, seed: u64) -> Self {
+    /// Of a case with special values, heads have special ones by turns, too: a slope of 0 and a steep one, a sink that is
+    /// none and one beside which no key counts.
+    pub(crate) fn new(case: &ScoreCase, num_query_heads: usize, fill: Fill, seed: u64) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed ^ 0x5eed);
-        let mut per_head = |name, low: f32, high: f32| {
+        let mut per_head = |name, low: f32, high: f32, special: [f32; 2]| {
             let bytes = (0..num_query_heads)
-                .flat_map(|_| (low + (high - low) * random.random::<f32>()).to_le_bytes())
+                .flat_map(|head| {
+                    let plain = low + (high - low) * random.random::<f32>();
+                    let value = match fill {
+                        Fill::Plain => plain,
+                        _ => special.get(head % 4).copied().unwrap_or(plain),
+                    };
+                    value.to_le_bytes()
+                })
                 .collect();
             HostTensor::contiguous(name, Dtype::F32, &[num_query_heads], bytes)
         };
         Self {
             case: *case,
-            alibi_slopes: case.alibi.map(|_| per_head("alibi_slopes", 0.01, 0.3)),
-            sinks: case.sinks.then(|| per_head("sinks", -1.0, 4.0)),
+            alibi_slopes: case
+                .alibi
+                .map(|_| per_head("alibi_slopes", 0.01, 0.3, [0.0, 1e6])),
+            sinks: case
+                .sinks
+                .then(|| per_head("sinks", -1.0, 4.0, [f32::NEG_INFINITY, 1e30])),
         }
     }
 

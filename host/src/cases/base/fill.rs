@@ -11,7 +11,8 @@ use super::text::CaseError;
 use crate::reference::{Fp8Format, HostTensor, fp8_nearest};
 use crate::tensor::Dtype;
 
-/// What the numbers of a case are like.
+/// What the numbers of a case are like. If they are tiny, huge or mixed, the scales of single tokens lie many powers of two
+/// apart; if they are anything but plain, heads have special sinks and slopes, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fill {
     /// Random ones that spread around 1.
@@ -27,8 +28,8 @@ pub enum Fill {
     Huge,
     /// Each row is of any of these kinds.
     Mixed,
-    /// Plain, and NaN or infinity in every place that some row does not see: for rows that see the place, the output
-    /// is not finite, for others it is as if nothing were there.
+    /// Plain, and NaN, infinity or a huge number in every place that some row does not see: for rows that see the place,
+    /// the output is not finite, or huge; for others it is as if nothing were there.
     Poison,
     /// Plain, and some queries and keys have a NaN, or an infinity that makes all scores minus infinity.
     NotFinite,
@@ -217,6 +218,17 @@ impl Painter {
     }
 }
 
+/// What poison there may be in a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Venom {
+    /// Nobody reads it: NaN, infinities, 1e30, the largest number.
+    Any,
+    /// Some row reads it: the same without the largest number, which roundings might take beyond itself.
+    Seen,
+    /// NaN alone.
+    Nan,
+}
+
 /// NaN or an infinity in every element, by turns; only NaN where `nan_only`, or where there is no infinity.
 pub(crate) fn poison(dtype: Dtype, row: &mut [u8], turn: usize, nan_only: bool) {
     let infinity = match dtype {
@@ -231,6 +243,28 @@ pub(crate) fn poison(dtype: Dtype, row: &mut [u8], turn: usize, nan_only: bool) 
     };
     for element in row.chunks_exact_mut(dtype.size()) {
         put_code(element, code);
+    }
+}
+
+/// The same or, by more turns, a huge number, the largest where a dtype has none of 1e30.
+pub(crate) fn poison_value(dtype: Dtype, row: &mut [u8], turn: usize, venom: Venom) {
+    let huge = match (venom, turn % 5) {
+        (Venom::Any | Venom::Seen, 3) => 1e30,
+        (Venom::Any, 4) => f32::MAX,
+        (_, turn) => return poison(dtype, row, turn, venom == Venom::Nan),
+    };
+    for element in row.chunks_exact_mut(dtype.size()) {
+        put_finite(dtype, element, huge);
+    }
+}
+
+/// The poison of a scale, of each kind by turns; 1e30 alone where it has to be one that a check lets pass.
+pub(crate) fn poison_scale(turn: usize, venom: Venom, is_checked: bool) -> f32 {
+    match (venom, turn % 3) {
+        (Venom::Any, 1) => f32::MAX,
+        (Venom::Any | Venom::Seen, 2) => 1e30,
+        (Venom::Seen, _) if is_checked => 1e30,
+        _ => f32::NAN,
     }
 }
 
@@ -249,6 +283,16 @@ fn sign(dtype: Dtype) -> u16 {
 fn put_code(element: &mut [u8], code: u16) {
     let size = element.len().min(2);
     element[..size].copy_from_slice(&code.to_le_bytes()[..size]);
+}
+
+/// The number that is nearest to `x`, or the largest.
+fn put_finite(dtype: Dtype, element: &mut [u8], x: f32) {
+    let largest = match dtype {
+        Dtype::F16 => f16::MAX.to_f32(),
+        Dtype::Bf16 => bf16::MAX.to_f32(),
+        _ => f32::MAX,
+    };
+    put(dtype, element, x.clamp(-largest, largest));
 }
 
 /// The number that is nearest to `x`.

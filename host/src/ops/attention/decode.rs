@@ -19,7 +19,7 @@ use super::options::DecodeOptions;
 use super::paged::PagedCache;
 use super::shape::{AttentionShape, Query, Words, check_seq_lens, half_outputs, max_seq_len};
 use crate::error::Result;
-use crate::ops::checks::{count, grid_count, scale};
+use crate::ops::checks::{count, grid_count};
 use crate::plan::variants;
 use crate::tensor::{TensorView, TensorViewMut};
 
@@ -43,9 +43,22 @@ pub struct DecodeRequest<'a> {
     /// `[num_seqs, num_query_heads, head_size_v]`, the query's dtype, or bf16 or f16 for an FP8 query; any
     /// strides that are multiples of 4.
     pub out: TensorViewMut<'a>,
-    /// `[num_seqs, num_query_heads]`, f32, natural logarithm; if wanted.
+    /// `[num_seqs, num_query_heads]`, f32, natural logarithm; if wanted. One rule for all operations: it is −inf exactly
+    /// if no key was attended to or every score is −inf, and NaN if a score is NaN.
+    ///
+    /// It is the largest score plus the logarithm of a sum of exponentials, in base 2 and then times ln 2. That
+    /// logarithm is exact if the sum is a power of two, as it is for one key or for equal keys of such a number, and else
+    /// off by 2^-22 at most, beside what f32 sums are rounded to. Then the largest score is added, and rounded to what an
+    /// f32 of its size can hold.
     pub lse: Option<TensorViewMut<'a>>,
     /// Multiplies query · key; usually `1 / sqrt(head_size)`.
+    ///
+    /// Of all operations scores are right as far as f32 holds them. Query · key, with every part of its sum, may reach
+    /// f32's largest number, 3.4e38, before anything multiplies it, and a score, of which log2 e times as much is kept,
+    /// 2.35e38. What is larger is an infinity: a key with a score of −inf counts for nothing, and of a row with one of
+    /// +inf neither output nor lse is finite. `softmax_scale` itself is positive and at most 2.35e38, with a softcap half
+    /// of that: what is larger is refused. Scales that lie in device memory, those of an FP8 cache, multiply it there:
+    /// the product has to be an f32, too.
     pub softmax_scale: f32,
     /// What an FP8 cache's values were divided by. There is no default: a scale that is silently 1 gives
     /// silently wrong results.
@@ -125,9 +138,9 @@ impl<'a> DecodeRequest<'a> {
             half_outputs(query.dtype),
             cache.head_size_v,
         )?;
-        scale("softmax_scale", self.softmax_scale)?;
-        let token_scales = check_scales(self.scales.as_ref(), query.dtype, &cache)?;
         let mods = &self.options.score_mods;
+        mods.check_scale(self.softmax_scale)?;
+        let token_scales = check_scales(self.scales.as_ref(), query.dtype, &cache)?;
         mods.check(query.num_heads())?;
 
         let num_seqs = grid_count("num_seqs", num_seqs)?;

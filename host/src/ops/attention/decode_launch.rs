@@ -8,7 +8,7 @@ use super::decode::{CheckedDecode, DecodeRequest, Starts};
 use super::kv_scales::{ScaleParams, given_scales, scales_to_check};
 use super::split_plan::{DecodePlan, Lengths};
 use crate::error::Result;
-use crate::ops::checks::{named, scale};
+use crate::ops::checks::named;
 use crate::ops::device_check::workspace_base;
 use crate::ops::layout::{byte_stride, byte_strides};
 use crate::ops::tensors::{Given, alike, given, on_machine};
@@ -27,7 +27,8 @@ impl CheckedDecode<'_> {
         Self: 'b,
     {
         alike(&self.request.tensors(), &request.tensors())?;
-        scale("softmax_scale", request.softmax_scale)?;
+        let mods = &request.options.score_mods;
+        mods.check_scale(request.softmax_scale)?;
         self.request.options.same(&request.options)?;
         Ok(self.on(request, None, None))
     }

@@ -16,7 +16,7 @@ use super::options::DecodeOptions;
 use super::paged::PagedCache;
 use super::shape::{AttentionShape, Query, Words, check_seq_lens, half_outputs, max_seq_len};
 use crate::error::Result;
-use crate::ops::checks::{count, grid_count, scale};
+use crate::ops::checks::{count, grid_count};
 use crate::plan::variants;
 use crate::tensor::{TensorView, TensorViewMut};
 
@@ -36,9 +36,10 @@ pub struct DecodeMlaRequest<'a> {
     /// `[num_seqs, query_len, num_query_heads, head_size_v]`, the query's dtype, or bf16 or f16 for an FP8 query;
     /// `head_size_v` is the size of the latent. Any strides that are multiples of 4.
     pub out: TensorViewMut<'a>,
-    /// `[num_seqs, query_len, num_query_heads]`, f32, natural logarithm; if wanted.
+    /// `[num_seqs, query_len, num_query_heads]`, f32, natural logarithm; if wanted. As [`super::DecodeRequest::lse`]
+    /// says, and how near.
     pub lse: Option<TensorViewMut<'a>>,
-    /// Multiplies query · row.
+    /// Multiplies query · row. How large it, and what it multiplies, may be: [`super::DecodeRequest::softmax_scale`].
     pub softmax_scale: f32,
     /// What an FP8 cache was divided by. There is no default.
     pub scales: Option<MlaScales<'a>>,
@@ -84,7 +85,8 @@ impl<'a> DecodeMlaRequest<'a> {
             half_outputs(query.dtype),
             cache.head_size_v,
         )?;
-        scale("softmax_scale", self.softmax_scale)?;
+        let mods = &self.options.score_mods;
+        mods.check_scale(self.softmax_scale)?;
         check_latent_scales(self.scales.as_ref(), query.dtype, &cache)?;
         self.options.score_mods.refuse("MLA decode")?;
 

@@ -23,7 +23,7 @@ use super::options::DecodeOptions;
 use super::score_mods::check_per_head;
 use super::shape::{AttentionShape, Query, Words, check_seq_lens, nameable};
 use crate::error::{RequestError, Result};
-use crate::ops::checks::{count, grid_count, named, scale};
+use crate::ops::checks::{count, grid_count, named};
 use crate::ops::layout::{byte_stride, byte_strides};
 use crate::ops::mla_entries::check_entries;
 use crate::plan::variants;
@@ -48,9 +48,10 @@ pub struct DecodeMlaEntryRequest<'a> {
     pub sinks: Option<TensorView<'a>>,
     /// `[num_seqs, query_len, num_query_heads, 512]`, bf16; any strides that are multiples of 4.
     pub out: TensorViewMut<'a>,
-    /// `[num_seqs, query_len, num_query_heads]`, f32, natural logarithm; if wanted.
+    /// `[num_seqs, query_len, num_query_heads]`, f32, natural logarithm; if wanted. As [`super::DecodeRequest::lse`]
+    /// says, and how near.
     pub lse: Option<TensorViewMut<'a>>,
-    /// Multiplies query · row.
+    /// Multiplies query · row. How large it, and what it multiplies, may be: [`super::DecodeRequest::softmax_scale`].
     pub softmax_scale: f32,
     /// The rest. With index lists no `max_seq_len`: they have their own lengths.
     pub options: DecodeOptions<'a>,
@@ -198,7 +199,8 @@ impl<'a> DecodeMlaEntryRequest<'a> {
         let lse = self.lse.as_ref().map(TensorViewMut::view);
         let head_size_v = Some(HEAD_SIZE_V as usize);
         let (out, _) = query.outputs(out, lse, &[QueryDtype::Bf16], head_size_v)?;
-        scale("softmax_scale", self.softmax_scale)?;
+        let mods = &self.options.score_mods;
+        mods.check_scale(self.softmax_scale)?;
         self.check_options()?;
         count(
             "query_len * num_query_heads",

@@ -10,7 +10,7 @@ use super::mla_fp8::{CheckedDecodeMlaEntry, DecodeMlaEntryRequest, EntryTokens};
 use super::mla_rows::{self, Choice, Need};
 use super::split_plan::{DecodeFacts, DecodePlan};
 use crate::error::Result;
-use crate::ops::checks::{named, scale};
+use crate::ops::checks::named;
 use crate::ops::device_check::{CheckParams, plan_check, workspace_base};
 use crate::ops::layout::{byte_stride, byte_strides};
 use crate::ops::made_for::MadeFor;
@@ -146,7 +146,8 @@ impl CheckedDecodeMlaEntry<'_> {
             old.tokens.window_block_size(),
             new.tokens.window_block_size(),
         )?;
-        scale("softmax_scale", new.softmax_scale)?;
+        let mods = &new.options.score_mods;
+        mods.check_scale(new.softmax_scale)?;
         old.options.same(&new.options)?;
         Ok(CheckedDecodeMlaEntry {
             lists: request.at(self.lists),

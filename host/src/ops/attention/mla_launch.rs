@@ -8,7 +8,7 @@ use super::mla::{CheckedDecodeMla, DecodeMlaRequest};
 use super::mla_rows::{self, Choice, Need};
 use super::split_plan::{DecodeFacts, DecodePlan, Lengths};
 use crate::error::Result;
-use crate::ops::checks::{named, scale};
+use crate::ops::checks::named;
 use crate::ops::device_check::{plan_check, workspace_base};
 use crate::ops::layout::{byte_stride, byte_strides};
 use crate::ops::made_for::MadeFor;
@@ -96,7 +96,8 @@ impl CheckedDecodeMla<'_> {
         Self: 'b,
     {
         alike(&self.request.tensors(), &request.tensors())?;
-        scale("softmax_scale", request.softmax_scale)?;
+        let mods = &request.options.score_mods;
+        mods.check_scale(request.softmax_scale)?;
         self.request.options.same(&request.options)?;
         Ok(CheckedDecodeMla { request, ..*self })
     }

@@ -38,7 +38,8 @@ pub struct ScoreMods<'a> {
     /// Keys that a query sees, itself included; all, if there is none. Keys before those that any query of the sequence
     /// sees are not read, nor are the block-table entries of blocks that hold nothing else.
     pub sliding_window: Option<u32>,
-    /// Scores become `softcap * tanh(score / softcap)`; at most 1e18. From 177 on, where a short tanh would be too coarse,
+    /// Scores become `softcap * tanh(score / softcap)`; at most 1e18, and not so small that `2 log2 e * softmax_scale /
+    /// softcap`, by which query · key is multiplied, is no f32. From 177 on, where a short tanh would be too coarse,
     /// unified attention computes such rows one by one, which is slow.
     pub softcap: Option<f32>,
     /// A bias that grows with the distance.
@@ -71,6 +72,47 @@ impl<'a> ScoreMods<'a> {
     pub fn sinks(mut self, sinks: TensorView<'a>) -> Self {
         self.sinks = Some(sinks);
         self
+    }
+
+    /// Checks the scale of scores by itself, and what kernels multiply query · key by: an infinity would make a score of 0
+    /// a NaN.
+    pub(super) fn check_scale(&self, softmax_scale: f32) -> Result<(), RequestError> {
+        scale("softmax_scale", softmax_scale)?;
+        let factor = self.scale_factor();
+        if !(factor * softmax_scale).is_finite() {
+            return Err(RequestError::Value {
+                name: "softmax_scale",
+                expected: format!("at most {:e}: scores are kept in base 2", f32::MAX / factor),
+                got: softmax_scale.to_string(),
+            });
+        }
+        match self.softcap {
+            // What is no cap at all is refused as such.
+            Some(cap) if cap > 0.0 && self.qk_scale_log2(softmax_scale).is_infinite() => {
+                Err(RequestError::Value {
+                    name: "softcap",
+                    expected: format!(
+                        "at least about {:e} with a softmax_scale of {softmax_scale}: scores are divided by it",
+                        f64::from(factor * softmax_scale) / f64::from(f32::MAX)
+                    ),
+                    got: cap.to_string(),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What takes a score to base 2, or to where its tanh is taken.
+    fn scale_factor(&self) -> f32 {
+        match self.softcap {
+            Some(_) => 2.0 * LOG2_E,
+            None => LOG2_E,
+        }
+    }
+
+    /// What query · key is multiplied by.
+    fn qk_scale_log2(&self, softmax_scale: f32) -> f32 {
+        self.scale_factor() * softmax_scale / self.softcap.unwrap_or(1.0)
     }
 
     /// Checks them for so many query heads.
@@ -161,10 +203,6 @@ impl<'a> ScoreMods<'a> {
     /// As kernels want them.
     pub(super) fn params(&self, softmax_scale: f32, causal: bool) -> ScoreParams {
         let address = |view: Option<&TensorView<'_>>| view.map_or(0, TensorView::address);
-        let (qk_scale_log2, softcap_log2) = match self.softcap {
-            Some(cap) => (2.0 * LOG2_E * softmax_scale / cap, cap * LOG2_E),
-            None => (softmax_scale * LOG2_E, 0.0),
-        };
         let mut flags = 0;
         if causal {
             flags |= ScoreParams::CAUSAL;
@@ -177,8 +215,8 @@ impl<'a> ScoreMods<'a> {
             sinks: address(self.sinks.as_ref()),
             mask: self.mask(),
             flags,
-            qk_scale_log2,
-            softcap_log2,
+            qk_scale_log2: self.qk_scale_log2(softmax_scale),
+            softcap_log2: self.softcap.map_or(0.0, |cap| cap * LOG2_E),
             reserved: Default::default(),
         }
     }

@@ -46,9 +46,10 @@ pub struct UnifiedRequest<'a> {
     /// `[num_tokens, num_query_heads, head_size_v]`, the query's dtype, or bf16 or f16 for an FP8 query, or
     /// fp8_e4m3 with [`UnifiedOptions::output_scale`]; any strides that are multiples of 4.
     pub out: TensorViewMut<'a>,
-    /// `[num_tokens, num_query_heads]`, f32, natural logarithm; if wanted.
+    /// `[num_tokens, num_query_heads]`, f32, natural logarithm; if wanted. As [`super::DecodeRequest::lse`] says, and how near.
     pub lse: Option<TensorViewMut<'a>>,
-    /// Multiplies query · key; usually `1 / sqrt(head_size)`.
+    /// Multiplies query · key; usually `1 / sqrt(head_size)`. How large it, and what it multiplies, may be:
+    /// [`super::DecodeRequest::softmax_scale`].
     pub softmax_scale: f32,
     /// What a cache of bytes was divided by. There is no default: a scale that is silently 1 gives silently
     /// wrong results.

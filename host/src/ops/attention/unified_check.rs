@@ -9,7 +9,7 @@ use super::paged::PagedCache;
 use super::shape::{AttentionShape, Query, Words, check_seq_lens, max_seq_len};
 use super::unified::{CheckedUnified, UnifiedRequest};
 use crate::error::{RequestError, Result};
-use crate::ops::checks::{count, named, scale};
+use crate::ops::checks::{count, named};
 use crate::plan::{MOST_CTAS_X, variants};
 use crate::tensor::{Dtype, TensorViewMut};
 
@@ -52,7 +52,8 @@ impl<'a> UnifiedRequest<'a> {
         let lse = self.lse.as_ref().map(TensorViewMut::view);
         let (out, dtypes) = (self.out.view(), outputs(query.dtype));
         let out = query.outputs(out, lse, dtypes, cache.head_size_v)?;
-        scale("softmax_scale", self.softmax_scale)?;
+        let mods = &self.options.score_mods;
+        mods.check_scale(self.softmax_scale)?;
         let token_scales = check_scales(self.scales.as_ref(), query.dtype, &cache)?;
         self.check_options(out.0, num_query_heads, num_seqs)?;
 

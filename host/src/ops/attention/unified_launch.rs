@@ -8,7 +8,7 @@ use super::kv_scales::{ScaleParams, given_scales, scales_to_check};
 use super::unified::{CheckedUnified, UnifiedRequest};
 use super::unified_plan::UnifiedPlan;
 use crate::error::Result;
-use crate::ops::checks::{named, scale};
+use crate::ops::checks::named;
 use crate::ops::device_check::{CHECK_BYTES, empty_record, scale_list, workspace_base};
 use crate::ops::layout::{byte_stride, byte_strides};
 use crate::ops::tensors::{Given, alike, given, on_machine};
@@ -27,7 +27,8 @@ impl CheckedUnified<'_> {
         Self: 'b,
     {
         alike(&self.request.tensors(), &request.tensors())?;
-        scale("softmax_scale", request.softmax_scale)?;
+        let mods = &request.options.score_mods;
+        mods.check_scale(request.softmax_scale)?;
         self.request.options.same(&request.options)?;
         let starts = Starts {
             table: request.query_start_loc,
