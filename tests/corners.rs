@@ -269,7 +269,7 @@ fn a_softmax_scale_is_as_large_as_base_2_allows() {
     let mut device = DeviceEntries::new(&machine, tensors).expect("memory");
     let mut request = device.request(&entries, 0).expect("views");
     request.softmax_scale = 2.36e38;
-    let message = request.check().err().expect("too large").to_string();
+    let message = request.check().expect_err("too large").to_string();
     assert!(
         message.starts_with("`softmax_scale` must be at most 2.35"),
         "{message}"

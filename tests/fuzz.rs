@@ -149,7 +149,7 @@ fn bad_values_are_put_wherever_a_check_looks() {
 fn family(kernel: &str) -> String {
     let is_of_a_shape = |part: &str| {
         let dtypes = ["bf16", "f16", "e4m3", "e5m2", "i8"];
-        dtypes.contains(&part) || part.starts_with(|c| c == 'd') && part.ends_with(char::is_numeric)
+        dtypes.contains(&part) || part.starts_with('d') && part.ends_with(char::is_numeric)
     };
     let parts: Vec<&str> = kernel
         .split('_')
