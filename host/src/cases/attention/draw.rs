@@ -86,7 +86,9 @@ fn bound(case: &mut DecodeCase, lens: &[i32], random: &mut ChaCha8Rng) {
     case.max_seq_len = match random.random_range(0..6) {
         0 => Some(longest),
         1 => Some(longest + random.random_range(0..200)),
-        2 if case.check == CheckMode::Off => Some(random.random_range(1..=longest)),
+        // So far that there may be many splits.
+        2 => Some(longest + random.random_range(1_000..4_000)),
+        3 if case.check == CheckMode::Off => Some(random.random_range(1..=longest)),
         _ => None,
     };
 }
