@@ -233,7 +233,8 @@ fn fill_block(
 const ALIKE: RangeInclusive<i32> = 0..=0;
 
 /// Powers of two by which the scales of tokens differ, those of keys and those of values, where numbers are of any size:
-/// no score leaves f32 for them, nor an output its dtype.
+/// no score leaves f32 for them, nor an output its dtype. Those of values lie near each other, as decode attention loses bits of
+/// far smaller ones: the docs of [`KvScales`](crate::ops::KvScales) say which.
 fn token_powers(case: &DecodeCase) -> [RangeInclusive<i32>; 2] {
     if case.scales != ScaleForm::Token {
         return [ALIKE; 2];
@@ -243,9 +244,9 @@ fn token_powers(case: &DecodeCase) -> [RangeInclusive<i32>; 2] {
         _ => 60,
     };
     match case.fill {
-        Fill::Tiny => [-60..=0, -60..=0],
-        Fill::Huge => [-10..=24, -10..=largest],
-        Fill::Mixed => [-40..=24, -60..=largest],
+        Fill::Tiny => [-60..=0, -60..=-56],
+        Fill::Huge => [-10..=24, largest - 4..=largest],
+        Fill::Mixed => [-40..=24, -2..=2],
         Fill::Plain | Fill::Zeros | Fill::Equal | Fill::Poison | Fill::NotFinite => [ALIKE; 2],
     }
 }

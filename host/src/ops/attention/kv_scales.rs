@@ -21,7 +21,10 @@ pub struct KvScales<'a> {
     /// f32: `[1]`, `[num_kv_heads]`, or one for every token and head, `[num_blocks, block_size,
     /// num_kv_heads]` with any strides, so that scales may lie in a tensor of their own or beside the values.
     pub k_scale: TensorView<'a>,
-    /// As `k_scale`, and of the same kind.
+    /// As `k_scale`, and of the same kind. If every token has one, decode attention multiplies probabilities by them in 16
+    /// bits: a token whose probability times scale is below 2^-29 of the largest probability times the largest scale loses
+    /// bits, and below 2^-39 counts as nothing. Of unified attention's own kernels, rows for which that may matter are
+    /// computed again, key by key.
     pub v_scale: TensorView<'a>,
 }
 
