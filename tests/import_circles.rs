@@ -162,7 +162,7 @@ fn defining(files: &Files, at: &[String], path: &[String], depth: usize) -> Opti
     let mut file = at.to_vec();
     let mut path = path;
     let child = |file: &[String], name: &String| {
-        Some([file, &[name.clone()]].concat()).filter(|it| files.contains_key(it))
+        Some([file, std::slice::from_ref(name)].concat()).filter(|it| files.contains_key(it))
     };
     match path.first()?.as_str() {
         "crate" => (file, path) = (Vec::new(), &path[1..]),
