@@ -26,8 +26,8 @@ pub struct DecodeMlaRequest<'a> {
     /// `[num_seqs, query_len, num_query_heads, head_size]`, bf16 or f16, or fp8_e4m3 over an FP8 cache; any strides
     /// that are multiples of 2.
     pub query: TensorView<'a>,
-    /// `[num_blocks, block_size, head_size]`, the query's dtype, or fp8_e4m3 or fp8_e5m2: each row the latent, then the
-    /// rotary part. Strides are multiples of 16 bytes; `block_size` is a multiple of 8.
+    /// `[num_blocks, block_size, head_size]`, the query's dtype, or FP8 (see [`support`](crate::plan::support)): each
+    /// row the latent, then the rotary part. Strides are multiples of 16 bytes; `block_size` is a multiple of 8.
     pub cache: TensorView<'a>,
     /// `[num_seqs, max_num_blocks_per_seq]`, i32. Entries past a sequence's last block are not read.
     pub block_table: TensorView<'a>,

@@ -30,8 +30,8 @@ pub struct UnifiedRequest<'a> {
     /// `[num_tokens, num_query_heads, head_size]`, bf16 or f16, or fp8_e4m3 over a cache of bytes; any strides
     /// that are multiples of 2.
     pub query: TensorView<'a>,
-    /// `[num_blocks, block_size, num_kv_heads, head_size]`, the query's dtype, or fp8_e4m3, fp8_e5m2
-    /// or (with a scale for every token and head) i8; any in memory whose last dimension is contiguous and
+    /// `[num_blocks, block_size, num_kv_heads, head_size]`, the query's dtype, or FP8 or (with a scale for
+    /// every token and head) i8: see [`support`](crate::plan::support). Any in memory whose last dimension is contiguous and
     /// whose strides are multiples of 16 bytes. `block_size` is a multiple of 8.
     pub key_cache: TensorView<'a>,
     /// `[num_blocks, block_size, num_kv_heads, head_size_v]`, as `key_cache`.

@@ -51,7 +51,7 @@ pub struct ConcatAndCacheMlaRequest<'a> {
 pub enum MlaCacheForm<'a> {
     /// `kv_lora_rank + qk_rope_head_dim` values of the input's dtype.
     Plain,
-    /// The same values in fp8_e4m3 or fp8_e5m2, all divided by one scale.
+    /// The same values in FP8 (see [`support`](crate::plan::support)), all divided by one scale.
     Fp8 {
         /// `[1]`, f32.
         scale: TensorView<'a>,

@@ -42,7 +42,7 @@ pub struct GatherRequest<'a> {
 pub enum GatherForm<'a> {
     /// As `out` has it: bytes are copied, whatever they mean.
     Raw,
-    /// fp8_e4m3 or fp8_e5m2; `out` (bf16, f16 or f32) gets `stored * scale`.
+    /// FP8 (see [`support`](crate::plan::support)); `out` (bf16, f16 or f32) gets `stored * scale`.
     Fp8 {
         /// `[1]`, f32.
         scale: TensorView<'a>,

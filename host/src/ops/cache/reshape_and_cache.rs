@@ -55,7 +55,7 @@ pub struct CacheWriteRequest<'a> {
 pub enum CacheScales<'a> {
     /// They do not change: the caches have the dtype of `key` and `value`.
     None,
-    /// `stored = fp8(value / scale)`, in fp8_e4m3 or fp8_e5m2. Input that is FP8 already is copied. Scales
+    /// `stored = fp8(value / scale)`, in the caches' dtype. Input that is FP8 already is copied. Scales
     /// are read on the device, when the kernel runs.
     Given {
         /// `[1]` or `[num_kv_heads]`, f32.
