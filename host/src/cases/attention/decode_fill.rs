@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::decode::DecodeCase;
 use super::score_mods::ScoreTensors;
-use crate::cases::base::fill::Fill;
+use crate::cases::base::fill::{ALIKE, Fill, power_of_two};
 use crate::cases::base::layout::{CacheShape, place};
 use crate::cases::base::options::ScaleForm;
 use crate::cases::base::tensors::{
@@ -229,9 +229,6 @@ fn fill_block(
     }
 }
 
-/// No power of two by which scales differ.
-const ALIKE: RangeInclusive<i32> = 0..=0;
-
 /// Powers of two by which the scales of tokens differ, those of keys and those of values, where numbers are of any size:
 /// no score leaves f32 for them, nor an output its dtype. Those of values lie near each other, as decode attention loses bits of
 /// far smaller ones: the docs of [`KvScales`](crate::ops::KvScales) say which.
@@ -239,16 +236,14 @@ fn token_powers(case: &DecodeCase) -> [RangeInclusive<i32>; 2] {
     if case.scales != ScaleForm::Token {
         return [ALIKE; 2];
     }
-    let largest = match case.dtype {
-        Dtype::F16 => 12,
-        _ => 60,
+    let largest = if case.dtype == Dtype::F16 { 12 } else { 60 };
+    let of_values = match case.fill {
+        Fill::Tiny => -60..=-56,
+        Fill::Huge => largest - 4..=largest,
+        Fill::Mixed => -2..=2,
+        Fill::Plain | Fill::Zeros | Fill::Equal | Fill::Poison | Fill::NotFinite => ALIKE,
     };
-    match case.fill {
-        Fill::Tiny => [-60..=0, -60..=-56],
-        Fill::Huge => [-10..=24, largest - 4..=largest],
-        Fill::Mixed => [-40..=24, -2..=2],
-        Fill::Plain | Fill::Zeros | Fill::Equal | Fill::Poison | Fill::NotFinite => [ALIKE; 2],
-    }
+    [case.fill.scale_powers(), of_values]
 }
 
 /// Scales of query, keys and values: none is 1, no two are alike, and they bring bytes to about the spread
@@ -261,10 +256,7 @@ fn scales(case: &DecodeCase, valid: &[usize], seed: u64) -> HostScales {
     random.set_stream(0);
     let mut scale = |middle: f32, powers: &RangeInclusive<i32>| {
         let scale = middle * (0.6 + 0.8 * random.random::<f32>());
-        if *powers == ALIKE {
-            return scale;
-        }
-        scale * 2f32.powi(random.random_range(powers.clone()))
+        scale * 2f32.powi(power_of_two(powers, &mut random))
     };
     let mut tensor = |name, middle: f32, powers: &RangeInclusive<i32>| {
         let shape = match case.scales {

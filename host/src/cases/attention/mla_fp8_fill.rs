@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::mla_fp8::{EntryCase, TopK};
 use super::mla_fp8_pages::{pages, poisoned};
-use crate::cases::base::fill::{Fill, Painter, Role};
+use crate::cases::base::fill::{Fill, Painter, Role, SPECIAL_SINKS};
 use crate::cases::base::mla_entry::OUT_SIZE;
 use crate::cases::base::tensors::{Amount, NO_BLOCK, SPREAD, fill_row, lse, padded, shuffled};
 use crate::ops::CheckMode;
@@ -107,13 +107,7 @@ impl EntryTensors {
             sinks: case.sinks.then(|| {
                 let sinks = (0..heads).flat_map(|head| {
                     let plain = 6.0 * random.random::<f32>();
-                    let sink = match (case.fill, head % 4) {
-                        (Fill::Plain, _) | (_, 2..) => plain,
-                        // None, and one beside which no token counts.
-                        (_, 0) => f32::NEG_INFINITY,
-                        (_, _) => 1e30,
-                    };
-                    sink.to_le_bytes()
+                    case.fill.of_head(head, plain, SPECIAL_SINKS).to_le_bytes()
                 });
                 HostTensor::contiguous("sinks", Dtype::F32, &[heads], sinks.collect())
             }),

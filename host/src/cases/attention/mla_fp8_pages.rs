@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::mla_fp8::EntryCase;
-use crate::cases::base::fill::{Fill, Painter, Role};
+use crate::cases::base::fill::{Painter, Role, power_of_two};
 use crate::cases::base::tensors::{POISON, SPREAD, fill_row, pattern_blocks};
 use crate::ops::EntryForm;
 use crate::reference::{HostTensor, Storage};
@@ -89,14 +89,11 @@ fn fill_entry(case: &EntryCase, block: &mut [u8], slot: usize, random: &mut ChaC
     fill_row(Dtype::F8E4m3, &mut block[place.latents], 1.0, random);
     fill_row(Dtype::Bf16, &mut block[place.rope], SPREAD[1], random);
     let scales = &mut block[place.scales];
-    // Where numbers are of any size, so are scales: by powers of two that leave scores in f32.
-    let mut power = || match case.fill {
-        Fill::Tiny => random.random_range(-60..=0),
-        Fill::Huge => random.random_range(-10..=24),
-        Fill::Mixed => random.random_range(-40..=24),
-        Fill::Plain | Fill::Zeros | Fill::Equal | Fill::Poison | Fill::NotFinite => 0,
-    };
-    let powers: Vec<i32> = (0..layout.groups).map(|_| power()).collect();
+    // Where numbers are of any size, so are scales.
+    let powers = case.fill.scale_powers();
+    let powers: Vec<i32> = (0..layout.groups)
+        .map(|_| power_of_two(&powers, random))
+        .collect();
     match case.form {
         EntryForm::Fp8Ds => {
             for group in 0..layout.groups {

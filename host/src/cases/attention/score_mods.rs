@@ -5,7 +5,7 @@ use std::fmt;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::cases::base::fill::Fill;
+use crate::cases::base::fill::{Fill, SPECIAL_SINKS};
 use crate::cases::base::options::read_flag;
 use crate::cases::base::pick::{one_in, pick};
 use crate::cases::base::text::{CaseError, Fields};
@@ -141,11 +141,7 @@ impl ScoreTensors {
             let bytes = (0..num_query_heads)
                 .flat_map(|head| {
                     let plain = low + (high - low) * random.random::<f32>();
-                    let value = match fill {
-                        Fill::Plain => plain,
-                        _ => special.get(head % 4).copied().unwrap_or(plain),
-                    };
-                    value.to_le_bytes()
+                    fill.of_head(head, plain, special).to_le_bytes()
                 })
                 .collect();
             HostTensor::contiguous(name, Dtype::F32, &[num_query_heads], bytes)
@@ -157,7 +153,7 @@ impl ScoreTensors {
                 .map(|_| per_head("alibi_slopes", 0.01, 0.3, [0.0, 1e6])),
             sinks: case
                 .sinks
-                .then(|| per_head("sinks", -1.0, 4.0, [f32::NEG_INFINITY, 1e30])),
+                .then(|| per_head("sinks", -1.0, 4.0, SPECIAL_SINKS)),
         }
     }
 

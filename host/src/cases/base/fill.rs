@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use half::{bf16, f16};
+use std::ops::RangeInclusive;
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -217,6 +219,41 @@ impl Painter {
         *tensor = tensor.with_bytes(bytes);
     }
 }
+
+impl Fill {
+    /// Powers of two by which scales of single tokens or groups differ, where numbers are of any size: no score leaves f32
+    /// for them.
+    pub(crate) fn scale_powers(self) -> RangeInclusive<i32> {
+        match self {
+            Self::Tiny => -60..=0,
+            Self::Huge => -10..=24,
+            Self::Mixed => -40..=24,
+            Self::Plain | Self::Zeros | Self::Equal | Self::Poison | Self::NotFinite => ALIKE,
+        }
+    }
+
+    /// What a head has instead of `plain`, by turns one of `special`, in a case with special values.
+    pub(crate) fn of_head(self, head: usize, plain: f32, special: [f32; 2]) -> f32 {
+        if self == Self::Plain {
+            return plain;
+        }
+        special.get(head % 4).copied().unwrap_or(plain)
+    }
+}
+
+/// Powers of two of scales that differ by none.
+pub(crate) const ALIKE: RangeInclusive<i32> = 0..=0;
+
+/// One of the powers; where there is but one, nothing is drawn.
+pub(crate) fn power_of_two(powers: &RangeInclusive<i32>, random: &mut ChaCha8Rng) -> i32 {
+    match powers.start() == powers.end() {
+        true => *powers.start(),
+        false => random.random_range(powers.clone()),
+    }
+}
+
+/// A sink that is none, and one beside which no token counts.
+pub(crate) const SPECIAL_SINKS: [f32; 2] = [f32::NEG_INFINITY, 1e30];
 
 /// What poison there may be in a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
