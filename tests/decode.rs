@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{assert_pass, case, judge, listed, machines};
+use common::{assert_pass, case, decode_case, judge, listed, machines};
 use ferroattn::cases::fill::{self, Amount, DecodeTensors, NO_BLOCK, POISON};
 use ferroattn::cases::{Case, DecodeCase, DeviceDecode, Layout, compare_decode};
 use ferroattn::emulator::Emulator;
@@ -31,9 +31,7 @@ fn edges() {
 
 /// A case that `line` describes, and its tensors.
 fn tensors(line: &str) -> (DecodeCase, DecodeTensors) {
-    let Case::Decode(case) = case(line) else {
-        panic!("{line} is no decode")
-    };
+    let case = decode_case(line);
     let tensors = fill::decode(&case, 3, Amount::WHOLE);
     (case, tensors)
 }

@@ -5,9 +5,9 @@
 mod common;
 
 use common::parts::{Refusal, parts};
-use common::{case, machines};
+use common::{decode_case, machines};
 use ferroattn::cases::fill::{self, Amount, DecodeTensors, POISON};
-use ferroattn::cases::{Case, DecodeCase, DeviceDecode};
+use ferroattn::cases::{DecodeCase, DeviceDecode};
 use ferroattn::ops::{AlibiForm, AlibiSlopes, DecodeOptions, DecodeRequest, ScoreMods};
 use ferroattn::plan::{DeviceInfo, SplitPolicy};
 use ferroattn::reference::HostTensor;
@@ -158,9 +158,7 @@ fn a_short_window_takes_the_shared_memory_of_its_tiles() {
 const SEED: u64 = 3;
 
 fn tensors(line: &str) -> (DecodeCase, DecodeTensors) {
-    let Case::Decode(case) = case(line) else {
-        panic!("{line} is no decode")
-    };
+    let case = decode_case(line);
     let tensors = fill::decode(&case, SEED, Amount::WHOLE);
     (case, tensors)
 }

@@ -4,7 +4,7 @@
 mod common;
 mod far;
 
-use common::{case, emulated};
+use common::{case, decode_case, emulated};
 use far::{Far, upload, workspace};
 use ferroattn::cases::fill::{self, Amount, NO_BLOCK};
 use ferroattn::cases::{
@@ -123,9 +123,7 @@ fn latent_attention_finds_far_blocks_with_every_kind_of_product() {
         ((9, 0), "heads=40/1 kv=fp8_e4m3", "e4m3_d576v512_h64"),
     ] {
         let line = format!("decode_mla bf16 {form} d=576 dv=512 page=16 layout=nhd lens=150,7");
-        let Case::Decode(case) = case(&line) else {
-            panic!("{line} is no decode")
-        };
+        let case = decode_case(&line);
         let tensors = fill::decode(&case, 1, Amount::WHOLE);
         let emulator = emulated(capability);
         // Without the dimension of its one head.

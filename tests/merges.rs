@@ -4,9 +4,9 @@
 
 mod common;
 
-use common::case;
+use common::decode_case;
 use ferroattn::cases::fill::{self, Amount};
-use ferroattn::cases::{Case, DeviceDecode, compare_decode};
+use ferroattn::cases::{DeviceDecode, compare_decode};
 use ferroattn::emulator::Emulator;
 use ferroattn::plan::DeviceInfo;
 use ferroattn::runtime::{Buffer, Launcher};
@@ -17,9 +17,7 @@ const POISONS: [u32; 2] = [u32::MAX, 0x7f80_0000];
 
 /// Runs a case; returns its plan.
 fn run(line: &str, poison: u32, machine: &Emulator) -> String {
-    let Case::Decode(case) = case(line) else {
-        panic!("{line} is no decode")
-    };
+    let case = decode_case(line);
     let tensors = fill::decode(&case, 11, Amount::WHOLE);
     let mut device = DeviceDecode::new(machine, tensors.clone()).expect("fits");
     let plan = device.plan(&case, &machine.device()).expect("planned");

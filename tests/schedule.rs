@@ -10,11 +10,11 @@
 mod common;
 mod tensors;
 
-use common::case;
+use common::decode_case;
 use common::parts::{parts, refused_launch};
 use ferroattn::Result;
 use ferroattn::cases::fill::{self, Amount};
-use ferroattn::cases::{Case, DeviceDecode, compare_decode};
+use ferroattn::cases::{DeviceDecode, compare_decode};
 use ferroattn::emulator::Emulator;
 use ferroattn::ops::{
     CheckedDecode, CheckedDecodeMla, DecodeMlaRequest, DecodeOptions, DecodePlan, DecodeRequest,
@@ -308,9 +308,7 @@ fn a_schedule_serves_every_launch_of_a_step() {
         "decode bf16 heads=4/1 d=128 kv=fp8_e4m3 page=16 layout=nhd lens=900,17,64 split=scheduled window=200",
         "decode_mla bf16 heads=16/1 d=576 dv=512 page=64 layout=nhd lens=500,1,64,129 max_len=4096 split=scheduled",
     ] {
-        let Case::Decode(case) = case(line) else {
-            panic!("{line} is no decode")
-        };
+        let case = decode_case(line);
         let machine = Emulator::new();
         let tensors = fill::decode(&case, 3, Amount::WHOLE);
         let run = |is_given: bool| {
@@ -374,9 +372,7 @@ fn a_plan_serves_any_lengths() {
     ] {
         let mut first = None;
         for lens in all_lens {
-            let Case::Decode(case) = case(&format!("{line} lens={lens}")) else {
-                panic!("{line} is no decode")
-            };
+            let case = decode_case(&format!("{line} lens={lens}"));
             let tensors = fill::decode(&case, 5, Amount::WHOLE);
             let mut device = DeviceDecode::new(&machine, tensors.clone()).expect("fits");
             let own = device.plan(&case, &machine.device()).expect("planned");
@@ -407,9 +403,7 @@ fn a_schedule_of_nonsense_reaches_nothing_else() {
         "decode_mla bf16 heads=4/1 d=288 dv=256 page=8 layout=nhd lens=300,64 max_len=4096 split=scheduled",
         "decode_mla bf16 heads=40/1 d=576 dv=512 page=8 layout=nhd lens=300,64 max_len=4096 split=scheduled",
     ] {
-        let Case::Decode(case) = case(line) else {
-            panic!("{line} is no decode")
-        };
+        let case = decode_case(line);
         let tensors = fill::decode(&case, 3, Amount::WHOLE);
         let mut device = DeviceDecode::new(&machine, tensors.clone()).expect("fits");
         let plan = device.plan(&case, &machine.device()).expect("planned");

@@ -13,7 +13,7 @@ pub mod rebind;
 
 use std::io::Write;
 
-use ferroattn::cases::{Case, grid::GRIDS, run_case};
+use ferroattn::cases::{Case, DecodeCase, grid::GRIDS, run_case};
 use ferroattn::emulator::Emulator;
 use ferroattn::plan::DeviceInfo;
 use ferroattn::runtime::{Cuda, Runtime};
@@ -77,4 +77,12 @@ pub fn judge(case: &Case, machine: &dyn Runtime, seed: u64) -> Result<(), String
 /// A case from its line.
 pub fn case(line: &str) -> Case {
     line.parse().expect("a case")
+}
+
+/// A decode from its line.
+pub fn decode_case(line: &str) -> DecodeCase {
+    match case(line) {
+        Case::Decode(case) => case,
+        other => panic!("{other} is no decode"),
+    }
 }
