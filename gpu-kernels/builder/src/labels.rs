@@ -36,8 +36,8 @@ pub(crate) fn numbered_by_itself(text: &str) -> Result<String> {
     Ok(all)
 }
 
-/// What a compiler declares for registers that it keeps in memory, and the pointers to it.
-const LOCAL_MEMORY: [&str; 3] = ["__local_depot", "%SP", "%SPL"];
+/// What a compiler declares for registers that it keeps in memory, and what the pointers to it begin with.
+const LOCAL_MEMORY: [&str; 2] = ["__local_depot", "%SP"];
 
 /// The text of one kernel, without local memory that nothing uses: rust-cuda's back end may leave the room of a value that it
 /// moved to registers, and the assembler would set it aside.
