@@ -50,7 +50,30 @@ fn every_case_is_right_on_a_large_machine() {
         .into_iter()
         .flat_map(|grid| run(&cases(grid), &machine))
         .collect();
-    for kernel in ["_h16 ", "_h64 ", "_h64_sm90a "] {
+    for kernel in [
+        "_h16 ",
+        "_h64 ",
+        "_bf16_d576v512_h64_sm90a ",
+        "_f16_d576v512_h64_sm90a ",
+        "_e4m3_d576v512_h64_sm90a ",
+        "_e5m2_d576v512_h64_sm90a ",
+    ] {
         assert!(plans.iter().any(|plan| plan.contains(kernel)), "{kernel}");
+    }
+}
+
+/// The wide kernels for machines on which groups of warps do not multiply.
+#[test]
+fn many_heads_are_right_on_a_large_machine_without_warp_groups() {
+    let machine = Emulator::with_seed(4).with_device(DeviceInfo {
+        compute_capability: (10, 0),
+        ..DeviceInfo::H200
+    });
+    let mut cases = cases("smoke");
+    cases.retain(|case| case.to_string().contains("heads=40/"));
+    let plans = run(&cases, &machine);
+    for dtype in ["bf16", "f16", "e4m3", "e5m2"] {
+        let kernel = format!("decode_mla_{dtype}_d576v512_h64 ");
+        assert!(plans.iter().any(|plan| plan.contains(&kernel)), "{kernel}");
     }
 }

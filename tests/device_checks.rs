@@ -4,7 +4,7 @@
 mod common;
 mod planted;
 
-use common::{case, machines};
+use common::{case, emulated, machines};
 use ferroattn::Error;
 use ferroattn::cases::fill::{self, Amount, NO_BLOCK};
 use ferroattn::cases::{
@@ -13,7 +13,6 @@ use ferroattn::cases::{
 use ferroattn::emulator::Emulator;
 use ferroattn::error::CheckError;
 use ferroattn::ops::{DecodeOptions, ScoreMods, UnifiedOptions, check_result};
-use ferroattn::plan::DeviceInfo;
 use ferroattn::runtime::{DeviceMemory, Launcher, Runtime};
 use ferroattn::tensor::{Dtype, TensorView};
 use planted::{judge, plant, workspace};
@@ -109,8 +108,10 @@ fn after_a_fault_no_kernel_writes() {
         "unified bf16 heads=4/2 kv=fp8_e4m3 q=fp8_e4m3 d=64 page=16 layout=nhd lens=40,33,20 q_lens=3,1,2",
     ];
     let mut machines = machines();
-    // On which groups of warps multiply.
-    machines.push(Box::new(Emulator::new().with_device(DeviceInfo::H200)));
+    // On which groups of warps multiply, and one that is as large, but where they do not.
+    for capability in [(9, 0), (10, 0)] {
+        machines.push(Box::new(emulated(capability)));
+    }
     let mut plans = Vec::new();
     for machine in &machines {
         let machine = machine.as_ref();
@@ -141,6 +142,7 @@ fn after_a_fault_no_kernel_writes() {
         "decode_mla_bf16_d576v512_h16 ",
         "decode_mla_bf16_d576v512_h64_sm90a ",
         "decode_mla_e4m3_d576v512_h64 ",
+        "decode_mla_e4m3_d576v512_h64_sm90a ",
         "decode_mla_bf16_d288v256_h64 ",
         "decode_mla_entry_fp8_ds_h16 ",
         "decode_mla_entry_fp8_ds_h64 ",

@@ -47,8 +47,10 @@ fn few_parts_and_many_are_merged_right() {
         (4, "merge_few_"),
         (5, "merge_splits_"),
         (16, "merge_splits_"),
-        (17, "merge_many_"),
+        (32, "merge_splits_"),
+        (33, "merge_many_"),
         (70, "merge_many_"),
+        (140, "merge_many_"),
     ] {
         for (shape, split) in [
             ("decode bf16 heads=6/2 d=64 page=16 layout=nhd", 64),

@@ -240,9 +240,8 @@ pub(crate) fn dynamic_shared_bytes(entry: &Entry) -> u32 {
             PrefillTile::of(head_size, head_size_v, value_bytes, token_scales, products)
                 .shared_bytes()
         }
-        Variant::MergeSplits { .. }
-        | Variant::MergeMany { .. }
-        | Variant::MergeScheduled { .. } => merge_splits::SHARED_BYTES,
+        Variant::MergeSplits { .. } | Variant::MergeScheduled { .. } => merge_splits::SHARED_BYTES,
+        Variant::MergeMany { .. } => merge_splits::SHARED_BYTES_OF_MANY,
         _ => 0,
     }
 }

@@ -15,38 +15,38 @@ pub(crate) fn score_scale(scale_log2: f32) -> f32 {
     }
 }
 
-/// Makes f16 of a head's dims, of which each lane of a quad holds a part. A bf16 may be too large or too
+/// Makes f16 of a head's dims, of which each of `2^LOG_LANES` lanes side by side holds a part. A bf16 may be too large or too
 /// small for an f16, so it is first multiplied by the power of two that brings the head's largest into
 /// `2^14..2^15`; returns the power that takes it back.
 ///
 /// # Safety
 /// Converged.
 #[inline(always)]
-pub(crate) unsafe fn to_f16<G: Gpu, const K_STEPS: usize>(
+pub(crate) unsafe fn to_f16<G: Gpu, const PARTS: usize, const LOG_LANES: usize>(
     gpu: G,
-    words: &mut [[u32; 2]; K_STEPS],
+    words: &mut [[u32; 2]; PARTS],
     dtype: u32,
 ) -> f32 {
     if dtype == QueryDtype::F16 as u32 {
         return 1.0;
     }
     if dtype == QueryDtype::F8E4m3 as u32 {
-        unroll!([36] step in 0..K_STEPS {
+        unroll!([36] part in 0..PARTS {
             unroll!([2] i in 0..2 {
-                words[step][i] = gpu.widen_e4m3x4(words[step][i])[0];
+                words[part][i] = gpu.widen_e4m3x4(words[part][i])[0];
             });
         });
         return 1.0;
     }
     let mut largest = 0.0;
-    unroll!([36] step in 0..K_STEPS {
+    unroll!([36] part in 0..PARTS {
         unroll!([2] i in 0..2 {
-            let word = words[step][i];
+            let word = words[part][i];
             largest = gpu.max(largest, f32::from_bits((word << 16) & 0x7fff_ffff));
             largest = gpu.max(largest, f32::from_bits(word & 0x7fff_0000));
         });
     });
-    unroll!([2] i in 0..2 {
+    unroll!([8] i in 0..LOG_LANES {
         // SAFETY: converged: this function's contract.
         let other = unsafe { gpu.shfl_xor(f32::to_bits(largest), 1 << i) };
         largest = gpu.max(largest, f32::from_bits(other));
@@ -62,12 +62,12 @@ pub(crate) unsafe fn to_f16<G: Gpu, const K_STEPS: usize>(
     } else {
         (1.0, 1.0)
     };
-    unroll!([36] step in 0..K_STEPS {
+    unroll!([36] part in 0..PARTS {
         unroll!([2] i in 0..2 {
-            let word = words[step][i];
+            let word = words[part][i];
             let low = Bf16::widen(gpu, word as u16) * scale;
             let high = Bf16::widen(gpu, (word >> 16) as u16) * scale;
-            words[step][i] = F16::pack(gpu, low, high);
+            words[part][i] = F16::pack(gpu, low, high);
         });
     });
     unscale

@@ -11,8 +11,8 @@
 //! out = acc / (lse's sum + 2^(sink - max)); lse without or with the sink in the sum
 //! ```
 //!
-//! `merge_splits` is for any number. Grid: x = unit, y = sequence, z = query token. A thread block owns a unit; its warps share
-//! out the parts:
+//! `merge_splits` is for any number. Grid: x = unit, y = sequence, z = query token. A thread block owns a unit; four warps share
+//! out each chunk of 32 parts:
 //!
 //! ```text
 //! the first parts of this warp are under way
@@ -21,7 +21,8 @@
 //! acc is added over the warps; out and lse as above
 //! ```
 //!
-//! `merge_many` is the same where a warp has more than one batch: the next one is under way while one is added.
+//! `merge_many` is the same for more than a chunk, of which each of four teams of four warps takes one at a time, whole: rows
+//! of so many parts are few, so that time goes by waiting.
 //!
 //! Sequences of one part were finished by stage 1.
 //!
@@ -47,12 +48,20 @@ use crate::gpu::{Gpu, WARP};
 use crate::kernel::Kernel;
 use crate::params::MergeParams;
 
+/// Warps of a team.
 const WARPS: u32 = 4;
-/// Threads per thread block.
+/// Threads of a team: all of a thread block but of `merge_many`.
 pub const THREADS: u32 = WARPS * WARP;
 
 /// Dynamic shared memory of a thread block of `merge_splits` and `merge_scheduled`: each warp's columns.
-pub const SHARED_BYTES: u32 = WARPS * COLUMNS * 4;
+pub const SHARED_BYTES: u32 = shared_bytes(1);
+/// The same of `merge_many`.
+pub const SHARED_BYTES_OF_MANY: u32 = shared_bytes(TEAMS);
+
+/// Each warp's columns.
+const fn shared_bytes(teams: u32) -> u32 {
+    teams * WARPS * COLUMNS * 4
+}
 
 /// Units of a row: tiles of columns of its heads.
 pub const fn units(num_query_heads: u32, head_size_v: u32) -> u32 {
@@ -63,8 +72,12 @@ pub const fn units(num_query_heads: u32, head_size_v: u32) -> u32 {
 pub const MOST_UNITS: u32 = WARPS;
 /// Parts of which a warp takes all of its unit's: so many loads are under way at once.
 pub const FEW_PARTS: u32 = UNROLL as u32;
-/// Parts of which each warp takes a batch at most.
-pub const SOME_PARTS: u32 = WARPS * FEW_PARTS;
+/// Parts of a chunk, of which each warp of a team takes two batches.
+const CHUNK: u32 = 2 * WARPS * FEW_PARTS;
+/// Parts that one team is enough for.
+pub const SOME_PARTS: u32 = CHUNK;
+/// Teams of a thread block of `merge_many`.
+const TEAMS: u32 = 4;
 
 /// The kernel for rows of few parts.
 ///
@@ -86,20 +99,20 @@ pub unsafe fn merge_few<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
     }
 }
 
-/// The kernel for rows of any number of parts, of which it asks for as much ahead as `AHEAD` says.
+/// The kernel for rows of any number of parts, by `TEAMS` teams.
 ///
 /// # Safety
-/// As for [`merge_few`], but with as many thread blocks along x as a row has units, and [`SHARED_BYTES`] shared memory; and
-/// sequences may have any number of parts.
+/// As for [`merge_few`], but with as many thread blocks along x as a row has units, `TEAMS` times [`THREADS`] threads and
+/// [`SHARED_BYTES`] shared memory; and sequences may have any number of parts.
 #[inline(always)]
-pub unsafe fn merge_splits<G: Gpu, T: Half, const AHEAD: usize>(gpu: G, params: &MergeParams) {
+pub unsafe fn merge_splits<G: Gpu, T: Half, const TEAMS: u32>(gpu: G, params: &MergeParams) {
     // SAFETY: this function's contract.
     let Some(divided) = (unsafe { divided(gpu, params) }) else {
         return;
     };
     // SAFETY: x counts units; every thread comes here; stage 1 has written the sequence's parts.
     unsafe {
-        merge_together::<G, T, AHEAD>(gpu, params, divided.of_splits(), gpu.cta_idx_x());
+        merge_together::<G, T, TEAMS>(gpu, params, divided.of_splits(), gpu.cta_idx_x());
     }
 }
 
@@ -191,29 +204,40 @@ unsafe fn merge_alone<G: Gpu, T: Half>(gpu: G, params: &MergeParams, divided: Di
     }
 }
 
-/// A unit by all warps, each with `AHEAD` batches under way: one or two.
+/// A unit by `TEAMS` teams. One keeps a batch of each warp under way, since more thread blocks then fit side by side; several
+/// keep a chunk's both.
 ///
 /// # Safety
 /// Every thread comes here with the same unit, which exists; stage 1 has written the sequence's parts; nobody uses shared
 /// memory.
 #[inline(always)]
-unsafe fn merge_together<G: Gpu, T: Half, const AHEAD: usize>(
+unsafe fn merge_together<G: Gpu, T: Half, const TEAMS: u32>(
     gpu: G,
     params: &MergeParams,
     divided: Divided,
     unit: u32,
 ) {
+    const BATCH: u32 = WARPS * UNROLL as u32;
+    let is_alone = TEAMS == 1;
     let (row, parts) = Row::of(gpu, params, divided, unit);
     // SAFETY: this function's contract: the row's head exists, stage 1 wrote every part and its lse; all come to the
     // barriers, which lie between what is written to shared memory and what is read of it.
     unsafe {
-        let mut split = gpu.warp();
+        let (team, warp) = (gpu.warp() / WARPS, gpu.warp() % WARPS);
+        let mut split = team * CHUNK + warp;
+        let load = |split| {
+            let first = parts.load(gpu, split, WARPS);
+            if is_alone {
+                return [first; 2];
+            }
+            [first, parts.load(gpu, split + BATCH, WARPS)]
+        };
         // What the loop below begins with is under way before the lse, on which its weights depend, is waited for.
-        let mut batch = parts.load(gpu, split, WARPS);
-        let total = if AHEAD > 1 {
-            parts.total::<G, 4>(gpu)
-        } else {
+        let mut batches = load(split);
+        let total = if is_alone {
             parts.total::<G, 2>(gpu)
+        } else {
+            parts.total::<G, 3>(gpu)
         };
         let splits = Softmax::of(gpu, total, row.sink(gpu, params));
         if gpu.thread_idx() == 0 && row.column == 0 {
@@ -221,28 +245,24 @@ unsafe fn merge_together<G: Gpu, T: Half, const AHEAD: usize>(
         }
         let mut acc = [0.0f32; 4];
         loop {
-            let next = split + UNROLL as u32 * WARPS;
-            let ahead = if AHEAD > 1 {
-                parts.load(gpu, next, WARPS)
-            } else {
-                batch
-            };
             // Read a second time, of memory that is near by now: held since the first, they would take the registers of a
             // whole part.
             let lses = parts.load_lses(gpu, split, WARPS);
             unroll!([4] i in 0..UNROLL {
-                acc = splits.add(gpu, acc, batch[i], lses[i]);
+                acc = splits.add(gpu, acc, batches[0][i], lses[i]);
             });
+            if !is_alone {
+                let lses = parts.load_lses(gpu, split + BATCH, WARPS);
+                unroll!([4] i in 0..UNROLL {
+                    acc = splits.add(gpu, acc, batches[1][i], lses[i]);
+                });
+            }
             // Not to be known for a sum, of which each load's address would have a register of its own from turn to turn.
-            split = gpu.black_box(next);
+            split = gpu.black_box(split + if is_alone { BATCH } else { TEAMS * CHUNK });
             if split >= divided.num_parts {
                 break;
             }
-            batch = if AHEAD > 1 {
-                ahead
-            } else {
-                parts.load(gpu, split, WARPS)
-            };
+            batches = load(split);
         }
         let at = gpu.shared_base() + gpu.thread_idx() * 16;
         gpu.st_shared_b128(at, acc.map(f32::to_bits));
@@ -250,9 +270,15 @@ unsafe fn merge_together<G: Gpu, T: Half, const AHEAD: usize>(
         if gpu.warp() == 0 {
             let mut total = [0.0f32; 4];
             for warp in 0..WARPS {
-                let part = gpu.ld_shared_b128(at + warp * WARP * 16);
+                let mut of_warp = [0.0f32; 4];
+                for team in 0..TEAMS {
+                    let part = gpu.ld_shared_b128(at + (team * WARPS + warp) * WARP * 16);
+                    unroll!([4] j in 0..4 {
+                        of_warp[j] += f32::from_bits(part[j]);
+                    });
+                }
                 unroll!([4] j in 0..4 {
-                    total[j] += f32::from_bits(part[j]);
+                    total[j] += of_warp[j];
                 });
             }
             row.store::<G, T>(gpu, params, total);
@@ -304,14 +330,13 @@ pub struct MergeMany<T>(PhantomData<T>);
 impl<T: Half> Kernel for MergeMany<T> {
     type Params = MergeParams;
     const VARIANT: Variant = Variant::MergeMany { dtype: T::HALF };
-    const THREADS: u32 = THREADS;
-    // Rows of so many parts are few, and wait for memory: what is under way counts, not how many run side by side.
-    const MIN_CTAS: u32 = 5;
+    const THREADS: u32 = TEAMS * THREADS;
+    const MIN_CTAS: u32 = 2;
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &MergeParams) {
         // SAFETY: launched as `merge_splits` asks, on tensors of its shapes: the contract of `Kernel::run`.
-        unsafe { merge_splits::<G, T, 2>(gpu, params) }
+        unsafe { merge_splits::<G, T, TEAMS>(gpu, params) }
     }
 }
 

@@ -76,7 +76,7 @@ impl<const K_STEPS: usize, const HEAD_TILES: usize> QueryWords<K_STEPS, HEAD_TIL
         if C::BYTES == 1 {
             unroll!([2] tile in 0..HEAD_TILES {
                 // SAFETY: converged: this function's contract.
-                let exponent = unsafe { to_f16(gpu, &mut fragments[tile], dtype) };
+                let exponent = unsafe { to_f16::<G, K_STEPS, 2>(gpu, &mut fragments[tile], dtype) };
                 unroll!([2] i in 0..2 {
                     // SAFETY: converged: this function's contract; lanes `4 head ..` hold the head.
                     let unscale = unsafe { gpu.shfl(exponent.to_bits(), (2 * (gpu.lane() % 4) + i as u32) * 4) };

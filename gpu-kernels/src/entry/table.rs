@@ -284,4 +284,6 @@ entries! {
     prefill_gqa_e4m3_qe4m3_d64_sm90a: PrefillGqaSm90a<E4m3, D64, true>;
     decode_mla_bf16_d576v512_h64_sm90a: DecodeMlaSm90a<Bf16, D576V512>, may_spill;
     decode_mla_f16_d576v512_h64_sm90a: DecodeMlaSm90a<F16, D576V512>, may_spill;
+    decode_mla_e4m3_d576v512_h64_sm90a: DecodeMlaSm90a<E4m3, D576V512>, may_spill;
+    decode_mla_e5m2_d576v512_h64_sm90a: DecodeMlaSm90a<E5m2, D576V512>, may_spill;
 }

@@ -10,7 +10,7 @@ use crate::mla::group_tile::{GROUPS, Part, ROWS};
 use crate::params::DecodeMlaParams;
 
 /// Tokens that lie in one block.
-const GROUP: u32 = 8;
+pub(super) const GROUP: u32 = 8;
 
 /// Rows that a warp copies a line of at a time: eight lanes each.
 const LINES: u32 = 4;
@@ -102,7 +102,7 @@ impl Loader {
         let mut tile = 0;
         while first < end {
             // SAFETY: the warp is converged; the window has the tile.
-            let rows = unsafe { loader.rows(gpu, tile % WINDOW_TILES) };
+            let rows = unsafe { loader.rows(gpu, tile) };
             if tile > 0 {
                 // SAFETY: the warp is converged; a group comes there when it is done with the half, if another tile
                 // follows in the stage.
@@ -134,11 +134,11 @@ impl Loader {
         }
     }
 
-    /// Where this lane's 16 bytes are in the half of each of its rows of tile `tile` of the window: `lane / 8` and every
+    /// Where this lane's 16 bytes are in the half of each of its rows of tile `tile`: `lane / 8` and every
     /// fourth one after it.
     ///
     /// # Safety
-    /// Converged.
+    /// Converged; the window has the tile.
     #[inline(always)]
     unsafe fn rows<G: Gpu>(&self, gpu: G, tile: u32) -> [u64; TIMES] {
         let lane = gpu.lane();
@@ -146,15 +146,8 @@ impl Loader {
         let offset = in_group + (self.half_offset + lane % 8 * 16) as u64;
         let mut rows = [0; TIMES];
         unroll!([8] group in 0..8 {
-            let from = tile * (ROWS / GROUP) + group as u32;
             // SAFETY: converged; the group is one of the window's.
-            let (low, high) = unsafe {
-                (
-                    gpu.shfl(self.group as u32, from),
-                    gpu.shfl((self.group >> 32) as u32, from),
-                )
-            };
-            rows[2 * group] = (low as u64 | (high as u64) << 32) + offset;
+            rows[2 * group] = unsafe { group_at(gpu, self.group, tile, group as u32) } + offset;
             rows[2 * group + 1] = rows[2 * group] + LINES as u64 * self.stride as u64;
         });
         rows
@@ -207,5 +200,22 @@ impl Loader {
     }
 }
 
+/// Where group `group` of a warp's tile number `tile` begins, if `own` is where this lane's group of the window does.
+///
+/// # Safety
+/// Converged; the window has the tile.
+#[inline(always)]
+pub(super) unsafe fn group_at<G: Gpu>(gpu: G, own: u64, tile: u32, group: u32) -> u64 {
+    let from = tile % WINDOW_TILES * (ROWS / GROUP) + group;
+    // SAFETY: converged: this function's contract.
+    unsafe {
+        let (low, high) = (
+            gpu.shfl(own as u32, from),
+            gpu.shfl((own >> 32) as u32, from),
+        );
+        low as u64 | (high as u64) << 32
+    }
+}
+
 /// Tiles of a warp that its block window covers.
-const WINDOW_TILES: u32 = crate::gpu::WARP / (ROWS / GROUP);
+pub(super) const WINDOW_TILES: u32 = crate::gpu::WARP / (ROWS / GROUP);

@@ -56,7 +56,7 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
     };
 
     /// Takes the tokens `start .. end`, at least one. Every row sees those below `all_see`, and row `r` of the thread
-    /// block those below `len_of(r)`.
+    /// block those below `len_of(r)`; its products times `scale_of(r)` are its scores, base 2.
     ///
     /// # Safety
     /// The four warps of the group come here, the other group to its own, and the group that loads to
@@ -68,10 +68,9 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
         cut: MlaTile,
         (start, end): (u32, u32),
         all_see: u32,
-        scale_log2: f32,
+        scale_of: impl Fn(u32) -> f32,
         len_of: impl Fn(u32) -> u32,
     ) {
-        let scale = [[scale_log2; 2]];
         let mut token = start;
         while token < end {
             // The pair of tiles: the first one is group 0's, the second, if there is one, group 1's.
@@ -82,7 +81,7 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
                     let scores = self.begin_scores::<G, C>(gpu, cut);
                     let scores = [gpu.group_wait::<4, 0>(scores)];
                     let (probs, rise) =
-                        self.softmax::<G, C>(gpu, scores, (token, all_see), scale, &len_of);
+                        self.softmax::<G, C>(gpu, scores, (token, all_see), &scale_of, &len_of);
                     self.rescale_acc(rise);
                     self.hand_on(gpu, cut, probs);
                     let values = self.begin_values::<G, C>(gpu, cut, 0, probs);
@@ -101,7 +100,7 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
                     // All but the youngest two, which are the values.
                     let scores = [gpu.group_wait::<4, 2>(scores)];
                     let (probs, rise) =
-                        self.softmax::<G, C>(gpu, scores, (second, all_see), scale, &len_of);
+                        self.softmax::<G, C>(gpu, scores, (second, all_see), &scale_of, &len_of);
                     // The half is wanted more urgently than the probabilities.
                     self.end_values(gpu, values);
                     self.hand_back(gpu, 0, token, end);
@@ -168,9 +167,10 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
         gpu: G,
         mut scores: [Scores; 1],
         (token, all_see): (u32, u32),
-        scale: [[f32; 2]; 1],
+        scale_of: impl Fn(u32) -> f32,
         len_of: impl Fn(u32) -> u32,
     ) -> (Probs, Rise<1>) {
+        let scale = [[scale_of(row_of(gpu, 0)), scale_of(row_of(gpu, 1))]];
         if token + ROWS > all_see {
             mask(gpu, &mut scores[0], token, len_of);
         }
@@ -307,8 +307,8 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
     }
 
     /// After the last tile: brings the output of the group's columns, normalised, into rows of
-    /// [`MlaTile::out_row_bytes`] that begin with the shared memory, and hands `store_lse` the lse of each row, one group
-    /// for both. A row that saw no token gets zeros and minus infinity.
+    /// [`MlaTile::out_row_bytes`] that begin with the shared memory, times `v_scale`, and hands `store_lse` the lse of each
+    /// row, one group for both. A row that saw no token gets zeros and minus infinity.
     ///
     /// # Safety
     /// Both groups come here, once. Nobody uses the memory of queries and ring any more.
@@ -317,6 +317,7 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
         mut self,
         gpu: G,
         cut: MlaTile,
+        v_scale: f32,
         store_lse: impl Fn(u32, Lse),
     ) {
         // SAFETY: converged.
@@ -343,7 +344,7 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
             } else if sum == 0.0 {
                 0.0
             } else {
-                gpu.recip(sum)
+                gpu.recip(sum) * v_scale
             };
             let row = row_of(gpu, half);
             if GROUP == 0 && gpu.lane().is_multiple_of(4) {

@@ -5,6 +5,7 @@
 //! stage 0   the tiles 0, 2, 4 ...: 64 rows of the cache, as panels: left half of the values, right half, the rest
 //! stage 1   the tiles 1, 3, 5 ...
 //! maxima    of each group, 64; then sums, as many; then what the thread block owns, once for each group
+//! factors   of 64 rows, whose queries were brought into the range of an f16
 //! letters   probabilities on their way from group 1 to group 0
 //! ```
 //!
@@ -74,12 +75,16 @@ impl MlaTile {
     pub(super) const fn group_owned(self) -> u32 {
         self.group_maxima(2 * GROUPS)
     }
+    /// Where it is what a row's products are multiplied by, if each row has a factor of its own.
+    pub(super) const fn group_factors(self) -> u32 {
+        self.group_owned() + GROUPS * 16
+    }
     /// Where a group's probabilities wait for the other one: 16 bytes of each thread, four times.
     pub(super) const fn group_letter(self, group: u32) -> u32 {
         if group == 0 {
             self.group_stage(0) + self.rest()
         } else {
-            self.group_owned() + GROUPS * 16
+            self.group_factors() + ROWS * 4
         }
     }
     /// Shared memory of a thread block whose groups multiply. The output rows lie over queries and ring.

@@ -251,7 +251,10 @@ pub unsafe fn decode_mla<
 /// # Safety
 /// Over a cache of bytes `k_scale`, and `q_scale` if it is not 0, are one f32 each.
 #[inline(always)]
-unsafe fn scales<G: Gpu, C: CacheFormat>(gpu: G, params: &DecodeMlaParams) -> (f32, f32) {
+pub(super) unsafe fn scales<G: Gpu, C: CacheFormat>(
+    gpu: G,
+    params: &DecodeMlaParams,
+) -> (f32, f32) {
     if C::BYTES == 2 {
         return (1.0, 1.0);
     }

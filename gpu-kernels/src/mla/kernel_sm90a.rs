@@ -1,4 +1,4 @@
-//! Stage 1 of split-KV decode attention over a latent (MLA) cache of 16-bit values, by the products of warp groups: what
+//! Stage 1 of split-KV decode attention over a latent (MLA) cache, by the products of warp groups: what
 //! `decode_mla` computes, for compute capability 9.0 and many rows.
 //!
 //! Grid: as of `decode_mla`. A thread block owns 64 rows and the tokens of one split, or of one item of a schedule. Of
@@ -17,22 +17,28 @@ use core::marker::PhantomData;
 use crate::attention::careful::{careful_row, load_pair, load_query_pair};
 use crate::attention::item::Item;
 use crate::attention::paged_kv::CacheHead;
+use crate::attention::query::query_bytes;
 use crate::attention::sequence::seq_len;
 use crate::dtype::CacheFormat;
 use crate::entry::Variant;
-use crate::gpu::{Gpu, Line, WARP, div, in_panels};
+use crate::gpu::{Gpu, WARP, div};
 use crate::kernel::{Dims, Kernel};
 use crate::mla::MlaTile;
 use crate::mla::cta::Cta;
 use crate::mla::group_loader::Loader;
+use crate::mla::group_loader_fp8::load_bytes;
+use crate::mla::group_query::{load_queries, row_scale};
 use crate::mla::group_softmax::GroupSoftmax;
-use crate::mla::group_tile::{GROUP_WARPS, GROUPS, ROWS, TOGETHER, group_cut};
+use crate::mla::group_tile::{GROUP_WARPS, GROUPS, group_cut};
+use crate::mla::kernel::scales;
 use crate::params::DecodeMlaParams;
 
-/// Registers of a thread that loads, and of one that multiplies: together what a multiprocessor has.
+/// Registers of a thread that loads, and of one that multiplies.
 const LOAD_REGISTERS: u32 = 72;
 const REGISTERS: u32 = 216;
-const _: () = assert!((LOAD_REGISTERS + GROUPS * REGISTERS) * GROUP_WARPS * WARP <= 65_536);
+/// Those of each when the thread block begins: a multiple of 8. Groups that take more than the other leaves wait for ever.
+const REGISTERS_AT_START: u32 = 65_536 / ((1 + GROUPS) * GROUP_WARPS * WARP) / 8 * 8;
+const _: () = assert!(LOAD_REGISTERS + GROUPS * REGISTERS <= (1 + GROUPS) * REGISTERS_AT_START);
 
 /// The kernel. `K_STEPS = head_size / 16`, `V_STEPS = head_size_v / 16`.
 ///
@@ -90,69 +96,26 @@ pub unsafe fn decode_mla_group<
         // SAFETY: the group comes here together; the block table and the cache have the tokens: the kernel's contract.
         unsafe {
             gpu.leave_registers::<LOAD_REGISTERS>();
-            Loader::run(gpu, cut, params, cta.seq, tokens);
+            if C::BYTES == 2 {
+                Loader::run(gpu, cut, params, cta.seq, tokens);
+            } else {
+                load_bytes::<G, C>(gpu, cut, params, cta.seq, tokens);
+            }
         }
         return;
     }
     // SAFETY: each group comes here together, and those that load leave as many registers; rows of this thread block.
     unsafe {
         gpu.take_registers::<REGISTERS>();
-        load_queries::<G, K_STEPS>(gpu, params, cta);
+        let (q_scale, k_scale) = scales::<G, C>(gpu, params);
+        let qk_scale_log2 = params.qk_scale_log2 * q_scale * k_scale;
+        load_queries::<G, C, K_STEPS>(gpu, cut, params, cta, qk_scale_log2);
         if gpu.warp() < 2 * GROUP_WARPS {
             attend::<G, C, K_STEPS, V_STEPS, 0>(gpu, cut, params, cta, seq_len, tokens);
         } else {
             attend::<G, C, K_STEPS, V_STEPS, 1>(gpu, cut, params, cta, seq_len, tokens);
         }
     }
-}
-
-/// Copies the thread block's rows of the query into panels; rows past the end become zero.
-///
-/// # Safety
-/// Both groups that multiply come here; the rows exist.
-#[inline(always)]
-unsafe fn load_queries<G: Gpu, const K_STEPS: usize>(gpu: G, params: &DecodeMlaParams, cta: Cta) {
-    let warps = GROUPS * GROUP_WARPS;
-    let chunks = K_STEPS as u32 * 2;
-    let places = params.query
-        | params.stride_query_seq as u64
-        | params.stride_query_token as u64
-        | params.stride_query_head as u64;
-    let mut row = gpu.warp() - GROUP_WARPS;
-    while row < ROWS {
-        let is_valid = row < cta.num_rows;
-        let source = if is_valid {
-            cta.query_row(params, row)
-        } else {
-            params.query
-        };
-        if places.is_multiple_of(16) {
-            let mut chunk = gpu.lane();
-            while chunk < chunks {
-                let target = gpu.shared_base() + in_panels(row, chunk);
-                // SAFETY: 16 bytes of a row that is read only if it exists; this lane's part of the panels.
-                unsafe {
-                    gpu.cp_async_b128(target, source + 16 * chunk as u64, is_valid, Line::ONCE);
-                }
-                chunk += WARP;
-            }
-        } else {
-            let mut word = gpu.lane();
-            while word < chunks * 4 {
-                let target = gpu.shared_base() + in_panels(row, word / 4) + word % 4 * 4;
-                // SAFETY: as above; values are aligned two by two: the host's check.
-                unsafe { gpu.cp_async_b32(target, source + 4 * word as u64, is_valid) };
-                word += WARP;
-            }
-        }
-        row += warps;
-    }
-    gpu.cp_async_commit();
-    gpu.cp_async_wait::<0>();
-    gpu.fence_warpgroup();
-    let (barrier, threads) = TOGETHER;
-    // SAFETY: both groups come here.
-    unsafe { gpu.barrier_sync(barrier, threads) };
 }
 
 /// What group `GROUP` of those that multiply does once the queries are there.
@@ -203,7 +166,13 @@ unsafe fn attend<
             cut,
             (start, end),
             all_see,
-            params.qk_scale_log2,
+            |row| {
+                if C::BYTES == 2 {
+                    params.qk_scale_log2
+                } else {
+                    row_scale(gpu, cut, row)
+                }
+            },
             |row| {
                 let (cta, seq_len, tokens) = work();
                 cta.seen(params, row, seq_len, tokens).1
@@ -215,7 +184,8 @@ unsafe fn attend<
     let is_whole = start == 0 && end == seq_len;
     // SAFETY: both groups come here, after the last tile; each row's lse is stored once.
     unsafe {
-        softmax.finish::<G, C>(gpu, cut, |row, lse| {
+        let (_, k_scale) = scales::<G, C>(gpu, params);
+        softmax.finish::<G, C>(gpu, cut, k_scale, |row, lse| {
             cta.store_lse(gpu, params, row, lse, is_whole);
         });
         cta.store_out::<G, C, V_STEPS, GROUP_WARPS>(
@@ -234,11 +204,16 @@ unsafe fn attend<
                     gpu.black_box(params.stride_cache_slot as u32) as i64,
                     0,
                 );
+                let (q_scale, k_scale) = scales::<G, C>(gpu, params);
                 let query = cta.query_row(params, row);
+                let query_bytes = query_bytes::<C>(params.query_dtype);
                 careful_row::<G, _, K_STEPS, V_STEPS>(
                     gpu,
                     cta.seen(params, row, seq_len, tokens),
-                    |dim| load_query_pair::<G, C>(gpu, query + 2 * dim as u64, params.query_dtype),
+                    |dim| {
+                        let at = query + query_bytes * dim as u64;
+                        load_query_pair::<G, C>(gpu, at, params.query_dtype)
+                    },
                     |token| {
                         let block_idx = div(token, params.block_size);
                         let table = params.block_table
@@ -248,8 +223,11 @@ unsafe fn attend<
                         cache.slot(gpu.ld_global_b32(table), slot)
                     },
                     |row, dim| load_pair::<G, C>(gpu, row + (C::BYTES * dim) as u64),
-                    |row, dim| load_pair::<G, C>(gpu, row + (C::BYTES * dim) as u64),
-                    |_, _, product| product * params.qk_scale_log2,
+                    |row, dim| {
+                        let values = load_pair::<G, C>(gpu, row + (C::BYTES * dim) as u64);
+                        values.map(|value| value * k_scale)
+                    },
+                    |_, _, product| product * (params.qk_scale_log2 * q_scale * k_scale),
                     f32::NEG_INFINITY,
                 )
             },
@@ -274,7 +252,6 @@ impl<C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize> Kernel
 
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &DecodeMlaParams) {
-        const { assert!(C::BYTES == 2, "rows are multiplied as they lie") };
         // SAFETY: the contract of `run` is that of `decode_mla_group`.
         unsafe { decode_mla_group::<G, C, K_STEPS, V_STEPS>(gpu, params) }
     }

@@ -20,6 +20,8 @@ pub(crate) mod cta;
 mod entry_form;
 mod entry_pair;
 mod group_loader;
+mod group_loader_fp8;
+mod group_query;
 mod group_softmax;
 mod group_tile;
 pub mod kernel;

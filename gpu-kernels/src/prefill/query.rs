@@ -176,7 +176,7 @@ impl GroupQueries {
             unroll!([2] half in 0..2 {
                 if C::BYTES == 1 {
                     // SAFETY: converged; the quad has all of the row.
-                    unscale[half] = unsafe { to_f16(gpu, &mut words[half], params.query_dtype) };
+                    unscale[half] = unsafe { to_f16::<G, _, 2>(gpu, &mut words[half], params.query_dtype) };
                 }
                 unroll!([4] i in 0..(K_STEPS / 2) {
                     let ([a, b], [c, d]) = (words[half][2 * i], words[half][2 * i + 1]);
@@ -263,7 +263,7 @@ unsafe fn read_tile<G: Gpu, C: CacheFormat, const K_STEPS: usize>(
     if C::BYTES == 1 {
         unroll!([2] half in 0..2 {
             // SAFETY: converged.
-            unscale[half] = unsafe { to_f16(gpu, &mut halves[half], params.query_dtype) };
+            unscale[half] = unsafe { to_f16::<G, _, 2>(gpu, &mut halves[half], params.query_dtype) };
         });
     }
     (halves, unscale)

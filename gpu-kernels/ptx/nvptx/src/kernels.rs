@@ -3,7 +3,7 @@ set! {
     route: "nvptx";
     compiler: "rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)";
     ptx_version: "8.1";
-    source_sha256: "ff2ff112518ec087d930d3f1f594f1f44feac917a2365a846d9a13ecf21d78e0";
+    source_sha256: "be172967c0878608716fe1338ebca7df8bd8d62069e3e4d6020436f8c228d661";
     archs: ["sm_80", "sm_89", "sm_90", "sm_90a"];
     "check_compact",
     "check_gather",
@@ -122,10 +122,12 @@ set! {
     "decode_mla_e4m3_d288v256_h64",
     "decode_mla_e4m3_d576v512_h16",
     "decode_mla_e4m3_d576v512_h64",
+    "decode_mla_e4m3_d576v512_h64_sm90a",
     "decode_mla_e5m2_d288v256_h16",
     "decode_mla_e5m2_d288v256_h64",
     "decode_mla_e5m2_d576v512_h16",
     "decode_mla_e5m2_d576v512_h64",
+    "decode_mla_e5m2_d576v512_h64_sm90a",
     "decode_mla_entry_fp8_ds_h16",
     "decode_mla_entry_fp8_ds_h64",
     "decode_mla_entry_v4_h16",

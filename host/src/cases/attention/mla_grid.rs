@@ -96,24 +96,52 @@ pub(crate) fn edges() -> Vec<DecodeCase> {
     // Rows that fill the tiles of warp groups, over one tile, two and more of them, odd numbers and even.
     let mut tiles = edge_lens(16, &[64, 128, 192, 256]);
     tiles.retain(|&len| len >= 0);
-    for (dtype, heads, q_len, split) in [
-        (Dtype::Bf16, 40, 3, SplitPolicy::BatchInvariant),
-        (Dtype::F16, 64, 1, SplitPolicy::Fixed(128)),
+    let (e4m3, e5m2) = (Dtype::F8E4m3, Dtype::F8E5m2);
+    for (dtype, query, kv, heads, q_len, split) in [
+        (
+            Dtype::Bf16,
+            Dtype::Bf16,
+            Dtype::Bf16,
+            40,
+            3,
+            SplitPolicy::BatchInvariant,
+        ),
+        (
+            Dtype::F16,
+            Dtype::F16,
+            Dtype::F16,
+            64,
+            1,
+            SplitPolicy::Fixed(128),
+        ),
+        (
+            Dtype::Bf16,
+            Dtype::Bf16,
+            e4m3,
+            40,
+            3,
+            SplitPolicy::BatchInvariant,
+        ),
+        (Dtype::F16, Dtype::F16, e5m2, 64, 1, SplitPolicy::Fixed(128)),
+        (Dtype::Bf16, e4m3, e4m3, 24, 3, SplitPolicy::Fixed(64)),
     ] {
         cases.push(with(
             mla(dtype, heads, 16, Lens::List(tiles.clone())),
             |case| {
                 (case.latent, case.split_policy) = (Some(q_len), split);
+                (case.cache.dtype, case.query_dtype) = (kv, query);
                 (case.fill, case.check) = (Fill::NotFinite, CheckMode::Device);
                 // Queries that are aligned to two values only.
                 case.pad_query = if q_len == 3 { 2 } else { 0 };
             },
         ));
     }
-    cases.push(with(
-        mla(Dtype::Bf16, 72, 32, Lens::OneLong(5, 40, 700)),
-        |case| case.split_policy = SplitPolicy::Scheduled,
-    ));
+    for kv in [Dtype::Bf16, e4m3] {
+        cases.push(with(
+            mla(Dtype::Bf16, 72, 32, Lens::OneLong(5, 40, 700)),
+            |case| (case.cache.dtype, case.split_policy) = (kv, SplitPolicy::Scheduled),
+        ));
+    }
     // So many rows of few splits that they are merged by thread blocks of several units.
     cases.push(with(
         mla(Dtype::Bf16, 128, 16, Lens::Ragged(24, 100)),

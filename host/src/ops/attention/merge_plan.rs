@@ -10,6 +10,9 @@ use crate::runtime::Launch;
 /// Thread blocks of one unit each that a merge of what a schedule says may have for each multiprocessor: of more, those
 /// of several units take less time, on an H200.
 const MOST_OF_ONE_UNIT: u32 = 38;
+/// Units of a row up to which those of many parts are merged by thread blocks of several teams: of more, thread blocks of one
+/// team take less time, on an H200. It is no matter of the batch, so that a row's bits are none either.
+const MOST_OF_TEAMS: u32 = 256;
 /// Thread blocks of a merge of what a schedule says, for each multiprocessor: several times what runs side by side.
 const MOST_BY_SCHEDULE: u32 = 31;
 
@@ -66,10 +69,10 @@ impl MergePlan {
             None if num_kv_splits <= merge::FEW_PARTS => {
                 (Variant::MergeFew { dtype }, merge::MOST_UNITS, 0)
             }
-            None if num_kv_splits <= merge::SOME_PARTS => {
+            None if num_kv_splits <= merge::SOME_PARTS || of_row > MOST_OF_TEAMS => {
                 (Variant::MergeSplits { dtype }, 1, merge::SHARED_BYTES)
             }
-            None => (Variant::MergeMany { dtype }, 1, merge::SHARED_BYTES),
+            None => (Variant::MergeMany { dtype }, 1, merge::SHARED_BYTES_OF_MANY),
         };
         let x = of_row.div_ceil(units);
         let y = match runs {

@@ -1,0 +1,236 @@
+//! What the warps that load do over a cache of bytes: as [`super::group_loader`], and each byte becomes the f16 that tensor
+//! cores multiply, in the room that it was copied into.
+//!
+//! ```text
+//! for each tile of the stage:
+//!     wait until the half is empty; both its goes are under way: 128 bytes of a row, over the first of two panels
+//!     for each go: wait until it is there; widen it into both panels; it is full
+//! ```
+//!
+//! A lane widens other bytes than it copied: lines are copied whole, which is what copies are fast with, and widened in an
+//! order in which no two lanes want the same bank.
+
+use crate::attention::paged_kv::{BlockWindow, CacheHead};
+use crate::dtype::CacheFormat;
+use crate::gpu::unroll::unroll;
+use crate::gpu::{Gpu, Line, PANEL_BYTES, PANEL_ROW_BYTES, in_panels};
+use crate::mla::MlaTile;
+use crate::mla::group_loader::{GROUP, WINDOW_TILES, group_at};
+use crate::mla::group_tile::{GROUPS, Part, ROWS};
+use crate::params::DecodeMlaParams;
+
+/// Groups of tokens in a tile.
+const TILE_GROUPS: usize = (ROWS / GROUP) as usize;
+/// Bytes of a group's rows in a panel.
+const GROUP_BYTES: u32 = GROUP * PANEL_ROW_BYTES;
+/// Bytes of the cache that become a panel's row.
+const PANEL_VALUES: u32 = PANEL_ROW_BYTES / 2;
+
+/// Where chunk `chunk` of the bytes of row `row`, modulo 8, lies in the row's line of a panel until it is widened: rows side by
+/// side have their chunks of one panel in different halves of the line, and so in different banks.
+#[inline(always)]
+const fn raw_chunk(row: u32, chunk: u32) -> u32 {
+    row * PANEL_ROW_BYTES + (chunk ^ (row % 2 * 4)) * 16
+}
+
+/// Brings this warp's part of every tile of the tokens `start .. end` of sequence `seq`.
+///
+/// # Safety
+/// As [`super::group_loader::Loader::run`], over a cache of bytes.
+#[inline(always)]
+pub(super) unsafe fn load_bytes<G: Gpu, C: CacheFormat>(
+    gpu: G,
+    cut: MlaTile,
+    params: &DecodeMlaParams,
+    seq: u32,
+    (start, end): (u32, u32),
+) {
+    // A warp that might part would have to be gathered before each exchange between its lanes.
+    // SAFETY: converged.
+    let [warp, start, end] = unsafe { [gpu.warp(), start, end].map(|value| gpu.uniform(value)) };
+    let part = Part {
+        stage: warp / 2,
+        half: warp % 2,
+    };
+    let has_rest = part.has_rest();
+    let mut first = start + part.stage * ROWS;
+    let step = GROUPS * ROWS;
+    // SAFETY: the row has every block before `end`: this function's contract.
+    let mut window = unsafe {
+        BlockWindow::new(
+            gpu,
+            params.block_table + seq as u64 * params.stride_block_table as u64,
+            params.block_size,
+            first,
+            step,
+            ROWS / GROUP,
+            end,
+        )
+    };
+    let cache = CacheHead::new(
+        params.cache,
+        0,
+        params.stride_cache_block,
+        params.stride_cache_slot,
+        0,
+    );
+    let mut own = window.own(cache);
+    let stage = gpu.shared_base() + cut.group_stage(part.stage);
+    let half = stage + part.half * cut.half_bytes();
+    let rest = stage + cut.rest();
+    let lane = gpu.lane();
+    // Copying, eight lanes have a line of the go, and four a row of the rest.
+    let (line_row, line_chunk) = (lane / 8, lane % 8);
+    let (row, quad) = (lane / 4, lane % 4);
+    // SAFETY: converged. See `Loader::run` for why they come from a lane.
+    let [line_to, rest_to] = unsafe {
+        [
+            half + raw_chunk(line_row, line_chunk),
+            rest + raw_chunk(row, quad),
+        ]
+        .map(|target| gpu.shfl(target, lane))
+    };
+    let stride = cache.stride_slot();
+    let column = part.half * (cut.head_size_v / 2);
+    let line_from = line_row * stride + column + 16 * line_chunk;
+    let rest_from = row * stride + cut.head_size_v + 16 * quad;
+    let mut tile = 0;
+    while first < end {
+        let mut groups = [0; TILE_GROUPS];
+        unroll!([8] group in 0..TILE_GROUPS {
+            // SAFETY: the warp is converged; the window has the tile.
+            groups[group] = unsafe { group_at(gpu, own, tile, group as u32) };
+        });
+        if tile > 0 {
+            // SAFETY: the warp is converged; a group comes there when it is done with the half, if another tile follows in
+            // the stage.
+            unsafe { gpu.barrier_sync(part.empty(), Part::THREADS) };
+        }
+        let left = end - first;
+        unroll!([2] go in 0..2 {
+            let (to, from) = (line_to + go as u32 * (2 * PANEL_BYTES), line_from + go as u32 * (2 * PANEL_VALUES));
+            unroll!([8] group in 0..TILE_GROUPS {
+                let first = group as u32 * GROUP;
+                let target = to + group as u32 * GROUP_BYTES;
+                let source = groups[group] + from as u64;
+                // SAFETY: the half is free; a row is only read if it exists.
+                unsafe {
+                    gpu.cp_async_b128(target, source, first + line_row < left, Line::ONCE);
+                    gpu.cp_async_b128(
+                        target + 4 * PANEL_ROW_BYTES,
+                        source + 4 * stride as u64,
+                        first + 4 + line_row < left,
+                        Line::ONCE,
+                    );
+                }
+            });
+            if go == 0 {
+                gpu.cp_async_commit();
+            }
+        });
+        if has_rest {
+            unroll!([8] group in 0..TILE_GROUPS {
+                let target = rest_to + group as u32 * GROUP_BYTES;
+                let is_valid = group as u32 * GROUP + row < left;
+                // SAFETY: the rest is free, too; a row is only read if it exists.
+                unsafe {
+                    gpu.cp_async_b128(target, groups[group] + rest_from as u64, is_valid, Line::ONCE);
+                }
+            });
+        }
+        gpu.cp_async_commit();
+        first += step;
+        tile += 1;
+        // While copies are under way.
+        if tile % WINDOW_TILES == 0 {
+            // SAFETY: as `new`.
+            unsafe { window.advance(gpu) };
+            own = window.own(cache);
+        }
+        // No fence: it would wait for all that is under way. Those that multiply have one.
+        // SAFETY: the warp is converged, and what it waited for is there; the group that computes the stage's scores waits at
+        // the barriers for each tile.
+        unsafe {
+            gpu.cp_async_wait::<1>();
+            widen_lines::<G, C>(gpu, half);
+            gpu.barrier_arrive(part.full(0), Part::THREADS);
+            gpu.cp_async_wait::<0>();
+            widen_lines::<G, C>(gpu, half + 2 * PANEL_BYTES);
+            if has_rest {
+                widen_rest::<G, C>(gpu, rest);
+            }
+            gpu.barrier_arrive(part.full(1), Part::THREADS);
+        }
+    }
+}
+
+/// Widens the lines that lie over the panel at `panels` into it and the next one.
+///
+/// # Safety
+/// Converged; the warp copied them, and each lane has waited for its copies.
+#[inline(always)]
+unsafe fn widen_lines<G: Gpu, C: CacheFormat>(gpu: G, panels: u32) {
+    const HALF: usize = TILE_GROUPS / 2;
+    // A lane has a chunk for each panel of a row.
+    let (row, quad) = (gpu.lane() / 4, gpu.lane() % 4);
+    let [first, second] = [raw_chunk(row, quad), raw_chunk(row, 4 + quad)];
+    let wide = in_panels(row, 2 * quad);
+    unroll!([2] half in 0..2 {
+        let panels = panels + (half * HALF) as u32 * GROUP_BYTES;
+        let mut bytes = [[[0; 4]; 2]; HALF];
+        // SAFETY: converged: all copies are there, and nobody writes over them before all lanes have what they widen.
+        unsafe {
+            gpu.sync_warp();
+            unroll!([4] group in 0..HALF {
+                let at = panels + group as u32 * GROUP_BYTES;
+                bytes[group] = [gpu.ld_shared_b128(at + first), gpu.ld_shared_b128(at + second)];
+            });
+            gpu.sync_warp();
+        }
+        unroll!([4] group in 0..HALF {
+            let at = panels + group as u32 * GROUP_BYTES + wide;
+            // SAFETY: this lane's parts of both panels.
+            unsafe {
+                store_wide::<G, C>(gpu, at, bytes[group][0]);
+                store_wide::<G, C>(gpu, at + PANEL_BYTES, bytes[group][1]);
+            }
+        });
+    });
+}
+
+/// Widens the rest of the rows, whose bytes lie over its panel.
+///
+/// # Safety
+/// As [`widen_lines`].
+#[inline(always)]
+unsafe fn widen_rest<G: Gpu, C: CacheFormat>(gpu: G, rest: u32) {
+    let (row, quad) = (gpu.lane() / 4, gpu.lane() % 4);
+    let mut bytes = [[0; 4]; TILE_GROUPS];
+    // SAFETY: converged; as in `widen_lines`.
+    unsafe {
+        gpu.sync_warp();
+        unroll!([8] group in 0..TILE_GROUPS {
+            bytes[group] = gpu.ld_shared_b128(rest + group as u32 * GROUP_BYTES + raw_chunk(row, quad));
+        });
+        gpu.sync_warp();
+    }
+    unroll!([8] group in 0..TILE_GROUPS {
+        let at = rest + group as u32 * GROUP_BYTES + in_panels(row, 2 * quad);
+        // SAFETY: this lane's part of the panel.
+        unsafe { store_wide::<G, C>(gpu, at, bytes[group]) };
+    });
+}
+
+/// Stores sixteen bytes as f16: the second eight are beside the first ones.
+///
+/// # Safety
+/// `at` is where 8 values of an even chunk of a panel's row go, this lane's, and what lay there has been taken.
+#[inline(always)]
+unsafe fn store_wide<G: Gpu, C: CacheFormat>(gpu: G, at: u32, bytes: [u32; 4]) {
+    let [low, high] = C::widen16(gpu, bytes);
+    // SAFETY: this function's contract.
+    unsafe {
+        gpu.st_shared_b128(at, low);
+        gpu.st_shared_b128(at ^ 16, high);
+    }
+}
