@@ -120,7 +120,7 @@ fn latent_attention_finds_far_blocks_with_every_kind_of_product() {
         ((8, 0), "heads=4/1", "bf16_d576v512_h16"),
         ((9, 0), "heads=4/1", "bf16_d576v512_h16"),
         ((9, 0), "heads=40/1", "bf16_d576v512_h64_sm90a"),
-        ((10, 0), "heads=40/1 kv=fp8_e4m3", "e4m3_d576v512_h64 "),
+        ((10, 0), "heads=40/1 kv=fp8_e4m3", "e4m3_d576v512_h64"),
         ((9, 0), "heads=40/1 kv=fp8_e4m3", "e4m3_d576v512_h64_sm90a"),
     ] {
         let line = format!("decode_mla bf16 {form} d=576 dv=512 page=16 layout=nhd lens=150,7");

@@ -242,7 +242,23 @@ pub(crate) fn dynamic_shared_bytes(entry: &Entry) -> u32 {
         }
         Variant::MergeSplits { .. } | Variant::MergeScheduled { .. } => merge_splits::SHARED_BYTES,
         Variant::MergeMany { .. } => merge_splits::SHARED_BYTES_OF_MANY,
-        _ => 0,
+        Variant::MergeFew { .. }
+        | Variant::MergeRows
+        | Variant::CacheCopy
+        | Variant::CacheScaled { .. }
+        | Variant::CachePerTokenHead { .. }
+        | Variant::RopeAndCache { .. }
+        | Variant::ConcatAndCacheMlaFp8Ds
+        | Variant::ConcatAndCacheMlaV4
+        | Variant::GatherCopy
+        | Variant::GatherScaled { .. }
+        | Variant::GatherMlaFp8Ds
+        | Variant::GatherMlaV4
+        | Variant::CheckPaged
+        | Variant::CheckSlots
+        | Variant::CheckGather
+        | Variant::ReadCeiling
+        | Variant::Only(_) => 0,
     }
 }
 
