@@ -77,6 +77,51 @@ fn few_parts_and_many_are_merged_right() {
     }
 }
 
+/// A row's bits do not tell which kernel merged its parts, that is, how many parts there might have been.
+#[test]
+fn every_merge_adds_in_the_same_order() {
+    let machine = Emulator::new();
+    let line = "decode bf16 heads=6/2 d=64 page=16 layout=nhd split=64";
+    for (num_parts, kernels) in [
+        (
+            3,
+            &[(4, "merge_few_"), (9, "merge_splits_"), (40, "merge_many_")][..],
+        ),
+        (32, &[(32, "merge_splits_"), (70, "merge_many_")]),
+    ] {
+        let of_bound = |bound: usize| {
+            decode_case(&format!(
+                "{line} lens={},1 max_len={}",
+                64 * num_parts - 5,
+                64 * bound
+            ))
+        };
+        let tensors = fill::decode(&of_bound(70), 11, Amount::WHOLE);
+        let results = kernels.iter().map(|&(bound, kernel)| {
+            let case = of_bound(bound);
+            let mut device = DeviceDecode::new(&machine, tensors.clone()).expect("fits");
+            let plan = device.plan(&case, &machine.device()).expect("planned");
+            assert!(plan.to_string().contains(kernel), "{bound}: {plan}");
+            let bytes = plan.workspace_bytes();
+            let mut workspace =
+                Buffer::uninit(&machine, "workspace", Dtype::U8, &[bytes]).expect("small");
+            device
+                .launch(&case, 0, &plan, &mut workspace, &machine)
+                .expect("launched");
+            let (out, lse) = device.results().expect("readable");
+            (
+                out.storage.bytes.clone(),
+                lse.map(|lse| lse.storage.bytes.clone()),
+            )
+        });
+        let results: Vec<_> = results.collect();
+        assert!(
+            results.windows(2).all(|pair| pair[0] == pair[1]),
+            "{num_parts} parts"
+        );
+    }
+}
+
 /// Of what a schedule cuts, each sequence is merged as its own number of parts asks: here seven or so, and two.
 #[test]
 fn a_schedule_may_leave_few_parts_and_many() {

@@ -56,6 +56,8 @@ pub(super) struct Head {
 const SCORE_ERROR: f64 = 1.0 / (1 << 22) as f64;
 /// Shares far below the largest are rounded to an f16's subnormals, or away.
 const LEAST_SHARE: f64 = 1.0 / (1 << 14) as f64;
+/// A share below this, that of the least normal f32, kernels take for none: `exp2` gives no subnormals.
+const NO_SHARE: f64 = f32::MIN_POSITIVE as f64;
 /// Below this, what scores may be off by drowns in the roundings of probabilities and outputs.
 const NO_DOUBT: f64 = 1e-4;
 
@@ -149,6 +151,15 @@ pub(super) fn attend(
                     + (sink_off + all_off * sink_share) * head.out[dim].abs()
             })
             .collect();
+    }
+    // All keys together, beside a sink.
+    if largest < NO_SHARE {
+        head.slack.resize(head_size_v, 0.0);
+        for (share, seen) in shares.iter().zip(seen) {
+            for (slack, v) in head.slack.iter_mut().zip(seen.value) {
+                *slack += share * v.abs();
+            }
+        }
     }
     head
 }
@@ -245,6 +256,18 @@ mod tests {
             &[vec![4.0], vec![8.0]],
         );
         assert!(head.out[0].is_nan() && head.lse.is_nan());
+    }
+
+    #[test]
+    fn keys_that_a_sink_dwarfs_leave_slack_for_nothing_at_all() {
+        for (sink, slack) in [(86.0, vec![]), (89.0, vec![3.0 * (-89f64).exp()])] {
+            let scoring = Scoring { sink, ..PLAIN };
+            let head = attend(&[1.0], &[Seen::new(&[0.0], &[-3.0])], &scoring, 1);
+            assert!((head.out[0] / (-3.0 * (-sink).exp()) - 1.0).abs() < 1e-9);
+            assert_eq!(head.slack.len(), slack.len());
+            let is_near = |(a, b): (&f64, &f64)| (a / b - 1.0).abs() < 1e-9;
+            assert!(head.slack.iter().zip(&slack).all(is_near), "{head:?}");
+        }
     }
 
     #[test]

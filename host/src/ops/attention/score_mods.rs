@@ -44,7 +44,8 @@ pub struct ScoreMods<'a> {
     pub softcap: Option<f32>,
     /// A bias that grows with the distance.
     pub alibi: Option<AlibiSlopes<'a>>,
-    /// `[num_query_heads]`, f32: scores of a key that has no value. They count in the lse too.
+    /// `[num_query_heads]`, f32: scores of a key that has no value. They count in the lse too. Where the keys that have one
+    /// get less than 2^-126 of the softmax, all together, the output is 0.
     pub sinks: Option<TensorView<'a>>,
 }
 
