@@ -204,8 +204,8 @@ entries! {
     merge_few_f16: MergeFew<F16>;
     merge_splits_bf16: MergeSplits<Bf16>;
     merge_splits_f16: MergeSplits<F16>;
-    merge_many_bf16: MergeMany<Bf16>;
-    merge_many_f16: MergeMany<F16>;
+    merge_many_bf16: MergeMany<Bf16>, may_spill;
+    merge_many_f16: MergeMany<F16>, may_spill;
     merge_scheduled_bf16: MergeScheduled<Bf16>;
     merge_scheduled_f16: MergeScheduled<F16>;
     reshape_and_cache_copy: CacheCopy;
