@@ -1,19 +1,19 @@
 //! MLA decode on the emulator, against the f64 reference.
 #![allow(missing_docs, reason = "a test crate has no readers of its docs")]
 
-use ferroattn::cases::grid::GRIDS;
+mod common;
+
+use common::{emulated, listed};
 use ferroattn::cases::{Case, run_case};
 use ferroattn::emulator::Emulator;
 use ferroattn::plan::DeviceInfo;
 
-/// The lists' cases over latent caches.
+/// A list's cases over latent caches.
 fn cases(grid: &str) -> Vec<Case> {
-    let grid = GRIDS
-        .iter()
-        .find(|other| other.name == grid)
-        .expect("a list");
-    let is_latent = |case: &Case| matches!(case, Case::Decode(case) if case.latent.is_some());
-    (grid.cases)().into_iter().filter(is_latent).collect()
+    listed(
+        grid,
+        |case| matches!(case, Case::Decode(case) if case.latent.is_some()),
+    )
 }
 
 /// Runs the cases on a machine; returns the kernels that ran.
@@ -65,10 +65,7 @@ fn every_case_is_right_on_a_large_machine() {
 /// The wide kernels for machines on which groups of warps do not multiply.
 #[test]
 fn many_heads_are_right_on_a_large_machine_without_warp_groups() {
-    let machine = Emulator::with_seed(4).with_device(DeviceInfo {
-        compute_capability: (10, 0),
-        ..DeviceInfo::H200
-    });
+    let machine = emulated((10, 0));
     let mut cases = cases("smoke");
     cases.retain(|case| case.to_string().contains("heads=40/"));
     let plans = run(&cases, &machine);

@@ -5,22 +5,26 @@
 mod common;
 
 use common::decode_case;
-use ferroattn::cases::fill::{self, Amount};
-use ferroattn::cases::{DeviceDecode, compare_decode};
+use ferroattn::cases::fill::{self, Amount, DecodeTensors};
+use ferroattn::cases::{DecodeCase, DeviceDecode, compare_decode};
 use ferroattn::emulator::Emulator;
 use ferroattn::plan::DeviceInfo;
+use ferroattn::reference::HostTensor;
 use ferroattn::runtime::{Buffer, Launcher};
 use ferroattn::tensor::Dtype;
 
 /// f32: a NaN, and infinity.
 const POISONS: [u32; 2] = [u32::MAX, 0x7f80_0000];
 
-/// Runs a case; returns its plan.
-fn run(line: &str, poison: u32, machine: &Emulator) -> String {
-    let case = decode_case(line);
-    let tensors = fill::decode(&case, 11, Amount::WHOLE);
+/// Runs a case on these tensors, beside a workspace of `poison`; returns its plan, output and lse.
+fn run(
+    case: &DecodeCase,
+    tensors: &DecodeTensors,
+    poison: u32,
+    machine: &Emulator,
+) -> (String, HostTensor, Option<HostTensor>) {
     let mut device = DeviceDecode::new(machine, tensors.clone()).expect("fits");
-    let plan = device.plan(&case, &machine.device()).expect("planned");
+    let plan = device.plan(case, &machine.device()).expect("planned");
     let bytes = poison
         .to_le_bytes()
         .repeat(plan.workspace_bytes().div_ceil(4));
@@ -28,13 +32,21 @@ fn run(line: &str, poison: u32, machine: &Emulator) -> String {
         Buffer::uninit(machine, "workspace", Dtype::U8, &[bytes.len()]).expect("small");
     workspace.write(&bytes).expect("there");
     device
-        .launch(&case, 0, &plan, &mut workspace, machine)
+        .launch(case, 0, &plan, &mut workspace, machine)
         .expect("launched");
     let (out, lse) = device.results().expect("readable");
+    (plan.to_string(), out, lse)
+}
+
+/// Runs a case, and compares it with the reference; returns its plan.
+fn judged(line: &str, poison: u32, machine: &Emulator) -> String {
+    let case = decode_case(line);
+    let tensors = fill::decode(&case, 11, Amount::WHOLE);
+    let (plan, out, lse) = run(&case, &tensors, poison, machine);
     let seqs: Vec<usize> = (0..tensors.num_seqs).collect();
     compare_decode(&case, &tensors, &out, lse.as_ref(), &seqs)
         .unwrap_or_else(|mismatch| panic!("{line}: {mismatch}"));
-    plan.to_string()
+    plan
 }
 
 /// Beside the longest sequence one of a part less, one that is whole, and one without tokens.
@@ -70,7 +82,7 @@ fn few_parts_and_many_are_merged_right() {
                 split * num_parts
             );
             for poison in POISONS {
-                let plan = run(&line, poison, &machine);
+                let plan = judged(&line, poison, &machine);
                 assert!(plan.contains(kernel), "{line}: {plan}");
             }
         }
@@ -98,17 +110,8 @@ fn every_merge_adds_in_the_same_order() {
         };
         let tensors = fill::decode(&of_bound(70), 11, Amount::WHOLE);
         let results = kernels.iter().map(|&(bound, kernel)| {
-            let case = of_bound(bound);
-            let mut device = DeviceDecode::new(&machine, tensors.clone()).expect("fits");
-            let plan = device.plan(&case, &machine.device()).expect("planned");
-            assert!(plan.to_string().contains(kernel), "{bound}: {plan}");
-            let bytes = plan.workspace_bytes();
-            let mut workspace =
-                Buffer::uninit(&machine, "workspace", Dtype::U8, &[bytes]).expect("small");
-            device
-                .launch(&case, 0, &plan, &mut workspace, &machine)
-                .expect("launched");
-            let (out, lse) = device.results().expect("readable");
+            let (plan, out, lse) = run(&of_bound(bound), &tensors, POISONS[0], &machine);
+            assert!(plan.contains(kernel), "{bound}: {plan}");
             (
                 out.storage.bytes.clone(),
                 lse.map(|lse| lse.storage.bytes.clone()),
@@ -145,7 +148,7 @@ fn a_schedule_may_leave_few_parts_and_many() {
         ),
     ] {
         for poison in POISONS {
-            let plan = run(line, poison, &machine);
+            let plan = judged(line, poison, &machine);
             assert!(plan.contains(kernel), "{line}: {plan}");
         }
     }

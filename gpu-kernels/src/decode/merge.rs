@@ -103,7 +103,7 @@ pub unsafe fn merge_few<G: Gpu, T: Half>(gpu: G, params: &MergeParams) {
 ///
 /// # Safety
 /// As for [`merge_few`], but with as many thread blocks along x as a row has units, `TEAMS` times [`THREADS`] threads and
-/// [`SHARED_BYTES`] shared memory; and sequences may have any number of parts.
+/// [`shared_bytes`] of shared memory; and sequences may have any number of parts.
 #[inline(always)]
 pub unsafe fn merge_splits<G: Gpu, T: Half, const TEAMS: u32>(gpu: G, params: &MergeParams) {
     // SAFETY: this function's contract.
@@ -331,6 +331,8 @@ impl<T: Half> Kernel for MergeMany<T> {
     type Params = MergeParams;
     const VARIANT: Variant = Variant::MergeMany { dtype: T::HALF };
     const THREADS: u32 = TEAMS * THREADS;
+    // 64 registers: so many that a chunk's batches are both under way, and so few that two thread blocks fit. On other GPUs than
+    // compute capability 9.0 stock rustc's PTX leaves a few words in memory with them.
     const MIN_CTAS: u32 = 2;
 
     #[inline(always)]

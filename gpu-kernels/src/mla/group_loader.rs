@@ -36,49 +36,30 @@ pub(super) struct Loader {
 }
 
 impl Loader {
-    /// Brings this warp's part of every tile of the tokens `start .. end` of sequence `seq`.
+    /// Brings this warp's part of every tile of `tokens`, from the first to the end, of sequence `seq`.
     ///
     /// # Safety
     /// Converged; the other warps of the group that loads come here too, and the groups that multiply to
-    /// [`super::group_softmax::GroupSoftmax::consume`] with the same tokens. `start` is a multiple of 8; the block table
-    /// and the cache have every token below `end`.
+    /// [`super::group_softmax::GroupSoftmax::consume`] with the same tokens. The first is a multiple of 8; the block table
+    /// and the cache have every token below the end.
     #[inline(always)]
     pub(super) unsafe fn run<G: Gpu>(
         gpu: G,
         cut: MlaTile,
         params: &DecodeMlaParams,
         seq: u32,
-        (start, end): (u32, u32),
+        tokens: (u32, u32),
     ) {
-        // A warp that might part would have to be gathered before each exchange between its lanes.
-        // SAFETY: converged.
-        let [warp, start, end] =
-            unsafe { [gpu.warp(), start, end].map(|value| gpu.uniform(value)) };
-        let part = Part {
-            stage: warp / 2,
-            half: warp % 2,
-        };
-        let mut first = start + part.stage * ROWS;
+        // SAFETY: as `run`.
+        let tiles = unsafe { Tiles::of_warp(gpu, params, seq, tokens) };
+        let Tiles {
+            part,
+            window,
+            cache,
+            mut first,
+            end,
+        } = tiles;
         let step = GROUPS * ROWS;
-        // SAFETY: the row has every block before `end`: the contract of `run`.
-        let window = unsafe {
-            BlockWindow::new(
-                gpu,
-                params.block_table + seq as u64 * params.stride_block_table as u64,
-                params.block_size,
-                first,
-                step,
-                ROWS / GROUP,
-                end,
-            )
-        };
-        let cache = CacheHead::new(
-            params.cache,
-            0,
-            params.stride_cache_block,
-            params.stride_cache_slot,
-            0,
-        );
         let stage = gpu.shared_base() + cut.group_stage(part.stage);
         let lane = in_panels(gpu.lane() / 8, gpu.lane() % 8);
         // Of an address that is part lane, part what all lanes have in common, and a cache policy, ptxas makes an
@@ -197,6 +178,67 @@ impl Loader {
                 gpu.cp_async_b128(target, rows[time] + offset as u64, is_valid, Line::ONCE);
             }
         });
+    }
+}
+
+/// The tiles that a warp which loads brings its part of: every second one of some tokens.
+pub(super) struct Tiles {
+    pub(super) part: Part,
+    /// Of the block table: where the groups of tokens of the next tiles are.
+    pub(super) window: BlockWindow,
+    pub(super) cache: CacheHead,
+    /// The first tile's first token, and where tokens end.
+    pub(super) first: u32,
+    pub(super) end: u32,
+}
+
+impl Tiles {
+    /// Those of this warp.
+    ///
+    /// # Safety
+    /// Converged; the block table has every token below the end.
+    #[inline(always)]
+    pub(super) unsafe fn of_warp<G: Gpu>(
+        gpu: G,
+        params: &DecodeMlaParams,
+        seq: u32,
+        (start, end): (u32, u32),
+    ) -> Self {
+        // A warp that might part would have to be gathered before each exchange between its lanes.
+        // SAFETY: converged.
+        let [warp, start, end] =
+            unsafe { [gpu.warp(), start, end].map(|value| gpu.uniform(value)) };
+        let part = Part {
+            stage: warp / 2,
+            half: warp % 2,
+        };
+        let first = start + part.stage * ROWS;
+        // SAFETY: the row has every block before `end`: this function's contract.
+        let window = unsafe {
+            BlockWindow::new(
+                gpu,
+                params.block_table + seq as u64 * params.stride_block_table as u64,
+                params.block_size,
+                first,
+                GROUPS * ROWS,
+                ROWS / GROUP,
+                end,
+            )
+        };
+        let cache = CacheHead::new(
+            params.cache,
+            0,
+            params.stride_cache_block,
+            params.stride_cache_slot,
+            0,
+        );
+        Self {
+            part,
+            window,
+            cache,
+            first,
+            end,
+        }
     }
 }
 

@@ -10,12 +10,11 @@
 //! A lane widens other bytes than it copied: lines are copied whole, which is what copies are fast with, and widened in an
 //! order in which no two lanes want the same bank.
 
-use crate::attention::paged_kv::{BlockWindow, CacheHead};
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, Line, PANEL_BYTES, PANEL_ROW_BYTES, in_panels};
 use crate::mla::MlaTile;
-use crate::mla::group_loader::{GROUP, WINDOW_TILES, group_at};
+use crate::mla::group_loader::{GROUP, Tiles, WINDOW_TILES, group_at};
 use crate::mla::group_tile::{GROUPS, Part, ROWS};
 use crate::params::DecodeMlaParams;
 
@@ -33,7 +32,7 @@ const fn raw_chunk(row: u32, chunk: u32) -> u32 {
     row * PANEL_ROW_BYTES + (chunk ^ (row % 2 * 4)) * 16
 }
 
-/// Brings this warp's part of every tile of the tokens `start .. end` of sequence `seq`.
+/// Brings this warp's part of every tile of `tokens`, from the first to the end, of sequence `seq`.
 ///
 /// # Safety
 /// As [`super::group_loader::Loader::run`], over a cache of bytes.
@@ -43,37 +42,19 @@ pub(super) unsafe fn load_bytes<G: Gpu, C: CacheFormat>(
     cut: MlaTile,
     params: &DecodeMlaParams,
     seq: u32,
-    (start, end): (u32, u32),
+    tokens: (u32, u32),
 ) {
-    // A warp that might part would have to be gathered before each exchange between its lanes.
-    // SAFETY: converged.
-    let [warp, start, end] = unsafe { [gpu.warp(), start, end].map(|value| gpu.uniform(value)) };
-    let part = Part {
-        stage: warp / 2,
-        half: warp % 2,
-    };
+    // SAFETY: this function's contract.
+    let tiles = unsafe { Tiles::of_warp(gpu, params, seq, tokens) };
+    let Tiles {
+        part,
+        mut window,
+        cache,
+        mut first,
+        end,
+    } = tiles;
     let has_rest = part.has_rest();
-    let mut first = start + part.stage * ROWS;
     let step = GROUPS * ROWS;
-    // SAFETY: the row has every block before `end`: this function's contract.
-    let mut window = unsafe {
-        BlockWindow::new(
-            gpu,
-            params.block_table + seq as u64 * params.stride_block_table as u64,
-            params.block_size,
-            first,
-            step,
-            ROWS / GROUP,
-            end,
-        )
-    };
-    let cache = CacheHead::new(
-        params.cache,
-        0,
-        params.stride_cache_block,
-        params.stride_cache_slot,
-        0,
-    );
     let mut own = window.own(cache);
     let stage = gpu.shared_base() + cut.group_stage(part.stage);
     let half = stage + part.half * cut.half_bytes();

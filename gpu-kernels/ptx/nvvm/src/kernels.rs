@@ -3,7 +3,7 @@ set! {
     route: "nvvm";
     compiler: "rustc_codegen_nvvm (rust-cuda 946c91f, own build 11d950db97da), rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball), libNVVM 12.9.86";
     ptx_version: "8.1";
-    source_sha256: "84a537692e6c5e71ddb8078fc9ad35be28ff8a0da74266804478754a9b075868";
+    source_sha256: "d97a25c363ab9b7d09544bb32bfc16d385bedba521bf69287aaeee1e3497b0be";
     archs: ["sm_80", "sm_89", "sm_90", "sm_90a"];
     "check_compact",
     "check_gather",

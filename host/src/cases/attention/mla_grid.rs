@@ -96,34 +96,14 @@ pub(crate) fn edges() -> Vec<DecodeCase> {
     // Rows that fill the tiles of warp groups, over one tile, two and more of them, odd numbers and even.
     let mut tiles = edge_lens(16, &[64, 128, 192, 256]);
     tiles.retain(|&len| len >= 0);
-    let (e4m3, e5m2) = (Dtype::F8E4m3, Dtype::F8E5m2);
+    let [bf16, f16] = [Dtype::Bf16, Dtype::F16];
+    let [e4m3, e5m2] = [Dtype::F8E4m3, Dtype::F8E5m2];
     for (dtype, query, kv, heads, q_len, split) in [
-        (
-            Dtype::Bf16,
-            Dtype::Bf16,
-            Dtype::Bf16,
-            40,
-            3,
-            SplitPolicy::BatchInvariant,
-        ),
-        (
-            Dtype::F16,
-            Dtype::F16,
-            Dtype::F16,
-            64,
-            1,
-            SplitPolicy::Fixed(128),
-        ),
-        (
-            Dtype::Bf16,
-            Dtype::Bf16,
-            e4m3,
-            40,
-            3,
-            SplitPolicy::BatchInvariant,
-        ),
-        (Dtype::F16, Dtype::F16, e5m2, 64, 1, SplitPolicy::Fixed(128)),
-        (Dtype::Bf16, e4m3, e4m3, 24, 3, SplitPolicy::Fixed(64)),
+        (bf16, bf16, bf16, 40, 3, SplitPolicy::BatchInvariant),
+        (f16, f16, f16, 64, 1, SplitPolicy::Fixed(128)),
+        (bf16, bf16, e4m3, 40, 3, SplitPolicy::BatchInvariant),
+        (f16, f16, e5m2, 64, 1, SplitPolicy::Fixed(128)),
+        (bf16, e4m3, e4m3, 24, 3, SplitPolicy::Fixed(64)),
     ] {
         cases.push(with(
             mla(dtype, heads, 16, Lens::List(tiles.clone())),
@@ -136,11 +116,10 @@ pub(crate) fn edges() -> Vec<DecodeCase> {
             },
         ));
     }
-    for kv in [Dtype::Bf16, e4m3] {
-        cases.push(with(
-            mla(Dtype::Bf16, 72, 32, Lens::OneLong(5, 40, 700)),
-            |case| (case.cache.dtype, case.split_policy) = (kv, SplitPolicy::Scheduled),
-        ));
+    for kv in [bf16, e4m3] {
+        cases.push(with(mla(bf16, 72, 32, Lens::OneLong(5, 40, 700)), |case| {
+            (case.cache.dtype, case.split_policy) = (kv, SplitPolicy::Scheduled)
+        }));
     }
     // So many rows of few splits that they are merged by thread blocks of several units.
     cases.push(with(

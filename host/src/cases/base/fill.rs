@@ -1,11 +1,10 @@
 //! Special values: what a [`Fill`] makes of the random numbers of a case.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use half::{bf16, f16};
-use std::ops::RangeInclusive;
-
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
