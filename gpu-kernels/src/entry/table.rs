@@ -24,6 +24,7 @@ use crate::gather::kernel::{CheckGather, GatherCopy, GatherMlaFp8Ds, GatherMlaV4
 use crate::kernel::{D64, D96, D128, D192, D192V128, D256, D288V256, D576V512, H8, H16, Kernel};
 use crate::mla::check_lists::CheckLists;
 use crate::mla::kernel::{DecodeMla, MlaTiling};
+use crate::mla::kernel_entry_sm90a::DecodeMlaEntrySm90a;
 use crate::mla::kernel_fp8::DecodeMlaEntry;
 use crate::mla::kernel_sm90a::DecodeMlaSm90a;
 use crate::mla::{Fp8Ds, V4};
@@ -286,4 +287,6 @@ entries! {
     decode_mla_f16_d576v512_h64_sm90a: DecodeMlaSm90a<F16, D576V512>, may_spill;
     decode_mla_e4m3_d576v512_h64_sm90a: DecodeMlaSm90a<E4m3, D576V512>, may_spill;
     decode_mla_e5m2_d576v512_h64_sm90a: DecodeMlaSm90a<E5m2, D576V512>, may_spill;
+    decode_mla_entry_fp8_ds_h64_sm90a: DecodeMlaEntrySm90a<Fp8Ds, 36>, may_spill;
+    decode_mla_entry_v4_h64_sm90a: DecodeMlaEntrySm90a<V4, 32>, may_spill;
 }

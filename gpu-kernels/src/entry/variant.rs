@@ -157,15 +157,12 @@ impl fmt::Display for Variant {
                 cut,
             } => {
                 let sizes = Sizes(head_size, cut.head_size_v);
-                let arch = if cut.products.is_group() {
-                    "_sm90a"
-                } else {
-                    ""
-                };
+                let arch = group_arch(cut);
                 write!(f, "decode_mla_{cache}_{sizes}_h{}{arch}", cut.heads)
             }
             Self::DecodeMlaEntry { form, cut } => {
-                write!(f, "decode_mla_entry_{}_h{}", form_name(form), cut.heads)
+                let (form, arch) = (form_name(form), group_arch(cut));
+                write!(f, "decode_mla_entry_{form}_h{}{arch}", cut.heads)
             }
             Self::MergeFew { dtype } => {
                 write!(f, "merge_few_{}", dtype.dtype().symbol())
@@ -264,6 +261,15 @@ impl fmt::Display for Sizes {
 /// What is said of a kernel that takes values one by one.
 const fn odd(vec8: bool) -> &'static str {
     if vec8 { "" } else { "_odd" }
+}
+
+/// What is said of a kernel whose warp groups multiply.
+const fn group_arch(cut: MlaTile) -> &'static str {
+    if cut.products.is_group() {
+        "_sm90a"
+    } else {
+        ""
+    }
 }
 
 const fn form_name(form: EntryForm) -> &'static str {

@@ -25,6 +25,8 @@ pub unsafe trait Numbers: Copy {
     fn pack_f16(self, low: f32, high: f32) -> u32;
     /// The f16 in bits 0..16, widened.
     fn widen_f16(self, bits: u16) -> f32;
+    /// Products of two f16 each, rounded to nearest even f16; beyond 65,504 they become infinite.
+    fn mul_f16x2(self, a: u32, b: u32) -> u32;
     /// Two f32 rounded to nearest even e4m3, `low` in bits 0..8; beyond ±448 they become ±448, NaN 0x7f.
     fn pack_e4m3(self, low: f32, high: f32) -> u16;
     /// Two f32 rounded to nearest even e5m2, `low` in bits 0..8; beyond ±57344 they become ±57344, NaN 0x7f.

@@ -37,3 +37,16 @@ macro_rules! unroll {
     }};
 }
 pub(crate) use unroll;
+
+/// `rolled!(gpu, i in 0..n { body })`: a loop that is not unrolled. Instructions have to be fetched, too, and those of code
+/// that is longer than their cache are waited for.
+macro_rules! rolled {
+    ($gpu:expr, $i:ident in 0..$n:tt $body:block) => {{
+        let mut $i = 0;
+        while $i < $n {
+            $body
+            $i = $gpu.black_box($i + 1);
+        }
+    }};
+}
+pub(crate) use rolled;

@@ -11,7 +11,7 @@
 //! order in which no two lanes want the same bank.
 
 use crate::dtype::CacheFormat;
-use crate::gpu::unroll::unroll;
+use crate::gpu::unroll::{rolled, unroll};
 use crate::gpu::{Gpu, Line, PANEL_BYTES, PANEL_ROW_BYTES, in_panels};
 use crate::mla::MlaTile;
 use crate::mla::group_loader::{GROUP, Tiles, WINDOW_TILES, group_at};
@@ -19,16 +19,16 @@ use crate::mla::group_tile::{GROUPS, Part, ROWS};
 use crate::params::DecodeMlaParams;
 
 /// Groups of tokens in a tile.
-const TILE_GROUPS: usize = (ROWS / GROUP) as usize;
+pub(super) const TILE_GROUPS: usize = (ROWS / GROUP) as usize;
 /// Bytes of a group's rows in a panel.
-const GROUP_BYTES: u32 = GROUP * PANEL_ROW_BYTES;
+pub(super) const GROUP_BYTES: u32 = GROUP * PANEL_ROW_BYTES;
 /// Bytes of the cache that become a panel's row.
-const PANEL_VALUES: u32 = PANEL_ROW_BYTES / 2;
+pub(super) const PANEL_VALUES: u32 = PANEL_ROW_BYTES / 2;
 
 /// Where chunk `chunk` of the bytes of row `row`, modulo 8, lies in the row's line of a panel until it is widened: rows side by
 /// side have their chunks of one panel in different halves of the line, and so in different banks.
 #[inline(always)]
-const fn raw_chunk(row: u32, chunk: u32) -> u32 {
+pub(super) const fn raw_chunk(row: u32, chunk: u32) -> u32 {
     row * PANEL_ROW_BYTES + (chunk ^ (row % 2 * 4)) * 16
 }
 
@@ -75,6 +75,13 @@ pub(super) unsafe fn load_bytes<G: Gpu, C: CacheFormat>(
     let column = part.half * (cut.head_size_v / 2);
     let line_from = line_row * stride + column + 16 * line_chunk;
     let rest_from = row * stride + cut.head_size_v + 16 * quad;
+    let store_both = |(): (), at: u32, [first, second]: [[u32; 4]; 2]| {
+        // SAFETY: this lane's parts of both panels, of which it has taken what lay there.
+        unsafe {
+            store_wide::<G, C>(gpu, at, first);
+            store_wide::<G, C>(gpu, at + PANEL_BYTES, second);
+        }
+    };
     let mut tile = 0;
     while first < end {
         let mut groups = [0; TILE_GROUPS];
@@ -88,8 +95,11 @@ pub(super) unsafe fn load_bytes<G: Gpu, C: CacheFormat>(
             unsafe { gpu.barrier_sync(part.empty(), Part::THREADS) };
         }
         let left = end - first;
-        unroll!([2] go in 0..2 {
-            let (to, from) = (line_to + go as u32 * (2 * PANEL_BYTES), line_from + go as u32 * (2 * PANEL_VALUES));
+        rolled!(gpu, go in 0..2 {
+            let (to, from) = (
+                line_to + go * (2 * PANEL_BYTES),
+                line_from + go * (2 * PANEL_VALUES),
+            );
             unroll!([8] group in 0..TILE_GROUPS {
                 let first = group as u32 * GROUP;
                 let target = to + group as u32 * GROUP_BYTES;
@@ -132,32 +142,46 @@ pub(super) unsafe fn load_bytes<G: Gpu, C: CacheFormat>(
         // SAFETY: the warp is converged, and what it waited for is there; the group that computes the stage's scores waits at
         // the barriers for each tile.
         unsafe {
-            gpu.cp_async_wait::<1>();
-            widen_lines::<G, C>(gpu, half);
-            gpu.barrier_arrive(part.full(0), Part::THREADS);
-            gpu.cp_async_wait::<0>();
-            widen_lines::<G, C>(gpu, half + 2 * PANEL_BYTES);
-            if has_rest {
-                widen_rest::<G, C>(gpu, rest);
-            }
-            gpu.barrier_arrive(part.full(1), Part::THREADS);
+            rolled!(gpu, go in 0..2 {
+                if go == 0 {
+                    gpu.cp_async_wait::<1>();
+                } else {
+                    gpu.cp_async_wait::<0>();
+                }
+                widen_lines(gpu, half + go * (2 * PANEL_BYTES), |_, _| (), store_both);
+                if go == 1 && has_rest {
+                    widen_line(gpu, rest, |_, at, bytes| store_wide::<G, C>(gpu, at, bytes));
+                }
+                gpu.barrier_arrive(part.full(go), Part::THREADS);
+            });
         }
     }
 }
 
-/// Widens the lines that lie over the panel at `panels` into it and the next one.
+/// Widens the lines that lie over the panel at `panels` into it and the next one: of each row of a group, `store` puts two
+/// chunks of bytes to where the first belongs, and to the same place of the next panel, with what `factor_of` says of the
+/// half of the tile, and the group in it: it is asked before the bytes are.
 ///
 /// # Safety
-/// Converged; the warp copied them, and each lane has waited for its copies.
+/// Converged; the warp copied them, and each lane has waited for its copies. Both may be called, converged.
 #[inline(always)]
-unsafe fn widen_lines<G: Gpu, C: CacheFormat>(gpu: G, panels: u32) {
+pub(super) unsafe fn widen_lines<G: Gpu, Factor: Copy + Default>(
+    gpu: G,
+    panels: u32,
+    factor_of: impl Fn(u32, usize) -> Factor,
+    store: impl Fn(Factor, u32, [[u32; 4]; 2]),
+) {
     const HALF: usize = TILE_GROUPS / 2;
     // A lane has a chunk for each panel of a row.
     let (row, quad) = (gpu.lane() / 4, gpu.lane() % 4);
     let [first, second] = [raw_chunk(row, quad), raw_chunk(row, 4 + quad)];
     let wide = in_panels(row, 2 * quad);
-    unroll!([2] half in 0..2 {
-        let panels = panels + (half * HALF) as u32 * GROUP_BYTES;
+    rolled!(gpu, half in 0..2 {
+        let panels = panels + half * (HALF as u32 * GROUP_BYTES);
+        let mut factors = [Factor::default(); HALF];
+        unroll!([4] group in 0..HALF {
+            factors[group] = factor_of(half, group);
+        });
         let mut bytes = [[[0; 4]; 2]; HALF];
         // SAFETY: converged: all copies are there, and nobody writes over them before all lanes have what they widen.
         unsafe {
@@ -170,35 +194,29 @@ unsafe fn widen_lines<G: Gpu, C: CacheFormat>(gpu: G, panels: u32) {
         }
         unroll!([4] group in 0..HALF {
             let at = panels + group as u32 * GROUP_BYTES + wide;
-            // SAFETY: this lane's parts of both panels.
-            unsafe {
-                store_wide::<G, C>(gpu, at, bytes[group][0]);
-                store_wide::<G, C>(gpu, at + PANEL_BYTES, bytes[group][1]);
-            }
+            store(factors[group], at, bytes[group]);
         });
     });
 }
 
-/// Widens the rest of the rows, whose bytes lie over its panel.
+/// Widens the rows of which one line of bytes lies over the panel that it becomes.
 ///
 /// # Safety
 /// As [`widen_lines`].
 #[inline(always)]
-unsafe fn widen_rest<G: Gpu, C: CacheFormat>(gpu: G, rest: u32) {
+pub(super) unsafe fn widen_line<G: Gpu>(gpu: G, panel: u32, store: impl Fn(usize, u32, [u32; 4])) {
     let (row, quad) = (gpu.lane() / 4, gpu.lane() % 4);
     let mut bytes = [[0; 4]; TILE_GROUPS];
     // SAFETY: converged; as in `widen_lines`.
     unsafe {
         gpu.sync_warp();
         unroll!([8] group in 0..TILE_GROUPS {
-            bytes[group] = gpu.ld_shared_b128(rest + group as u32 * GROUP_BYTES + raw_chunk(row, quad));
+            bytes[group] = gpu.ld_shared_b128(panel + group as u32 * GROUP_BYTES + raw_chunk(row, quad));
         });
         gpu.sync_warp();
     }
     unroll!([8] group in 0..TILE_GROUPS {
-        let at = rest + group as u32 * GROUP_BYTES + in_panels(row, 2 * quad);
-        // SAFETY: this lane's part of the panel.
-        unsafe { store_wide::<G, C>(gpu, at, bytes[group]) };
+        store(group, panel + group as u32 * GROUP_BYTES + in_panels(row, 2 * quad), bytes[group]);
     });
 }
 

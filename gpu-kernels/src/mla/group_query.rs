@@ -1,7 +1,7 @@
 //! The rows of a thread block whose warp groups multiply, as panels.
 
 use crate::attention::query::{query_bytes, score_scale, to_f16};
-use crate::dtype::CacheFormat;
+use crate::dtype::{Bf16, CacheFormat, E4m3, Half};
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, Line, WARP, in_panels};
 use crate::mla::MlaTile;
@@ -35,9 +35,37 @@ pub(super) unsafe fn load_queries<G: Gpu, C: CacheFormat, const K_STEPS: usize>(
         if C::BYTES == 2 {
             copy::<G, K_STEPS>(gpu, params, cta);
         } else {
-            convert::<G, C, K_STEPS>(gpu, cut, params, cta, qk_scale_log2);
+            convert::<G, C, K_STEPS>(gpu, cut, params, cta, qk_scale_log2, false);
         }
     }
+    // SAFETY: both groups come here.
+    unsafe { show(gpu) };
+}
+
+/// The same over entries, with queries of bf16: they become f16, but for what stands behind their values.
+///
+/// # Safety
+/// As [`load_queries`].
+#[inline(always)]
+pub(super) unsafe fn load_entry_queries<G: Gpu, const K_STEPS: usize>(
+    gpu: G,
+    cut: MlaTile,
+    params: &DecodeMlaParams,
+    cta: Cta,
+) {
+    // SAFETY: this function's contract.
+    unsafe {
+        convert::<G, E4m3, K_STEPS>(gpu, cut, params, cta, params.qk_scale_log2, cut.has_rest());
+        show(gpu);
+    }
+}
+
+/// Shows both groups, and the tensor cores, the rows.
+///
+/// # Safety
+/// Both groups come here.
+#[inline(always)]
+unsafe fn show<G: Gpu>(gpu: G) {
     gpu.fence_warpgroup();
     let (barrier, threads) = TOGETHER;
     // SAFETY: both groups come here.
@@ -103,7 +131,8 @@ unsafe fn copy<G: Gpu, const K_STEPS: usize>(gpu: G, params: &DecodeMlaParams, c
     gpu.cp_async_wait::<0>();
 }
 
-/// Makes f16 of rows of any type: all that a warp has are under way together.
+/// Makes f16 of rows of any type: all that a warp has are under way together. If the rest stays, what is behind the values
+/// keeps its type, which is bf16, and is multiplied as the others are.
 ///
 /// # Safety
 /// As [`load_queries`].
@@ -114,6 +143,7 @@ unsafe fn convert<G: Gpu, C: CacheFormat, const K_STEPS: usize>(
     params: &DecodeMlaParams,
     cta: Cta,
     qk_scale_log2: f32,
+    rest_stays: bool,
 ) {
     const { assert!(K_STEPS as u32 * 2 <= CHUNKS as u32 * WARP) };
     let chunk_of = |i: usize| i as u32 * WARP + gpu.lane();
@@ -142,11 +172,19 @@ unsafe fn convert<G: Gpu, C: CacheFormat, const K_STEPS: usize>(
         }
     });
     unroll!([8] i in 0..WARP_ROWS {
+        let stored = rows[i];
         // SAFETY: converged: a warp's rows are all its lanes'.
         let unscale = unsafe { to_f16::<G, { 2 * CHUNKS }, 5>(gpu, &mut rows[i], params.query_dtype) };
         unroll!([4] chunk in 0..CHUNKS {
             if has(chunk) {
-                let [[a, b], [c, d]] = [rows[i][2 * chunk], rows[i][2 * chunk + 1]];
+                let mut words = [rows[i][2 * chunk], rows[i][2 * chunk + 1]];
+                if rest_stays && chunk_of(chunk) * 8 >= cut.head_size_v {
+                    // A power of two: its inverse has the other exponent.
+                    let scale = f32::from_bits((254 << 23) - unscale.to_bits());
+                    words = [stored[2 * chunk], stored[2 * chunk + 1]]
+                        .map(|pairs| pairs.map(|pair| times(gpu, pair, scale)));
+                }
+                let [[a, b], [c, d]] = words;
                 let at = gpu.shared_base() + in_panels(row_of(i), chunk_of(chunk));
                 // SAFETY: this lane's part of the panels.
                 unsafe { gpu.st_shared_b128(at, [a, b, c, d]) };
@@ -158,4 +196,11 @@ unsafe fn convert<G: Gpu, C: CacheFormat, const K_STEPS: usize>(
             unsafe { gpu.st_shared_b32(factor_at(gpu, cut, row_of(i)), scale.to_bits()) };
         }
     });
+}
+
+/// Two bf16 times a power of two.
+#[inline(always)]
+fn times<G: Gpu>(gpu: G, pair: u32, scale: f32) -> u32 {
+    let [low, high] = [pair as u16, (pair >> 16) as u16].map(|bits| Bf16::widen(gpu, bits) * scale);
+    gpu.pack_bf16(low, high)
 }

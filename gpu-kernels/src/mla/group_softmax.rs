@@ -15,7 +15,7 @@
 
 use crate::attention::group_products::{group_more_scores, group_scores, group_values};
 use crate::attention::lse::{Lse, finite, is_far};
-use crate::dtype::CacheFormat;
+use crate::dtype::{CacheFormat, Half};
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, PANEL_BYTES, Pending};
 use crate::mla::MlaTile;
@@ -37,6 +37,18 @@ type Values = [Pending<STEPS>; TIMES];
 /// Scores of a warp's 16 rows and a tile, in the accumulator layout of `mma`.
 type Scores = [[[f32; 4]; 2]; PAIRS];
 
+/// What the rows of a thread block see of its tokens, and what makes scores of their products.
+pub(super) struct View<Scale, Len, There> {
+    /// Every row sees the tokens below this one that there are,
+    pub(super) all_see: u32,
+    /// and row `r` of the thread block those below `len_of(r)`.
+    pub(super) len_of: Len,
+    /// Its products times `scale_of(r)` are its scores, base 2.
+    pub(super) scale_of: Scale,
+    /// Which tokens of the tile in a stage there are: a bit for each.
+    pub(super) there: There,
+}
+
 /// What group `GROUP` has seen so far. A lane holds rows `lane / 4` and `+ 8` of its warp's 16.
 pub(super) struct GroupSoftmax<const GROUP: u32> {
     /// The maxima of all tiles, the sums of the group's own tiles. Its accumulators are not used.
@@ -55,21 +67,18 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
         acc: [[[[0.0; 4]; 2]; STEPS]; TIMES],
     };
 
-    /// Takes the tokens `start .. end`, at least one. Every row sees those below `all_see`, and row `r` of the thread
-    /// block those below `len_of(r)`; its products times `scale_of(r)` are its scores, base 2.
+    /// Takes the tokens `start .. end`, at least one. The rests of rows are multiplied as `Rest`.
     ///
     /// # Safety
     /// The four warps of the group come here, the other group to its own, and the group that loads to
-    /// [`super::group_loader::Loader::run`], all with the same tokens. The queries' panels are visible.
+    /// [`super::group_loader::Loader::run`] or its like, all with the same tokens. The queries' panels are visible.
     #[inline(always)]
-    pub(super) unsafe fn consume<G: Gpu, C: CacheFormat>(
+    pub(super) unsafe fn consume<G: Gpu, C: CacheFormat, Rest: Half>(
         &mut self,
         gpu: G,
         cut: MlaTile,
         (start, end): (u32, u32),
-        all_see: u32,
-        scale_of: impl Fn(u32) -> f32,
-        len_of: impl Fn(u32) -> u32,
+        view: &View<impl Fn(u32) -> f32, impl Fn(u32) -> u32, impl Fn(u32) -> u64>,
     ) {
         let mut token = start;
         while token < end {
@@ -78,10 +87,9 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
             // SAFETY: the groups come here together, with the tiles that are loaded; see each step.
             unsafe {
                 if GROUP == 0 {
-                    let scores = self.begin_scores::<G, C>(gpu, cut);
+                    let scores = self.begin_scores::<G, C, Rest>(gpu, cut);
                     let scores = [gpu.group_wait::<4, 0>(scores)];
-                    let (probs, rise) =
-                        self.softmax::<G, C>(gpu, scores, (token, all_see), &scale_of, &len_of);
+                    let (probs, rise) = self.softmax::<G, C>(gpu, scores, token, view);
                     self.rescale_acc(rise);
                     self.hand_on(gpu, cut, probs);
                     let values = self.begin_values::<G, C>(gpu, cut, 0, probs);
@@ -94,13 +102,12 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
                         self.hand_back(gpu, 1, second, end);
                     }
                 } else if second < end {
-                    let scores = self.begin_scores::<G, C>(gpu, cut);
+                    let scores = self.begin_scores::<G, C, Rest>(gpu, cut);
                     let probs = self.take(gpu, cut);
                     let values = self.begin_values::<G, C>(gpu, cut, 0, probs);
                     // All but the youngest two, which are the values.
                     let scores = [gpu.group_wait::<4, 2>(scores)];
-                    let (probs, rise) =
-                        self.softmax::<G, C>(gpu, scores, (second, all_see), &scale_of, &len_of);
+                    let (probs, rise) = self.softmax::<G, C>(gpu, scores, second, view);
                     // The half is wanted more urgently than the probabilities.
                     self.end_values(gpu, values);
                     self.hand_back(gpu, 0, token, end);
@@ -126,7 +133,11 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
     /// # Safety
     /// The four warps of the group come here; the group that loads brings the tile.
     #[inline(always)]
-    unsafe fn begin_scores<G: Gpu, C: CacheFormat>(&self, gpu: G, cut: MlaTile) -> Pending<4> {
+    unsafe fn begin_scores<G: Gpu, C: CacheFormat, Rest: Half>(
+        &self,
+        gpu: G,
+        cut: MlaTile,
+    ) -> Pending<4> {
         let queries = gpu.shared_base();
         let keys = queries + cut.group_stage(GROUP);
         let wait = |half: u32, go: u32| {
@@ -152,8 +163,11 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
             let scores = more(scores, at(other, 0));
             wait(other, 1);
             let scores = more(scores, at(other, 1));
+            if !cut.has_rest() {
+                return scores;
+            }
             let at = cut.rest();
-            group_more_scores::<G, C::Math, 4>(gpu, scores, queries + at, keys + at)
+            group_more_scores::<G, Rest, 4>(gpu, scores, queries + at, keys + at)
         }
     }
 
@@ -166,13 +180,17 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
         &mut self,
         gpu: G,
         mut scores: [Scores; 1],
-        (token, all_see): (u32, u32),
-        scale_of: impl Fn(u32) -> f32,
-        len_of: impl Fn(u32) -> u32,
+        token: u32,
+        view: &View<impl Fn(u32) -> f32, impl Fn(u32) -> u32, impl Fn(u32) -> u64>,
     ) -> (Probs, Rise<1>) {
-        let scale = [[scale_of(row_of(gpu, 0)), scale_of(row_of(gpu, 1))]];
-        if token + ROWS > all_see {
-            mask(gpu, &mut scores[0], token, len_of);
+        let scale_of = |half| (view.scale_of)(row_of(gpu, half));
+        let scale = [[scale_of(0), scale_of(1)]];
+        if token + ROWS > view.all_see {
+            mask(gpu, &mut scores[0], token, &view.len_of);
+        }
+        let there = (view.there)(GROUP);
+        if there != u64::MAX {
+            mask_missing(gpu, &mut scores[0], there);
         }
         // SAFETY: converged: this function's contract.
         let rise = unsafe { self.rows.raise_max(gpu, &scores, &scale) };
@@ -192,7 +210,7 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
     /// The four warps of the group come here, done with the tile's scores; the other one takes them.
     #[inline(always)]
     unsafe fn hand_on<G: Gpu>(&self, gpu: G, cut: MlaTile, probs: Probs) {
-        if GROUP == 0 {
+        if GROUP == 0 && cut.has_rest() {
             let (barrier, threads) = AMONG_FIRST;
             // SAFETY: the four warps come here. The tensor cores of all have read the rest of the rows, over which the
             // probabilities are written.
@@ -389,6 +407,22 @@ fn mask<G: Gpu>(gpu: G, scores: &mut Scores, token: u32, len_of: impl Fn(u32) ->
                         scores[pair][i][2 * half + j] = f32::NEG_INFINITY;
                     }
                 });
+            });
+        });
+    });
+}
+
+/// Minus infinity for tokens of a tile that are not `there`.
+#[inline(always)]
+fn mask_missing<G: Gpu>(gpu: G, scores: &mut Scores, there: u64) {
+    let there = there >> (gpu.lane() % 4 * 2);
+    unroll!([4] pair in 0..PAIRS {
+        unroll!([2] i in 0..2 {
+            unroll!([2] j in 0..2 {
+                if there >> (pair * 16 + i * 8 + j) & 1 == 0 {
+                    scores[pair][i][j] = f32::NEG_INFINITY;
+                    scores[pair][i][2 + j] = f32::NEG_INFINITY;
+                }
             });
         });
     });

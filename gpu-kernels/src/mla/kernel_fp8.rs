@@ -17,23 +17,19 @@
 
 use core::marker::PhantomData;
 
-use crate::attention::careful::{careful_row, load_pair};
-use crate::attention::sequence::seq_len;
 use crate::dtype::Bf16;
 use crate::entry::Variant;
-use crate::gpu::unroll::unroll;
-use crate::gpu::{Gpu, WARP, div};
+use crate::gpu::{Gpu, WARP};
 use crate::kernel::Kernel;
-use crate::mla::cta::Cta;
+use crate::mla::entry_places::{Places, num_positions};
+pub use crate::mla::entry_rows::HEAD_SIZE_V;
+use crate::mla::entry_rows::{V_STEPS, is_causal, mended_row, own_rows, seen_by_all, sink_factor};
 use crate::mla::kernel::{MlaTiling, min_ctas};
 use crate::mla::{
     EntryStream, LatentQuery, LatentWords, MlaEntry, MlaTile, OnlineSoftmax, WARP_TOKENS,
-    entry_pair, list_slots, of_second_list, tile_row_bytes,
+    list_slots, tile_row_bytes,
 };
-use crate::params::{DecodeMlaEntryParams, EntryList};
-
-/// Values of an output row.
-pub const HEAD_SIZE_V: u32 = 512;
+use crate::params::DecodeMlaEntryParams;
 
 /// The kernel. `K_STEPS` is the number of steps of 16 values of an entry `E`; the other sizes are those of
 /// [`crate::mla::kernel::decode_mla`].
@@ -122,11 +118,8 @@ pub unsafe fn decode_mla_entry<
             rows.qk_scale_log2,
         )
     };
-    // Without lists the last rows see all, and rows of `n` tokens before them all but `n` positions.
-    let is_causal = params.lists[0].indices == 0;
-    let hidden = if is_causal { rows.query_len - 1 } else { 0 };
-    let all_see = num_positions
-        .saturating_sub(hidden)
+    let is_causal = is_causal(params);
+    let all_see = seen_by_all(params, num_positions)
         .min(split_end)
         .saturating_sub(split_start)
         .min(count);
@@ -174,9 +167,7 @@ pub unsafe fn decode_mla_entry<
         let out = running.finish(gpu, cut, 1.0, |row, lse| {
             cta.store_lse(gpu, rows, row, lse, is_whole);
             if has_sinks && row < cta.num_rows {
-                let head = cta.first_row + row - cta.token_of(rows, row) * rows.num_query_heads;
-                let sink = f32::from_bits(gpu.ld_global_b32(params.sink + 4 * head as u64));
-                let factor = sink_factor(gpu, sink, lse.log2(gpu));
+                let factor = sink_factor(gpu, params, cta, row, lse);
                 gpu.st_shared_b32(factors + row * 4, factor.to_bits());
             }
         });
@@ -188,190 +179,8 @@ pub unsafe fn decode_mla_entry<
             }
         };
         cta.store_out::<G, Bf16, V_STEPS, 0>(gpu, cut, rows, out, is_whole, factor, |row| {
-            // Found out again: the loop has no register to keep it in.
-            let (cta, split, first_token) = own_rows(gpu, cut, params);
-            let num_positions = self::num_positions(gpu, params, cta.seq);
-            let start = split * rows.split_len;
-            let mut seen = (start, num_positions.min(start + rows.split_len));
-            if params.lists[0].indices == 0 {
-                seen = cta.seen(rows, row, num_positions, seen);
-            }
-            let query = cta.query_row(rows, row);
-            let places = Places::of(gpu, params, cta.seq, first_token);
-            let pair = |slot: Option<u32>, dim: u32| match slot {
-                Some(slot) => entry_pair::<G, E>(gpu, &params.lists, slot, dim),
-                None => [0.0; 2],
-            };
-            let mut mended = careful_row::<G, _, K_STEPS, V_STEPS>(
-                gpu,
-                seen,
-                |dim| load_pair::<G, Bf16>(gpu, query + 2 * dim as u64),
-                |position| places.slot(gpu, params, position),
-                pair,
-                pair,
-                |_, slot, product| match slot {
-                    Some(_) => product * rows.qk_scale_log2,
-                    None => f32::NEG_INFINITY,
-                },
-                f32::NEG_INFINITY,
-            );
-            if has_sinks && is_whole {
-                let head = cta.first_row + row - cta.token_of(rows, row) * rows.num_query_heads;
-                let sink = f32::from_bits(gpu.ld_global_b32(params.sink + 4 * head as u64));
-                let factor = sink_factor(gpu, sink, mended.lse.log2(gpu));
-                unroll!([8] i in 0..(V_STEPS / 4) {
-                    mended.values[i] = mended.values[i].map(|value| value * factor);
-                });
-            }
-            mended
+            mended_row::<G, E, K_STEPS>(gpu, cut, params, row, is_whole)
         });
-    }
-}
-
-const V_STEPS: usize = HEAD_SIZE_V as usize / 16;
-
-/// What a sink leaves of a row: the softmax's denominator without it, divided by that with it.
-#[inline(always)]
-fn sink_factor<G: Gpu>(gpu: G, sink: f32, lse_log2: f32) -> f32 {
-    if lse_log2 == f32::NEG_INFINITY {
-        return 0.0;
-    }
-    gpu.recip(1.0 + gpu.exp2(sink * core::f32::consts::LOG2_E - lse_log2))
-}
-
-/// The rows of this thread block, its split, and the first query token of its group.
-#[inline(always)]
-fn own_rows<G: Gpu>(gpu: G, cut: MlaTile, params: &DecodeMlaEntryParams) -> (Cta, u32, u32) {
-    let rows = &params.rows;
-    // What is made of them is made again where it is asked for again.
-    let [x, y, z] =
-        [gpu.cta_idx_x(), gpu.cta_idx_y(), gpu.cta_idx_z()].map(|index| gpu.black_box(index));
-    // SAFETY: the host refuses queries without tokens.
-    let seq = unsafe { div(z * params.tokens_per_group, rows.query_len) };
-    let first_token = z * params.tokens_per_group - seq * rows.query_len;
-    let skipped = x * cut.heads;
-    let cta = Cta {
-        seq,
-        part: seq * rows.num_kv_splits + y,
-        first_row: first_token * rows.num_query_heads + skipped,
-        num_rows: cut
-            .heads
-            .min(params.tokens_per_group * rows.num_query_heads - skipped),
-    };
-    (cta, y, first_token)
-}
-
-/// Positions of a sequence's groups.
-///
-/// # Safety
-/// `seq_lens`, if it is given, has a length for it.
-#[inline(always)]
-unsafe fn num_positions<G: Gpu>(gpu: G, params: &DecodeMlaEntryParams, seq: u32) -> u32 {
-    let rows = &params.rows;
-    if rows.seq_lens == 0 {
-        return rows.max_seq_len;
-    }
-    // SAFETY: there is a length for `seq`: the contract of `num_positions`.
-    unsafe {
-        seq_len(
-            gpu,
-            rows.seq_lens,
-            rows.stride_seq_lens,
-            seq,
-            rows.max_seq_len,
-        )
-    }
-}
-
-/// Where the indices of a group are.
-#[derive(Clone, Copy)]
-struct Places {
-    /// The group's row of the block table.
-    block_row: u64,
-    /// Its rows of the two lists, and how many indices of each count.
-    indices: [u64; 2],
-    lens: [u32; 2],
-}
-
-impl Places {
-    /// # Safety
-    /// The lists, and their lengths if there are any, have a row for the query token.
-    #[inline(always)]
-    unsafe fn of<G: Gpu>(gpu: G, params: &DecodeMlaEntryParams, seq: u32, token: u32) -> Self {
-        let indices = |list: &EntryList| {
-            list.indices
-                + seq as u64 * list.stride_indices_seq as u64
-                + token as u64 * list.stride_indices_token as u64
-        };
-        let len = |list: &EntryList| {
-            if list.lens == 0 {
-                return list.len;
-            }
-            let at = list.lens
-                + seq as u64 * list.stride_lens_seq as u64
-                + token as u64 * list.stride_lens_token as u64;
-            // SAFETY: the length of the query token, or of its sequence: the contract of `of`.
-            let len = unsafe { gpu.ld_global_b32(at) };
-            if (len as i32) < 0 { 0 } else { len }
-        };
-        let [first, second] = &params.lists;
-        Self {
-            block_row: params.rows.block_table + seq as u64 * params.rows.stride_block_table as u64,
-            indices: [indices(first), indices(second)],
-            lens: [len(first), len(second)],
-        }
-    }
-
-    /// The slot at a position, one of its list's cache, marked if it is the second list's; `None` if there is none.
-    ///
-    /// # Safety
-    /// The position exists.
-    #[inline(always)]
-    unsafe fn slot<G: Gpu>(
-        &self,
-        gpu: G,
-        params: &DecodeMlaEntryParams,
-        position: u32,
-    ) -> Option<u32> {
-        let [first, second] = &params.lists;
-        if first.indices == 0 {
-            // SAFETY: the block table has a column for every token of a sequence: the host's `tokens_of`.
-            return Some(unsafe { self.slot_of_token(gpu, first, position) } as u32);
-        }
-        if position >= first.len {
-            let at = position - first.len;
-            if at >= self.lens[1] {
-                return None;
-            }
-            // SAFETY: an index of the second list.
-            let slot = unsafe { gpu.ld_global_b32(self.indices[1] + 4 * at as u64) };
-            return (slot < second.num_slots).then(|| of_second_list(slot));
-        }
-        if position >= self.lens[0] {
-            return None;
-        }
-        // SAFETY: an index of the first list.
-        let index = unsafe { gpu.ld_global_b32(self.indices[0] + 4 * position as u64) };
-        if params.rows.block_table == 0 {
-            return (index < first.num_slots).then_some(index);
-        }
-        if index >= first.num_tokens {
-            return None;
-        }
-        // SAFETY: the block table has a column for the token.
-        let slot = unsafe { self.slot_of_token(gpu, first, index) };
-        (slot < first.num_slots as u64).then_some(slot as u32)
-    }
-
-    /// # Safety
-    /// The token's column of the block table exists.
-    #[inline(always)]
-    unsafe fn slot_of_token<G: Gpu>(self, gpu: G, list: &EntryList, token: u32) -> u64 {
-        let column = list.block_size.divide(token);
-        // SAFETY: the block table has the column: the contract of `slot_of_token`.
-        let block = unsafe { gpu.ld_global_b32(self.block_row + 4 * column as u64) };
-        let block_size = list.block_size.divisor();
-        block as u64 * block_size as u64 + (token - column * block_size) as u64
     }
 }
 

@@ -28,14 +28,14 @@ use crate::mla::cta::Cta;
 use crate::mla::group_loader::Loader;
 use crate::mla::group_loader_fp8::load_bytes;
 use crate::mla::group_query::{load_queries, row_scale};
-use crate::mla::group_softmax::GroupSoftmax;
+use crate::mla::group_softmax::{GroupSoftmax, View};
 use crate::mla::group_tile::{GROUP_WARPS, GROUPS, group_cut};
 use crate::mla::kernel::scales;
 use crate::params::DecodeMlaParams;
 
 /// Registers of a thread that loads, and of one that multiplies.
-const LOAD_REGISTERS: u32 = 72;
-const REGISTERS: u32 = 216;
+pub(super) const LOAD_REGISTERS: u32 = 72;
+pub(super) const REGISTERS: u32 = 216;
 /// Those of each when the thread block begins: a multiple of 8. Groups that take more than the other leaves wait for ever.
 const REGISTERS_AT_START: u32 = 65_536 / ((1 + GROUPS) * GROUP_WARPS * WARP) / 8 * 8;
 const _: () = assert!(LOAD_REGISTERS + GROUPS * REGISTERS <= (1 + GROUPS) * REGISTERS_AT_START);
@@ -161,21 +161,24 @@ unsafe fn attend<
     let mut softmax = GroupSoftmax::<GROUP>::EMPTY;
     // SAFETY: the groups come here with the tokens of the group that loads.
     unsafe {
-        softmax.consume::<G, C>(
+        softmax.consume::<G, C, C::Math>(
             gpu,
             cut,
             (start, end),
-            all_see,
-            |row| {
-                if C::BYTES == 2 {
-                    params.qk_scale_log2
-                } else {
-                    row_scale(gpu, cut, row)
-                }
-            },
-            |row| {
-                let (cta, seq_len, tokens) = work();
-                cta.seen(params, row, seq_len, tokens).1
+            &View {
+                all_see,
+                len_of: |row| {
+                    let (cta, seq_len, tokens) = work();
+                    cta.seen(params, row, seq_len, tokens).1
+                },
+                scale_of: |row| {
+                    if C::BYTES == 2 {
+                        params.qk_scale_log2
+                    } else {
+                        row_scale(gpu, cut, row)
+                    }
+                },
+                there: |_| u64::MAX,
             },
         );
     }

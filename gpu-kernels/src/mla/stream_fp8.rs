@@ -26,6 +26,9 @@ pub const RAW_STAGES: (u32, u32) = (1, 3);
 impl MlaTile {
     /// Dynamic shared memory with one tile, a ring of `stages` raw ones, and a list of `split_len` slots.
     pub const fn entry_shared_bytes(self, form: EntryForm, stages: u32, split_len: u32) -> u32 {
+        if self.products.is_group() {
+            return self.group_shared_bytes();
+        }
         let loop_bytes = self.slot_list(form, stages) + 4 * split_len;
         let least = self.shared_bytes(1);
         if loop_bytes > least {

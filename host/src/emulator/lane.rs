@@ -295,6 +295,12 @@ unsafe impl Numbers for Lane<'_> {
     fn widen_f16(self, bits: u16) -> f32 {
         f16::from_bits(bits).to_f32()
     }
+    fn mul_f16x2(self, a: u32, b: u32) -> u32 {
+        let half = |word: u32, shift: u32| f16::from_bits((word >> shift) as u16).to_f32();
+        // A product of two f16 is an f32.
+        let [low, high] = [0, 16].map(|shift| half(a, shift) * half(b, shift));
+        self.pack_f16(low, high)
+    }
     fn widen_e4m3x4(self, word: u32) -> [u32; 2] {
         let [a, b, c, d] = word
             .to_le_bytes()

@@ -105,6 +105,15 @@ unsafe impl Numbers for PtxLane {
         };
         value
     }
+    #[inline(always)]
+    fn mul_f16x2(self, a: u32, b: u32) -> u32 {
+        let value: u32;
+        // SAFETY: registers only.
+        unsafe {
+            asm!("mul.rn.f16x2 {0}, {1}, {2};", out(reg32) value, in(reg32) a, in(reg32) b, options(pure, nomem, nostack))
+        };
+        value
+    }
 
     pack_fp8!(pack_e4m3, "cvt.rn.satfinite.e4m3x2.f32", fp8::to_e4m3);
     pack_fp8!(pack_e5m2, "cvt.rn.satfinite.e5m2x2.f32", fp8::to_e5m2);

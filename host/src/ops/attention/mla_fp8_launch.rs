@@ -19,9 +19,9 @@ use crate::plan::{DeviceInfo, SplitPolicy, SplitShape, Splits, variants};
 use crate::runtime::{Launch, Launcher};
 use crate::tensor::{TensorView, TensorViewMut};
 
-/// Most slots of a thread block: they lie in its shared memory.
+/// Most slots of a thread block whose warps multiply for themselves: they lie in its shared memory.
 const LONGEST_LIST: u32 = 4096;
-/// Nanoseconds that a warp takes to convert its entries of a tile.
+/// Nanoseconds that such a warp takes to convert its entries of a tile. Of groups, one converts while others multiply.
 const CONVERSION: f64 = 500.0;
 
 impl CheckedDecodeMlaEntry<'_> {
@@ -77,19 +77,24 @@ impl CheckedDecodeMlaEntry<'_> {
             EntryForm::Fp8Ds => fp8_ds::BYTES,
             EntryForm::V4 => v4::BYTES,
         };
+        let (conversion, longest) = if cut.products.is_group() {
+            (0.0, u32::MAX)
+        } else {
+            (CONVERSION, LONGEST_LIST)
+        };
         let shape = SplitShape {
             num_seqs: groups,
             ctas_per_split: row_tiles,
             max_seq_len: self.shape.max_seq_len,
             token_bytes,
-            tile_nanoseconds: mla_rows::tile_nanoseconds(cut, self.shape.head_size) + CONVERSION,
+            tile_nanoseconds: mla_rows::tile_nanoseconds(cut, self.shape.head_size) + conversion,
             cta_nanoseconds: mla_rows::cta_nanoseconds(cut),
             tile_len: cut.tile_len,
             shared_bytes: self.most_bytes(cut, stages),
         };
         let mut splits = Splits::choose(&shape, device, options.split_policy);
-        if splits.split_len > LONGEST_LIST {
-            splits = Splits::choose(&shape, device, SplitPolicy::Fixed(LONGEST_LIST));
+        if splits.split_len > longest {
+            splits = Splits::choose(&shape, device, SplitPolicy::Fixed(longest));
         }
         let stage1 = Launch {
             kernel: entry.id,
@@ -245,8 +250,8 @@ impl CheckedDecodeMlaEntry<'_> {
                 num_kv_splits: plan.splits.num_kv_splits,
                 stages: plan.stages,
                 qk_scale_log2: request.softmax_scale * std::f32::consts::LOG2_E,
-                query_dtype: 0,
-                out_dtype: 0,
+                query_dtype: self.shape.query as u32,
+                out_dtype: self.shape.out as u32,
                 num_seqs: self.shape.num_seqs,
                 reserved: 0,
             },
