@@ -6,12 +6,11 @@
 //! ```text
 //! for each turn:
 //!     wait until its keys' stage is empty; their copies are under way
-//!     when what was brought before them is there: the turn before is full
 //!     wait until its values' stage is empty; their copies are under way
+//!     when they are there, the turn is full
 //! ```
 //!
-//! So copies of a turn have about the time of one to arrive in. A turn's keys could be brought two turns ahead, and not its
-//! values, for their stage is in use.
+//! Stages are empty, and a turn is full, about one turn before it is wanted: keys' stages half a turn earlier than values'.
 
 use core::marker::PhantomData;
 
@@ -71,44 +70,39 @@ impl<'p, C: CacheFormat> Producer<'p, C> {
         let empty_threads = empty_threads(groups);
         let tiles = (tokens.1 - first_token).div_ceil(TILE_KV);
         let (mut turn, mut stage) = (0, 0);
-        // One turn more than there are: the last one is full then.
-        while turn < tiles + 2 {
-            let brings_values = 0 < turn && turn <= tiles;
+        while turn <= tiles {
             // SAFETY: the group comes here together, and every group that multiplies to these barriers, when it is done
             // with a stage that is wanted again; behind them it is free.
             unsafe {
                 // The last turn has no keys, but no group is told of it before it has taken the one that was two before.
-                if STAGES <= turn && turn <= tiles {
+                if turn >= STAGES {
                     gpu.barrier_sync(keys_empty(stage), empty_threads);
                 }
                 if turn < tiles {
                     producer.copy::<G, true>(gpu, stage);
                 }
                 gpu.cp_async_commit();
-                // All but those keys.
-                gpu.cp_async_wait::<1>();
-                if turn > 0 {
-                    if C::BYTES == 1 && turn > 1 {
-                        widen::<G, C>(gpu, Self::panels::<G, false>(gpu, stage));
-                    }
-                    unroll!([2] group in 0..2 {
-                        if (group as u32) < groups {
-                            gpu.barrier_arrive(full(other(stage), group as u32), FULL_THREADS);
-                        }
-                    });
+                if turn > STAGES {
+                    gpu.barrier_sync(values_empty(other(stage)), empty_threads);
                 }
-                if brings_values {
-                    if turn > STAGES {
-                        gpu.barrier_sync(values_empty(other(stage)), empty_threads);
-                    }
+                if turn > 0 {
                     producer.copy::<G, false>(gpu, other(stage));
                 }
                 gpu.cp_async_commit();
                 if C::BYTES == 1 && turn < tiles {
-                    // All but those values.
+                    // Under the copies of the values.
                     gpu.cp_async_wait::<1>();
                     widen::<G, C>(gpu, Self::panels::<G, true>(gpu, stage));
                 }
+                gpu.cp_async_wait::<0>();
+                if C::BYTES == 1 && turn > 0 {
+                    widen::<G, C>(gpu, Self::panels::<G, false>(gpu, other(stage)));
+                }
+                unroll!([2] group in 0..2 {
+                    if (group as u32) < groups {
+                        gpu.barrier_arrive(full(stage, group as u32), FULL_THREADS);
+                    }
+                });
             }
             stage = other(stage);
             // The first turns are not made loops of their own: their instructions would have to be fetched, too.
