@@ -143,9 +143,8 @@ unsafe fn begin_values<G: Gpu, C: CacheFormat>(
     values: u32,
 ) -> [Pending<HALF>; 2] {
     let mut halves = [[[[0.0; 4]; 2]; HALF]; 2];
-    unroll!([8] step in 0..HALF {
-        halves[0][step] = acc[step];
-        halves[1][step] = acc[HALF + step];
+    unroll!([16] step in 0..STEPS {
+        halves[step / HALF][step % HALF] = acc[step];
     });
     let [first, second] = halves;
     // SAFETY: the four warps, and both halves of the panels: this function's contract.
@@ -164,14 +163,13 @@ unsafe fn begin_values<G: Gpu, C: CacheFormat>(
 #[inline(always)]
 unsafe fn end_values<G: Gpu>(gpu: G, acc: &mut Acc, [first, second]: [Pending<HALF>; 2]) {
     // SAFETY: the four warps come here: this function's contract.
-    let (first, second) = unsafe {
-        (
+    let halves = unsafe {
+        [
             gpu.group_wait::<HALF, 0>(first),
             gpu.group_wait::<HALF, 0>(second),
-        )
+        ]
     };
-    unroll!([8] step in 0..HALF {
-        acc[step] = first[step];
-        acc[HALF + step] = second[step];
+    unroll!([16] step in 0..STEPS {
+        acc[step] = halves[step / HALF][step % HALF];
     });
 }

@@ -1,7 +1,7 @@
 //! What the warp group that loads does: it fills stages with the keys and values that the others multiply, in turns.
 //!
-//! A stage has panels: 64 rows of 128 bytes, swizzled, four of keys and four of values. Each warp brings 16 tokens. Bytes are
-//! copied, in whole lines, over the first of each two panels that they will fill as 16-bit values ([`super::widen`]).
+//! A stage has panels: 64 rows of 128 bytes, swizzled, four of keys and four of values. Each warp brings 16 tokens. Bytes
+//! are copied, in whole lines, over the first of each two panels that they will fill as 16-bit values ([`super::widen`]).
 //!
 //! ```text
 //! for each turn:
