@@ -12,8 +12,8 @@
 //! last     values of the last tile
 //! ```
 //!
-//! Keys of a turn are in stage `turn % 2`, values, which are those of the tile before, in the other one. Behind [`full`] a
-//! turn is there for a group, behind [`keys_empty`] and [`values_empty`] all groups are done with a stage's keys or values.
+//! Keys of a turn are in stage `turn % 2`, values, which are those of the tile before, in the other one. Behind barrier `full`
+//! a turn is there for a group, behind `keys_empty` and `values_empty` all groups are done with a stage's keys or values.
 
 mod consumer;
 pub mod kernel;
