@@ -18,7 +18,11 @@ use ferroattn::tensor::Dtype;
 #[test]
 fn values_that_a_row_does_not_see_do_not_reach_it() {
     let (nan, inf) = (f32::NAN, f32::INFINITY);
-    for operation in [Operation::Unified, Operation::Mla] {
+    for (operation, head_size) in [
+        (Operation::Unified, 64),
+        (Operation::Unified, 256),
+        (Operation::Mla, 288),
+    ] {
         for cache in [Dtype::Bf16, Dtype::F16, Dtype::F8E4m3, Dtype::F8E5m2] {
             for (len, tokens) in [(4, 4), (70, 5), (150, 40)] {
                 for poison in [nan, inf, -inf] {
@@ -32,6 +36,7 @@ fn values_that_a_row_does_not_see_do_not_reach_it() {
                     // The last token but one.
                     let at = len - 2;
                     let mut step = Step::new(operation, cache, vec![0.5; len], vec![2.0; len]);
+                    step.head_size = head_size;
                     step.values[at] = poison;
                     step.queries = vec![1.0; tokens];
                     for policy in [SplitPolicy::Auto, SplitPolicy::Fixed(64)] {
@@ -60,9 +65,15 @@ fn values_that_a_row_does_not_see_do_not_reach_it() {
 
 #[test]
 fn values_left_of_a_window_do_not_reach_a_row() {
-    for cache in [Dtype::Bf16, Dtype::F8E4m3] {
+    for (cache, head_size) in [
+        (Dtype::Bf16, 64),
+        (Dtype::F8E4m3, 64),
+        (Dtype::Bf16, 256),
+        (Dtype::F8E4m3, 256),
+    ] {
         let len = 90;
         let mut step = Step::new(Operation::Unified, cache, vec![0.5; len], vec![2.0; len]);
+        step.head_size = head_size;
         step.values[60] = f32::NAN;
         step.queries = vec![1.0; 50];
         step.window = Some(7);
@@ -136,6 +147,11 @@ fn table_entries_left_of_a_window_may_never_have_been_written() {
         (
             "bf16 heads=6/2 kv=fp8_e4m3 q=fp8_e4m3 d=128",
             "prefill_gqa_e4m3_qe4m3_d128_sm90a",
+        ),
+        ("bf16 heads=6/2 d=256", "prefill_gqa_bf16_d256_sm90a"),
+        (
+            "bf16 heads=6/2 kv=fp8_e5m2 d=256",
+            "prefill_gqa_e5m2_d256_sm90a",
         ),
     ] {
         for check in ["", " check=device"] {

@@ -106,6 +106,7 @@ fn after_a_fault_no_kernel_writes() {
         "unified bf16 heads=4/2 d=64 page=16 layout=nhd lens=40,33,20 q_lens=1,0,1 max_q_len=1",
         "unified bf16 heads=4/2 kv=fp8_e4m3 d=64 page=16 layout=nhd lens=40,33,20 q_lens=3,1,2",
         "unified bf16 heads=4/2 kv=fp8_e4m3 q=fp8_e4m3 d=64 page=16 layout=nhd lens=40,33,20 q_lens=3,1,2",
+        "unified bf16 heads=4/2 d=256 page=16 layout=nhd lens=40,33,20 q_lens=3,1,2",
     ];
     let mut machines = machines();
     // On which groups of warps multiply, and one that is as large, but where they do not.
@@ -157,6 +158,8 @@ fn after_a_fault_no_kernel_writes() {
         "prefill_gqa_e4m3_d64 ",
         "prefill_gqa_e4m3_d64_sm90a ",
         "prefill_gqa_e4m3_qe4m3_d64_sm90a ",
+        "prefill_gqa_bf16_d256 ",
+        "prefill_gqa_bf16_d256_sm90a ",
         "merge_rows ",
     ] {
         let is_planned = plans.iter().any(|plan| plan.contains(kernel));

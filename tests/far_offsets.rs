@@ -88,6 +88,13 @@ fn unified_attention_finds_far_blocks_with_every_kind_of_product() {
             "70,1",
             "e4m3_qe4m3_d64_sm90a",
         ),
+        ((9, 0), "bf16 heads=6/2 d=256", "70,1", "bf16_d256_sm90a"),
+        (
+            (9, 0),
+            "bf16 heads=6/2 kv=fp8_e4m3 d=256",
+            "70,1",
+            "e4m3_d256_sm90a",
+        ),
     ] {
         let line = format!("unified {form} page=16 layout=nhd lens=90,40 q_lens={q_lens}");
         let Case::Unified(case) = case(&line) else {

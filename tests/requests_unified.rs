@@ -284,6 +284,16 @@ fn a_plan_says_what_runs() {
     // 20 tokens of 4 heads, 192 rows a tile, and a tile for each sequence's rest.
     let tiles = "tiles of 192 rows, 1 splits of 64 tokens; prefill_gqa_bf16_d64_sm90a grid [6, 1, 1] x 512 threads";
     assert_eq!(plan(&|_| {}), (format!("{tiles}; workspace 0 B"), 1));
+    // Of wide heads, two groups multiply.
+    let (text, _) = plan(&|u| {
+        for cache in [&mut u.key_cache, &mut u.value_cache] {
+            cache.shaped(&[10, 16, 2, 256]);
+        }
+        u.query.shaped(&[20, 8, 256]);
+        u.out.shaped(&[20, 8, 256]);
+    });
+    let tiles = "tiles of 128 rows, 1 splits of 64 tokens; prefill_gqa_bf16_d256_sm90a grid [6, 1, 1] x 384 threads";
+    assert_eq!(text, format!("{tiles}; workspace 0 B"));
     let (text, launches) = plan(&|u| u.options.num_decodes = 2);
     assert!(
         text.starts_with("decodes: 1 splits of 64 tokens; decode_gqa_bf16_d64_h8"),

@@ -54,11 +54,22 @@ fn four_warps_multiply_together_where_a_gpu_and_a_kernel_do() {
             "bf16 heads=6/2 kv=fp8_e4m3 q=fp8_e4m3 f32_scores=on d=128",
             MmaKind::WarpGroup,
         ),
+        ("bf16 heads=6/2 d=256", MmaKind::WarpGroup),
+        ("f16 heads=6/2 d=256", MmaKind::WarpGroup),
+        ("bf16 heads=6/2 kv=fp8_e4m3 d=256", MmaKind::WarpGroup),
+        ("f16 heads=6/2 kv=fp8_e5m2 d=256", MmaKind::WarpGroup),
+        // No kernel multiplies FP8 by FP8.
+        (
+            "bf16 heads=6/2 kv=fp8_e4m3 q=fp8_e4m3 d=256",
+            MmaKind::WarpGroup,
+        ),
         // Rows that do not begin at multiples of 16 bytes.
         ("bf16 heads=6/2 d=64 pad=4/0/0", MmaKind::Warp),
         ("bf16 heads=6/2 d=64 pad=0/12/0", MmaKind::Warp),
         ("bf16 heads=6/2 d=64 pad=8/8/0", MmaKind::WarpGroup),
+        ("bf16 heads=6/2 d=256 pad=4/0/0", MmaKind::Warp),
         ("bf16 heads=6/2 d=96", MmaKind::Warp),
+        ("bf16 heads=6/2 d=192", MmaKind::Warp),
         ("bf16 heads=6/2 kv=fp8_e5m2 d=128", MmaKind::Warp),
     ] {
         let line = format!("unified {form} page=16 layout=nhd lens=90,40,33 q_lens=90,3,1");
@@ -92,7 +103,7 @@ fn edges_where_four_warps_multiply_together() {
     assert_pass_on(&machine, &cases, 2);
 }
 
-/// So many tiles that every stage of the ring is filled several times, for one group of rows and for three.
+/// So many tiles that every stage of the ring is filled several times, for one group of rows and for all.
 #[test]
 fn a_ring_that_is_filled_again_and_again() {
     for form in [
@@ -102,6 +113,9 @@ fn a_ring_that_is_filled_again_and_again() {
         "kv=fp8_e4m3 d=128",
         "kv=fp8_e4m3 q=fp8_e4m3 d=64",
         "kv=fp8_e4m3 q=fp8_e4m3 d=128",
+        "d=256",
+        "kv=fp8_e4m3 d=256",
+        "kv=fp8_e5m2 q=fp8_e4m3 d=256",
     ] {
         let parsed = case(&format!(
             "unified bf16 heads=6/1 {form} page=16 layout=nhd lens=700,650,90 q_lens=40,9,40"

@@ -4,7 +4,8 @@
 //! two row tiles of accumulators and scores leave them no register, and halving the row tiles would cost far more, in
 //! reads of shared memory. Of the MLA kernels it is those of 64 heads, and that of e4m3 rows and 16 heads on sm_80, by a
 //! few words on GPUs that they were not tuned on, or as one of the two compilers has them; so do decode kernels of 256
-//! values with score mods, before sm_90, as stock rustc has them.
+//! values with score mods, before sm_90, as stock rustc has them. Prefill by warp groups with heads of 256 leaves 40
+//! registers to those that load.
 
 use super::{Arch, ArchSet, Entry, section};
 use crate::attention::check::{CheckPaged, CheckSlots};
@@ -31,6 +32,7 @@ use crate::mla::{Fp8Ds, V4};
 use crate::prefill::kernel::PrefillGqa;
 use crate::prefill::kernel_sm90a::PrefillGqaSm90a;
 use crate::prefill::merge::MergeRows;
+use crate::prefill::wide::kernel::PrefillGqaWideSm90a;
 
 /// A lane of a kernel, with a function and a stack frame for each: all in one would be more than a compiler, or a lane's
 /// stack, can take.
@@ -283,6 +285,10 @@ entries! {
     prefill_gqa_e4m3_qe4m3_d128_sm90a: PrefillGqaSm90a<E4m3, D128, true>, may_spill;
     prefill_gqa_e4m3_d64_sm90a: PrefillGqaSm90a<E4m3, D64>;
     prefill_gqa_e4m3_qe4m3_d64_sm90a: PrefillGqaSm90a<E4m3, D64, true>;
+    prefill_gqa_bf16_d256_sm90a: PrefillGqaWideSm90a<Bf16>, may_spill;
+    prefill_gqa_f16_d256_sm90a: PrefillGqaWideSm90a<F16>, may_spill;
+    prefill_gqa_e4m3_d256_sm90a: PrefillGqaWideSm90a<E4m3>, may_spill;
+    prefill_gqa_e5m2_d256_sm90a: PrefillGqaWideSm90a<E5m2>, may_spill;
     decode_mla_bf16_d576v512_h64_sm90a: DecodeMlaSm90a<Bf16, D576V512>, may_spill;
     decode_mla_f16_d576v512_h64_sm90a: DecodeMlaSm90a<F16, D576V512>, may_spill;
     decode_mla_e4m3_d576v512_h64_sm90a: DecodeMlaSm90a<E4m3, D576V512>, may_spill;

@@ -14,7 +14,7 @@ use crate::prefill::stages::{empty, empty_threads, full, full_threads, next_stag
 use crate::prefill::{GroupQueries, MmaKind, OnlineSoftmax, PrefillTile, SharedTile};
 
 /// 16 tokens each, in a tile of 64.
-const PAIRS: usize = 4;
+pub(super) const PAIRS: usize = 4;
 
 /// Scores of a warp's rows, or their probabilities.
 type Tile = [[[f32; 4]; 2]; PAIRS];
@@ -68,7 +68,7 @@ impl<const V_STEPS: usize> OnlineSoftmax<V_STEPS, 1> {
         let (weights, _) = unsafe { self.softmax::<G, C>(gpu, scores, query, token, mods, &view) };
         let mut probs = pack_all::<G, C>(gpu, weights);
         while token + shape.tile_kv < end {
-            let next = next_stage(stage, shape.stages());
+            let next = next_stage(stage, shape.stages);
             let next_tile = tile_of(token + shape.tile_kv, next);
             // SAFETY: the group that loads brings a next tile; scores are waited for before values, which were begun
             // after them, and `acc` is not touched until they are.
@@ -80,10 +80,10 @@ impl<const V_STEPS: usize> OnlineSoftmax<V_STEPS, 1> {
                 let (weights, rise) =
                     self.softmax::<G, C>(gpu, scores, query, next_tile.token, mods, &view);
                 self.acc[0] = gpu.group_wait::<V_STEPS, 0>(values);
-                if token + shape.stages() * shape.tile_kv < end {
+                if token + shape.stages * shape.tile_kv < end {
                     // Another tile is to come to the stage, which the group is done with.
                     let threads = empty_threads::<K_STEPS>(group.groups);
-                    gpu.barrier_arrive(empty(stage, shape.stages()), threads);
+                    gpu.barrier_arrive(empty(stage, shape.stages), threads);
                 }
                 self.rescale_acc(rise);
                 // Not before: the tensor cores read the registers of the last ones.
@@ -101,7 +101,7 @@ impl<const V_STEPS: usize> OnlineSoftmax<V_STEPS, 1> {
 
     /// The probabilities of the tile at `token`, which are added to the sums; and how much `acc` has to shrink.
     #[inline(always)]
-    unsafe fn softmax<G: Gpu, C: CacheFormat>(
+    pub(super) unsafe fn softmax<G: Gpu, C: CacheFormat>(
         &mut self,
         gpu: G,
         scores: Tile,
@@ -128,7 +128,7 @@ impl<const V_STEPS: usize> OnlineSoftmax<V_STEPS, 1> {
 
 /// A tile's probabilities, as left factors.
 #[inline(always)]
-fn pack_all<G: Gpu, C: CacheFormat>(gpu: G, weights: Tile) -> [[u32; 4]; PAIRS] {
+pub(super) fn pack_all<G: Gpu, C: CacheFormat>(gpu: G, weights: Tile) -> [[u32; 4]; PAIRS] {
     let mut probs = [[0u32; 4]; PAIRS];
     unroll!([4] pair in 0..PAIRS {
         probs[pair] = pack::<G, C>(gpu, weights[pair], [[1.0; 2]; 2]);

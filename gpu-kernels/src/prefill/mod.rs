@@ -11,6 +11,7 @@ mod epilogue;
 pub mod kernel;
 pub mod kernel_sm90a;
 mod kv_addresses;
+mod lane_token;
 mod mend;
 pub mod merge;
 mod out;
@@ -25,6 +26,7 @@ mod stages;
 mod stash;
 mod stream;
 mod tile_work;
+pub mod wide;
 mod widen;
 mod work;
 
@@ -70,7 +72,8 @@ impl MmaKind {
 
 /// Warps that load a tile: all of a thread block, or its first group. As many multiply for themselves, or as a group.
 pub const WARPS: u32 = 4;
-/// Warp groups that multiply, beside the one that loads: as many as the registers are for.
+/// Warp groups that multiply, beside the one that loads: as many as the registers are for. Of heads beyond 128 they are
+/// [`wide::GROUPS`].
 pub const GROUPS: u32 = 3;
 /// Bytes of the stream's sources, and of a thread block's work, where they wait in shared memory.
 const SOURCE_BYTES: u32 = 48;
@@ -87,6 +90,12 @@ pub struct PrefillTile {
     pub row_tiles: u32,
     /// Who multiplies.
     pub products: MmaKind,
+    /// Warps that have rows.
+    row_warps: u32,
+    /// KV tiles in shared memory. Of a warp: one that is worked on, and one that is on its way. Of groups: two that are
+    /// worked on, for scores and for values, and two that are ready or on their way; of wide heads, keys and values are
+    /// filled apart, so two are enough.
+    pub(crate) stages: u32,
     /// Tokens of a KV tile.
     pub tile_kv: u32,
     /// Bytes of the queries.
@@ -115,8 +124,14 @@ impl PrefillTile {
     ) -> Self {
         let is_group = products.is_group();
         let byte_keys = matches!(products, MmaKind::WarpGroupOfBytes);
-        let row_tiles = if is_group || head_size_v > 128 { 1 } else { 2 };
-        let tile_kv = if head_size > 128 { 32 } else { 64 };
+        let is_wide = head_size_v > 128;
+        let row_tiles = if is_group || is_wide { 1 } else { 2 };
+        let (row_warps, stages) = match (is_group, is_wide) {
+            (false, _) => (WARPS, 2),
+            (true, false) => (GROUPS * WARPS, 4),
+            (true, true) => (wide::GROUPS * WARPS, wide::STAGES),
+        };
+        let tile_kv = if head_size > 128 && !is_group { 32 } else { 64 };
         // A row of bytes has a row of a panel to itself, however short it is.
         let (query_row, key_row) = if byte_keys {
             (PANEL_ROW_BYTES, PANEL_ROW_BYTES)
@@ -130,6 +145,8 @@ impl PrefillTile {
         let shape = Self {
             row_tiles,
             products,
+            row_warps,
+            stages,
             tile_kv,
             query_bytes: 0,
             key_bytes,
@@ -140,6 +157,8 @@ impl PrefillTile {
                 tile_bytes
             },
             raw_bytes: match (products, value_bytes) {
+                // Bytes of wide heads are widened where they are copied to.
+                _ if is_wide => 0,
                 (MmaKind::WarpGroup, 1) => 2 * tile_kv * (head_size + head_size_v),
                 (MmaKind::WarpGroupOfBytes, 1) => 2 * tile_kv * head_size_v,
                 _ => 0,
@@ -162,14 +181,7 @@ impl PrefillTile {
             products,
         )
     }
-    /// Warps that have rows.
-    const fn row_warps(self) -> u32 {
-        match self.products {
-            MmaKind::Warp => WARPS,
-            MmaKind::WarpGroup | MmaKind::WarpGroupOfBytes => GROUPS * WARPS,
-        }
-    }
-    /// The first of them: those before only load.
+    /// The first of the warps that have rows: those before only load.
     pub(crate) const fn first_row_warp(self) -> u32 {
         match self.products {
             MmaKind::Warp => 0,
@@ -182,16 +194,11 @@ impl PrefillTile {
     }
     /// Threads per thread block.
     pub const fn threads(self) -> u32 {
-        (self.first_row_warp() + self.row_warps()) * WARP
+        (self.first_row_warp() + self.row_warps) * WARP
     }
     /// Rows that a thread block owns.
     pub const fn rows(self) -> u32 {
-        self.row_warps() * self.warp_rows()
-    }
-    /// KV tiles in shared memory. Of a warp: one that is worked on, and one that is on its way. Of groups: two that are
-    /// worked on, for scores and for values, and two that are ready or on their way.
-    pub(crate) const fn stages(self) -> u32 {
-        if self.products.is_group() { 4 } else { 2 }
+        self.row_warps * self.warp_rows()
     }
     /// Dynamic shared memory of a thread block: the queries, the ring, and what waits behind it.
     pub const fn shared_bytes(self) -> u32 {
@@ -210,7 +217,7 @@ impl PrefillTile {
     }
     /// Where a warp group's bytes wait to be widened: two tiles of them.
     pub(crate) const fn raw(self) -> u32 {
-        self.query_bytes + self.stages() * self.tile_bytes
+        self.query_bytes + self.stages * self.tile_bytes
     }
     /// Where the stream's sources wait.
     const fn sources(self) -> u32 {

@@ -13,6 +13,7 @@ use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, Line, PANEL_ROW_BYTES, in_panels};
 use crate::params::PrefillParams;
+use crate::prefill::lane_token::LaneToken;
 use crate::prefill::stages::{empty, empty_threads, full, full_threads, next_stage, team_warps};
 use crate::prefill::{MmaKind, PrefillTile, WARPS};
 
@@ -27,20 +28,8 @@ const TILES_AHEAD: u32 = 2;
 /// of row `row` and of rows [`Producer::apart`] from it.
 #[derive(Clone, Copy, Debug)]
 pub struct Producer<'p, C, const K_STEPS: usize, const V_STEPS: usize, const BYTE_KEYS: bool> {
-    params: &'p PrefillParams,
-    /// The KV head's key, or value, in slot 0 of block 0.
-    cache: u64,
-    /// Bytes from a block to the next, and from a slot to the next.
-    block_stride: u64,
-    slot_stride: u32,
-    /// The sequence's row of the block table.
-    block_row: u64,
-    /// The lane's token of the next piece, and its block.
-    token: u32,
-    block: u32,
-    /// Tokens from here to there exist.
-    begin: u32,
-    end: u32,
+    /// The lane's token of the next piece.
+    token: LaneToken<'p>,
     row: u32,
     chunk: u32,
     format: PhantomData<C>,
@@ -91,7 +80,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
     ) {
         const { assert!(K_STEPS == V_STEPS && (K_STEPS == 4 || K_STEPS == 8)) };
         let mut producer = Self::new(gpu, params, head, first_token, (begin, end));
-        let (stages, tile_kv) = (Self::SHAPE.stages(), Self::SHAPE.tile_kv);
+        let (stages, tile_kv) = (Self::SHAPE.stages, Self::SHAPE.tile_kv);
         // Before a stage is filled again, every group has come to its barrier: they do when they are done with a tile
         // that is followed by another in its stage.
         let wait_until_empty = |token: u32, stage: u32| {
@@ -167,22 +156,11 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
     fn new<G: Gpu>(
         gpu: G,
         params: &'p PrefillParams,
-        (seq, kv_head): (u32, u32),
+        head: (u32, u32),
         first_token: u32,
-        (begin, end): (u32, u32),
+        tokens: (u32, u32),
     ) -> Self {
-        let keys = (
-            params.key_cache + kv_head as u64 * params.stride_key_head as u64,
-            params.stride_key_block as u64,
-            params.stride_key_slot as u32,
-        );
-        let values = (
-            params.value_cache + kv_head as u64 * params.stride_value_head as u64,
-            params.stride_value_block as u64,
-            params.stride_value_slot as u32,
-        );
         let lane = gpu.lane();
-        let (cache, block_stride, slot_stride) = if lane < 16 { keys } else { values };
         // Eight neighbouring lanes copy a line, and store at a time. When they widen, they have four chunks, of even
         // places then, of rows `r` and `r ^ 5`, which the swizzle sends to different banks.
         let (row, chunk) = match (C::BYTES, K_STEPS) {
@@ -196,49 +174,13 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
                 lane % const { K_STEPS as u32 * 2 },
             ),
         };
-        let mut producer = Self {
-            params,
-            cache,
-            block_stride,
-            slot_stride,
-            block_row: params.block_table + seq as u64 * params.stride_block_table as u64,
-            token: first_token + gpu.warp() * (Self::PIECES * PIECE) + lane % PIECE,
-            block: 0,
-            begin,
-            end,
+        let token = first_token + gpu.warp() * (Self::PIECES * PIECE) + lane % PIECE;
+        Self {
+            token: LaneToken::new(gpu, params, head, lane < 16, token, tokens),
             row,
             chunk,
             format: PhantomData,
-        };
-        producer.look_up(gpu);
-        producer
-    }
-
-    /// Whether the lane's token exists.
-    #[inline(always)]
-    fn exists(&self) -> bool {
-        self.begin <= self.token && self.token < self.end
-    }
-
-    /// Finds the block of the lane's token.
-    #[inline(always)]
-    fn look_up<G: Gpu>(&mut self, gpu: G) {
-        if self.exists() {
-            let block_idx = self.params.by_block_size.divide(self.token);
-            // SAFETY: the sequence has the token, so its row of the table has an entry for it.
-            self.block = unsafe { gpu.ld_global_b32(self.block_row + 4 * block_idx as u64) };
         }
-    }
-
-    /// Where the lane's token is, or 0 if it does not exist.
-    #[inline(always)]
-    fn source(&self) -> u64 {
-        if !self.exists() {
-            return 0;
-        }
-        let token = self.token;
-        let slot = token - self.params.by_block_size.divide(token) * self.params.block_size;
-        self.cache + self.block as u64 * self.block_stride + slot as u64 * self.slot_stride as u64
     }
 
     /// Starts copying piece `piece` of this warp's next tile: to stage `stage`, or, if it is of bytes, to the room for
@@ -248,7 +190,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
     /// Converged. The lane's part of the target is free.
     #[inline(always)]
     unsafe fn copy<G: Gpu>(&mut self, gpu: G, stage: u32, piece: u32) {
-        let source = self.source();
+        let source = self.token.source();
         // SAFETY: converged.
         let some_missing = unsafe { gpu.any(source == 0) };
         let (mut keys, mut values) = self.panels(gpu, stage, piece);
@@ -270,12 +212,12 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize, const BYTE_
                 self.copy_rows::<G, false>(gpu, source, values, |_| true);
             }
         }
-        self.token += if piece + 1 < Self::PIECES {
+        let next = if piece + 1 < Self::PIECES {
             PIECE
         } else {
             Self::TEAMS * Self::SHAPE.tile_kv - (Self::PIECES - 1) * PIECE
         };
-        self.look_up(gpu);
+        self.token.advance(gpu, next);
     }
 
     /// Copies 16 rows of keys or of values: of keys the lower lanes know in `source` where they are, of values the upper.

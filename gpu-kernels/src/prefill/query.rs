@@ -137,17 +137,17 @@ impl GroupQueries {
         let quad = gpu.lane() % 4;
         let mut unscale = [1.0f32; 2];
         if BYTE_KEYS || query_bytes::<C>(params.query_dtype) == 1 {
-            let mut bytes = [[[0u32; 4]; 2]; 2];
+            let mut bytes = [[[0u32; 4]; 4]; 2];
             unroll!([2] half in 0..2 {
                 if let Some(row) = row_address(gpu, params, rows, (0, half), first) {
-                    unroll!([2] i in 0..(K_STEPS / 4) {
+                    unroll!([4] i in 0..(K_STEPS / 4) {
                         // SAFETY: 16 dims of a row that exists.
                         bytes[half][i] = unsafe { gpu.ld_global_b128(row + (16 * quad + 64 * i as u32) as u64) };
                     });
                 }
             });
             unroll!([2] half in 0..2 {
-                unroll!([2] i in 0..(K_STEPS / 4) {
+                unroll!([4] i in 0..(K_STEPS / 4) {
                     // SAFETY: this lane's chunks.
                     unsafe {
                         if BYTE_KEYS {
@@ -165,7 +165,7 @@ impl GroupQueries {
             let mut words = [[[0u32; 2]; K_STEPS]; 2];
             unroll!([2] half in 0..2 {
                 if let Some(row) = row_address(gpu, params, rows, (0, half), first) {
-                    unroll!([4] i in 0..(K_STEPS / 2) {
+                    unroll!([8] i in 0..(K_STEPS / 2) {
                         // SAFETY: eight dims of a row that exists.
                         let [a, b, c, d] = unsafe { gpu.ld_global_b128(row + (16 * quad + 64 * i as u32) as u64) };
                         words[half][2 * i] = [a, b];
@@ -178,7 +178,7 @@ impl GroupQueries {
                     // SAFETY: converged; the quad has all of the row.
                     unscale[half] = unsafe { to_f16::<G, _, 2>(gpu, &mut words[half], params.query_dtype) };
                 }
-                unroll!([4] i in 0..(K_STEPS / 2) {
+                unroll!([8] i in 0..(K_STEPS / 2) {
                     let ([a, b], [c, d]) = (words[half][2 * i], words[half][2 * i + 1]);
                     // SAFETY: this lane's chunk.
                     unsafe { gpu.st_shared_b128(at(half, quad + 4 * i as u32), [a, b, c, d]) };

@@ -100,7 +100,7 @@ impl<'p, C: CacheFormat, const K_STEPS: usize, const V_STEPS: usize>
     /// The tile that begins at `token`: tiles take turns.
     #[inline(always)]
     pub(crate) fn tile<G: Gpu>(gpu: G, token: u32) -> SharedTile {
-        let stage = token / Self::SHAPE.tile_kv % const { Self::SHAPE.stages() };
+        let stage = token / Self::SHAPE.tile_kv % const { Self::SHAPE.stages };
         Self::SHAPE.tile(gpu.shared_base(), token, stage)
     }
 

@@ -116,7 +116,7 @@ pub(crate) fn entries(fill: Fill, lens: &Lens) -> Vec<EntryCase> {
 pub(crate) fn unified(fill: Fill, lens: &[(usize, i32)]) -> Vec<UnifiedCase> {
     let mut cases = Vec::new();
     for (at, form) in FORMS.into_iter().enumerate() {
-        for (d, turn) in [(64, 0), (128, at + 1)] {
+        for (d, turn) in [(64, 0), (128, at + 1), (256, at + 2)] {
             let seq_lens = Lens::List(lens.iter().map(|&(_, len)| len).collect());
             let query_lens = QueryLens::List(lens.iter().map(|&(len, _)| len).collect());
             let mut base = of(form, fill, (6, 2), seq_lens);

@@ -222,6 +222,19 @@ pub(crate) fn edges() -> Vec<UnifiedCase> {
         change(&mut case);
         cases.push(case);
     }
+    // Heads of 256, with every option, over every cache whose scales are not its tokens'.
+    for (at, change) in OPTIONS.into_iter().enumerate() {
+        let dtype = [Bf16, F16][at % 2];
+        let kv = [dtype, F8E4m3, dtype, Dtype::F8E5m2][at / 2 % 4];
+        let mut case = unified(dtype, (6, 2), 256, &[(1, 50), (20, 133), (70, 200), (0, 9)]);
+        case.base.cache.dtype = kv;
+        if kv.size() == 1 {
+            case.base.query_dtype = [dtype, F8E4m3][at / 4 % 2];
+            case.base.scales = [ScaleForm::Tensor, ScaleForm::Head][at / 8 % 2];
+        }
+        change(&mut case);
+        cases.push(case);
+    }
     // Splits that begin where windows do not.
     for sliding_window in [None, Some(64), Some(65), Some(100)] {
         let mut case = unified(Bf16, (4, 2), 64, &[(70, 320), (1, 300), (129, 129), (2, 1)]);

@@ -219,16 +219,17 @@ impl CheckedUnified<'_> {
     /// The kernel that a device runs best, and who multiplies in it. Warp groups read queries, and write the output, 16
     /// bytes at a time.
     fn prefill_on(&self, device: &DeviceInfo) -> (&'static Entry, MmaKind) {
-        let together = match (self.shape.query, self.shape.cache) {
-            _ if !self.in_chunks => None,
+        let together: &[MmaKind] = match (self.shape.query, self.shape.cache) {
+            _ if !self.in_chunks => &[],
             (QueryDtype::F8E4m3, cache)
                 if cache == CacheDtype::of(Dtype::F8E4m3) && !self.request.options.f32_scores =>
             {
-                Some(MmaKind::WarpGroupOfBytes)
+                // Not for every head size.
+                &[MmaKind::WarpGroupOfBytes, MmaKind::WarpGroup]
             }
-            _ => Some(MmaKind::WarpGroup),
+            _ => &[MmaKind::WarpGroup],
         };
-        let find = |products| {
+        let find = |&products| {
             variants::find_prefill(
                 self.shape.cache,
                 self.shape.head_size,
@@ -239,7 +240,8 @@ impl CheckedUnified<'_> {
             .map(|entry| (entry, products))
         };
         together
-            .and_then(find)
+            .iter()
+            .find_map(find)
             .unwrap_or((self.prefill, MmaKind::Warp))
     }
 
