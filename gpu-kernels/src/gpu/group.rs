@@ -27,6 +27,13 @@ pub const fn in_panels(row: u32, chunk: u32) -> u32 {
     chunk / 8 * PANEL_BYTES + row * PANEL_ROW_BYTES + ((chunk % 8) ^ (row % 8)) * 16
 }
 
+/// Where 16-byte chunk `chunk` of a line of 128 bytes, of row `row`, lies in a panel until it is widened into that one and the
+/// next: rows side by side have what becomes theirs of one panel in different halves of the line, and so in different banks.
+#[inline(always)]
+pub const fn bytes_in_panel(row: u32, chunk: u32) -> u32 {
+    row * PANEL_ROW_BYTES + (chunk ^ (row % 2 * 4)) * 16
+}
+
 /// # Safety
 /// Converged.
 #[inline(always)]

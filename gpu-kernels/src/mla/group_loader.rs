@@ -97,14 +97,6 @@ impl Loader {
                     loader.copy(gpu, &rows, |row| first + row < end);
                 }
             }
-            first += step;
-            tile += 1;
-            // While copies are under way.
-            if tile % WINDOW_TILES == 0 {
-                // SAFETY: as `new`.
-                unsafe { loader.window.advance(gpu) };
-                loader.group = loader.window.own(cache);
-            }
             // No fence: it would wait for both goes. Those that multiply have one.
             gpu.cp_async_wait::<1>();
             // SAFETY: the group that computes the stage's scores waits there for each tile.
@@ -112,6 +104,14 @@ impl Loader {
             gpu.cp_async_wait::<0>();
             // SAFETY: as above.
             unsafe { gpu.barrier_arrive(part.full(1), Part::THREADS) };
+            first += step;
+            tile += 1;
+            // While others still multiply.
+            if tile % WINDOW_TILES == 0 {
+                // SAFETY: as `new`.
+                unsafe { loader.window.advance(gpu) };
+                loader.group = loader.window.own(cache);
+            }
         }
     }
 

@@ -12,7 +12,7 @@
 
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::{rolled, unroll};
-use crate::gpu::{Gpu, Line, PANEL_BYTES, PANEL_ROW_BYTES, in_panels};
+use crate::gpu::{Gpu, Line, PANEL_BYTES, PANEL_ROW_BYTES, bytes_in_panel, in_panels};
 use crate::mla::MlaTile;
 use crate::mla::group_loader::{GROUP, Tiles, WINDOW_TILES, group_at};
 use crate::mla::group_tile::{GROUPS, Part, ROWS};
@@ -24,13 +24,6 @@ pub(super) const TILE_GROUPS: usize = (ROWS / GROUP) as usize;
 pub(super) const GROUP_BYTES: u32 = GROUP * PANEL_ROW_BYTES;
 /// Bytes of the cache that become a panel's row.
 pub(super) const PANEL_VALUES: u32 = PANEL_ROW_BYTES / 2;
-
-/// Where chunk `chunk` of the bytes of row `row`, modulo 8, lies in the row's line of a panel until it is widened: rows side by
-/// side have their chunks of one panel in different halves of the line, and so in different banks.
-#[inline(always)]
-pub(super) const fn raw_chunk(row: u32, chunk: u32) -> u32 {
-    row * PANEL_ROW_BYTES + (chunk ^ (row % 2 * 4)) * 16
-}
 
 /// Brings this warp's part of every tile of `tokens`, from the first to the end, of sequence `seq`.
 ///
@@ -66,8 +59,8 @@ pub(super) unsafe fn load_bytes<G: Gpu, C: CacheFormat>(
     // SAFETY: converged. See `Loader::run` for why they come from a lane.
     let [line_to, rest_to] = unsafe {
         [
-            half + raw_chunk(line_row, line_chunk),
-            rest + raw_chunk(row, quad),
+            half + bytes_in_panel(line_row, line_chunk),
+            rest + bytes_in_panel(row, quad),
         ]
         .map(|target| gpu.shfl(target, lane))
     };
@@ -130,14 +123,6 @@ pub(super) unsafe fn load_bytes<G: Gpu, C: CacheFormat>(
             });
         }
         gpu.cp_async_commit();
-        first += step;
-        tile += 1;
-        // While copies are under way.
-        if tile % WINDOW_TILES == 0 {
-            // SAFETY: as `new`.
-            unsafe { window.advance(gpu) };
-            own = window.own(cache);
-        }
         // No fence: it would wait for all that is under way. Those that multiply have one.
         // SAFETY: the warp is converged, and what it waited for is there; the group that computes the stage's scores waits at
         // the barriers for each tile.
@@ -154,6 +139,14 @@ pub(super) unsafe fn load_bytes<G: Gpu, C: CacheFormat>(
                 }
                 gpu.barrier_arrive(part.full(go), Part::THREADS);
             });
+        }
+        first += step;
+        tile += 1;
+        // While others still multiply.
+        if tile % WINDOW_TILES == 0 {
+            // SAFETY: as `new`.
+            unsafe { window.advance(gpu) };
+            own = window.own(cache);
         }
     }
 }
@@ -174,7 +167,7 @@ pub(super) unsafe fn widen_lines<G: Gpu, Factor: Copy + Default>(
     const HALF: usize = TILE_GROUPS / 2;
     // A lane has a chunk for each panel of a row.
     let (row, quad) = (gpu.lane() / 4, gpu.lane() % 4);
-    let [first, second] = [raw_chunk(row, quad), raw_chunk(row, 4 + quad)];
+    let [first, second] = [bytes_in_panel(row, quad), bytes_in_panel(row, 4 + quad)];
     let wide = in_panels(row, 2 * quad);
     rolled!(gpu, half in 0..2 {
         let panels = panels + half * (HALF as u32 * GROUP_BYTES);
@@ -211,7 +204,7 @@ pub(super) unsafe fn widen_line<G: Gpu>(gpu: G, panel: u32, store: impl Fn(usize
     unsafe {
         gpu.sync_warp();
         unroll!([8] group in 0..TILE_GROUPS {
-            bytes[group] = gpu.ld_shared_b128(panel + group as u32 * GROUP_BYTES + raw_chunk(row, quad));
+            bytes[group] = gpu.ld_shared_b128(panel + group as u32 * GROUP_BYTES + bytes_in_panel(row, quad));
         });
         gpu.sync_warp();
     }

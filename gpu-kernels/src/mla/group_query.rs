@@ -87,6 +87,16 @@ fn factor_at<G: Gpu>(gpu: G, cut: MlaTile, row: u32) -> u32 {
     gpu.shared_base() + cut.group_factors() + 4 * row
 }
 
+/// Whether rows, of 16 bits, begin at multiples of 16 bytes.
+#[inline(always)]
+fn are_aligned(params: &DecodeMlaParams) -> bool {
+    let places = params.query
+        | params.stride_query_seq as u64
+        | params.stride_query_token as u64
+        | params.stride_query_head as u64;
+    places.is_multiple_of(16)
+}
+
 /// Copies rows of the cache's type.
 ///
 /// # Safety
@@ -94,10 +104,7 @@ fn factor_at<G: Gpu>(gpu: G, cut: MlaTile, row: u32) -> u32 {
 #[inline(always)]
 unsafe fn copy<G: Gpu, const K_STEPS: usize>(gpu: G, params: &DecodeMlaParams, cta: Cta) {
     let chunks = K_STEPS as u32 * 2;
-    let places = params.query
-        | params.stride_query_seq as u64
-        | params.stride_query_token as u64
-        | params.stride_query_head as u64;
+    let is_aligned = are_aligned(params);
     let mut row = gpu.warp() - GROUP_WARPS;
     while row < ROWS {
         let is_valid = row < cta.num_rows;
@@ -106,7 +113,7 @@ unsafe fn copy<G: Gpu, const K_STEPS: usize>(gpu: G, params: &DecodeMlaParams, c
         } else {
             params.query
         };
-        if places.is_multiple_of(16) {
+        if is_aligned {
             let mut chunk = gpu.lane();
             while chunk < chunks {
                 let target = gpu.shared_base() + in_panels(row, chunk);
@@ -150,12 +157,17 @@ unsafe fn convert<G: Gpu, C: CacheFormat, const K_STEPS: usize>(
     let has = |i: usize| chunk_of(i) < K_STEPS as u32 * 2;
     let row_of = |i: usize| gpu.warp() - GROUP_WARPS + i as u32 * WARPS;
     let bytes = query_bytes::<C>(params.query_dtype);
+    let is_aligned = bytes == 2 && are_aligned(params);
     let mut rows = [[[0u32; 2]; 2 * CHUNKS]; WARP_ROWS];
     unroll!([8] i in 0..WARP_ROWS {
         if row_of(i) < cta.num_rows {
             let row = cta.query_row(params, row_of(i));
             unroll!([4] chunk in 0..CHUNKS {
-                if has(chunk) {
+                if has(chunk) && is_aligned {
+                    // SAFETY: 16 bytes of a row that exists, aligned to them.
+                    let [a, b, c, d] = unsafe { gpu.ld_global_b128(row + 16 * chunk_of(chunk) as u64) };
+                    (rows[i][2 * chunk], rows[i][2 * chunk + 1]) = ([a, b], [c, d]);
+                } else if has(chunk) {
                     unroll!([4] pair in 0..4 {
                         let at = row + bytes * (chunk_of(chunk) as u64 * 8 + pair as u64 * 2);
                         // SAFETY: two values of a row that exists, aligned to both: the host's check.

@@ -21,6 +21,8 @@ mod entry_form;
 mod entry_pair;
 mod entry_places;
 mod entry_rows;
+mod group_entry_rows;
+mod group_entry_values;
 mod group_loader;
 mod group_loader_entry;
 mod group_loader_fp8;

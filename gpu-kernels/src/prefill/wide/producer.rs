@@ -16,10 +16,10 @@ use core::marker::PhantomData;
 
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
-use crate::gpu::{Gpu, Line, PANEL_BYTES, PANEL_ROW_BYTES, in_panels};
+use crate::gpu::{Gpu, Line, PANEL_BYTES, PANEL_ROW_BYTES, bytes_in_panel, in_panels};
 use crate::params::PrefillParams;
 use crate::prefill::lane_token::LaneToken;
-use crate::prefill::wide::widen::{raw_place, widen};
+use crate::prefill::wide::widen::widen;
 use crate::prefill::wide::{
     FULL_THREADS, STAGES, STEPS, TILE_KV, empty_threads, full, keys_empty, other, values_empty,
 };
@@ -138,7 +138,7 @@ impl<'p, C: CacheFormat> Producer<'p, C> {
             rows[time] = low as u64 | (high as u64) << 32;
         });
         let place = if C::BYTES == 1 {
-            raw_place(row, chunk)
+            bytes_in_panel(row, chunk)
         } else {
             in_panels(row, chunk)
         };

@@ -5,17 +5,10 @@
 
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::unroll;
-use crate::gpu::{Gpu, PANEL_BYTES, PANEL_ROW_BYTES, in_panels};
+use crate::gpu::{Gpu, PANEL_BYTES, PANEL_ROW_BYTES, bytes_in_panel, in_panels};
 
 /// Rows that a warp widens at a time: four lanes each.
 const ROWS: u32 = 8;
-
-/// Where chunk `chunk` of a line of row `row`, modulo 8, lies in the row's line of a panel until it is widened: rows side by
-/// side have their chunks of one panel in different halves of the line, and so in different banks.
-#[inline(always)]
-pub(super) const fn raw_place(row: u32, chunk: u32) -> u32 {
-    row * PANEL_ROW_BYTES + (chunk ^ (row % 2 * 4)) * 16
-}
 
 /// Widens a warp's 16 rows: two lines of bytes in the first and third of four panels, of which `panels` are the rows of the
 /// first.
@@ -26,7 +19,7 @@ pub(super) const fn raw_place(row: u32, chunk: u32) -> u32 {
 pub(super) unsafe fn widen<G: Gpu, C: CacheFormat>(gpu: G, panels: u32) {
     let (row, quad) = (gpu.lane() / 4, gpu.lane() % 4);
     // A lane has a chunk for each panel of a line.
-    let [first, second] = [raw_place(row, quad), raw_place(row, 4 + quad)];
+    let [first, second] = [bytes_in_panel(row, quad), bytes_in_panel(row, 4 + quad)];
     let wide = in_panels(row, 2 * quad);
     unroll!([2] line in 0..2 {
         let panels = panels + line as u32 * (2 * PANEL_BYTES);

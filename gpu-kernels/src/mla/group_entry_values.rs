@@ -1,0 +1,206 @@
+//! Bytes of entries become f16 in the panels that they were copied over.
+//!
+//! A value is `e4m3 * scale`, rounded to bf16, as everywhere. Of a scale that is a power of two, as writers make them, and
+//! neither tiny nor huge, the f16 is exact without that rounding, and made at a third of the price. What an f16 has no room
+//! for becomes infinite or NaN, so that the rows of the query that see it are computed again, from memory: values beyond
+//! 65,504, and groups whose largest values would lose bits, if they have any but zeros.
+
+use crate::dtype::{CacheFormat, E4m3};
+use crate::gpu::unroll::{rolled, unroll};
+use crate::gpu::{Gpu, PANEL_BYTES};
+use crate::mla::MlaEntry;
+use crate::mla::cache_format::dequantise8;
+use crate::mla::group_entry_rows::{OWN, Rows, TIMES};
+use crate::mla::group_loader::GROUP;
+use crate::mla::group_loader_fp8::{PANEL_VALUES, widen_line, widen_lines};
+
+/// Of smaller scales the products with the smallest bytes are no f16: 2^-14.
+const LEAST_PLAIN: f32 = 1.0 / 16_384.0;
+/// The largest values of groups with smaller scales lose bits that a bf16 has: 2^-22.
+const LEAST: f32 = 1.0 / 4_194_304.0;
+/// So do rotary values that are all smaller: 2^-16.
+const LEAST_ROTARY: f32 = 1.0 / 65_536.0;
+/// Two f16 that are NaN.
+const NAN: u32 = 0x7e00_7e00;
+
+impl Rows {
+    /// Whether all scales of the warp's rows are powers of two with which an f16 is exact.
+    ///
+    /// # Safety
+    /// Converged.
+    #[inline(always)]
+    pub(super) unsafe fn are_plain<G: Gpu, E: MlaEntry>(&self, gpu: G, half: u32) -> bool {
+        let mut are_plain = true;
+        unroll!([2] i in 0..OWN {
+            unroll!([4] panel in 0..4 {
+                if self.at[i] != 0 && half * 4 + (panel as u32) < E::LATENTS / PANEL_VALUES {
+                    let go = panel as u32 / 2;
+                    let word = E::scales_of_go(self.scales[i], go);
+                    let scale = E::panel_scales(word, go)[panel % 2];
+                    are_plain &= scale >= LEAST_PLAIN && is_power_of_two(scale);
+                }
+            });
+        });
+        // SAFETY: converged.
+        unsafe { !gpu.any(!are_plain) }
+    }
+
+    /// What go `go` needs of the scales of this lane's row of group `group` of half `half` of the tile.
+    ///
+    /// # Safety
+    /// Converged.
+    #[inline(always)]
+    unsafe fn scales_of_go<G: Gpu, E: MlaEntry>(
+        &self,
+        gpu: G,
+        go: u32,
+        half: u32,
+        group: usize,
+    ) -> u32 {
+        let own = if half == 0 {
+            self.scales[0]
+        } else {
+            self.scales[1]
+        };
+        // SAFETY: converged.
+        unsafe {
+            gpu.shfl(
+                E::scales_of_go(own, go),
+                group as u32 * GROUP + gpu.lane() / 4,
+            )
+        }
+    }
+
+    /// Makes f16 of go `go`, whose lines lie over the panel at `panels`; `are_plain` says what [`Rows::are_plain`] does.
+    ///
+    /// # Safety
+    /// As [`widen_lines`].
+    #[inline(always)]
+    pub(super) unsafe fn widen_go<G: Gpu, E: MlaEntry>(
+        &self,
+        gpu: G,
+        go: u32,
+        panels: u32,
+        are_plain: bool,
+    ) {
+        // SAFETY: this function's contract.
+        unsafe {
+            if are_plain {
+                self.widen_panels::<G, E, true>(gpu, go, panels);
+            } else {
+                self.widen_panels::<G, E, false>(gpu, go, panels);
+            }
+        }
+    }
+
+    /// See [`Rows::widen_go`]; with `PLAIN`, scales are.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn widen_panels<G: Gpu, E: MlaEntry, const PLAIN: bool>(
+        &self,
+        gpu: G,
+        go: u32,
+        panels: u32,
+    ) {
+        // SAFETY: this function's contract; the lane's parts of both panels, of which it has taken what lay there.
+        unsafe {
+            widen_lines(
+                gpu,
+                panels,
+                |half, group| self.scales_of_go::<G, E>(gpu, go, half, group),
+                |word, at, [first, second]| {
+                    let scales = E::panel_scales(word, go);
+                    store_scaled::<G, PLAIN>(gpu, at, first, scales[0]);
+                    store_scaled::<G, PLAIN>(gpu, at + PANEL_BYTES, second, scales[1]);
+                },
+            );
+        }
+    }
+
+    /// The same of a last go of which only the first panel has bytes.
+    ///
+    /// # Safety
+    /// As [`widen_lines`].
+    #[inline(always)]
+    pub(super) unsafe fn widen_short<G: Gpu, E: MlaEntry>(
+        &self,
+        gpu: G,
+        panel: u32,
+        are_plain: bool,
+    ) {
+        // SAFETY: as in `widen_panels`.
+        unsafe {
+            widen_line(gpu, panel, |group, at, bytes| {
+                let (half, group) = ((group / 4) as u32, group % 4);
+                let word = self.scales_of_go::<G, E>(gpu, 1, half, group);
+                let scales = E::panel_scales(word, 1);
+                if are_plain {
+                    store_scaled::<G, true>(gpu, at, bytes, scales[0]);
+                } else {
+                    store_scaled::<G, false>(gpu, at, bytes, scales[0]);
+                }
+            });
+        }
+    }
+}
+
+/// Whether a positive number is one, and not a subnormal.
+#[inline(always)]
+fn is_power_of_two(x: f32) -> bool {
+    x.to_bits().trailing_zeros() >= 23
+}
+
+/// Stores sixteen bytes times their scale, as f16: the second eight are beside the first ones.
+///
+/// # Safety
+/// `at` is where 8 values of an even chunk of a panel's row go, this lane's, and what lay there has been taken.
+#[inline(always)]
+unsafe fn store_scaled<G: Gpu, const PLAIN: bool>(gpu: G, at: u32, bytes: [u32; 4], scale: f32) {
+    let [low, high] = if PLAIN {
+        let scale = gpu.pack_f16(scale, scale);
+        E4m3::widen16(gpu, bytes).map(|words| words.map(|word| gpu.mul_f16x2(word, scale)))
+    } else {
+        let [a, b, c, d] = bytes;
+        [[a, b], [c, d]].map(|bytes| {
+            dequantise8(gpu, bytes, scale).map(|pair| narrow(gpu, pair, scale < LEAST))
+        })
+    };
+    // SAFETY: this function's contract.
+    unsafe {
+        gpu.st_shared_b128(at, low);
+        gpu.st_shared_b128(at ^ 16, high);
+    }
+}
+
+/// Two bf16 as f16; NaN if they are `lost` and not both zero.
+#[inline(always)]
+fn narrow<G: Gpu>(gpu: G, pair: u32, lost: bool) -> u32 {
+    if lost && pair & 0x7fff_7fff != 0 {
+        return NAN;
+    }
+    let [low, high] = [pair << 16, pair & 0xffff_0000].map(f32::from_bits);
+    gpu.pack_f16(low, high)
+}
+
+/// Makes f16 of rotary values that are multiplied as others are: of each line what this lane copied, at `line_at`.
+///
+/// # Safety
+/// The lane's copies are there, and nobody else uses them.
+#[inline(always)]
+pub(super) unsafe fn narrow_rotary<G: Gpu>(gpu: G, line_at: impl Fn(u32) -> u32) {
+    rolled!(gpu, time in 0..TIMES {
+        let at = line_at(time);
+        // SAFETY: this function's contract.
+        let words = unsafe { gpu.ld_shared_b128(at) };
+        let mut largest = 0.0f32;
+        for word in words {
+            let pair = [word << 16, word & 0xffff_0000].map(|bits| f32::from_bits(bits).abs());
+            largest = gpu.max(largest, gpu.max(pair[0], pair[1]));
+        }
+        let words = words.map(|word| narrow(gpu, word, largest < LEAST_ROTARY));
+        // SAFETY: as above.
+        unsafe { gpu.st_shared_b128(at, words) };
+    });
+}
