@@ -1,16 +1,20 @@
 //! MLA decode over FP8 entries on the emulator, against the f64 reference.
 #![allow(missing_docs, reason = "a test crate has no readers of its docs")]
 
+mod common;
+
+use common::emulated;
 use ferroattn::cases::fill::Amount;
 use ferroattn::cases::grid::GRIDS;
 use ferroattn::cases::{
-    Case, DeviceEntries, EntryTensors, HostList, Outcome, compare_entries, run_case,
+    Case, DeviceEntries, EntryCase, EntryTensors, HostList, Outcome, compare_entries, run_case,
 };
 use ferroattn::emulator::Emulator;
 use ferroattn::plan::DeviceInfo;
 use ferroattn::reference::HostTensor;
 use ferroattn::runtime::{Buffer, Launcher};
 use ferroattn::tensor::Dtype;
+use half::bf16;
 
 /// The lists' cases over entries.
 fn cases(grid: &str) -> Vec<Case> {
@@ -50,9 +54,25 @@ fn edges() {
 }
 
 #[test]
-fn the_kernels_for_many_heads_on_a_machine_with_room_for_them() {
+fn every_case_is_right_on_a_large_machine() {
+    let machine = Emulator::with_seed(3).with_device(DeviceInfo::H200);
+    let mut plans = run_all(&cases("smoke"), &machine);
+    plans.extend(run_all(&cases("edges"), &machine));
+    for kernel in [
+        "fp8_ds_h16 ",
+        "fp8_ds_h64_sm90a ",
+        "v4_h16 ",
+        "v4_h64_sm90a ",
+    ] {
+        assert!(plans.iter().any(|plan| plan.contains(kernel)), "{kernel}");
+    }
+}
+
+#[test]
+fn the_kernels_for_many_heads_on_a_machine_without_warp_groups() {
     let machine = Emulator::new().with_device(DeviceInfo {
         num_sms: 4,
+        compute_capability: (10, 0),
         ..DeviceInfo::H200
     });
     let lines = [
@@ -65,9 +85,9 @@ fn the_kernels_for_many_heads_on_a_machine_with_room_for_them() {
     let cases = lines.map(|line| line.parse::<Case>().expect("a case"));
     let plans = run_all(&cases, &machine);
     for kernel in [
-        "decode_mla_entry_fp8_ds_h64",
-        "decode_mla_entry_v4_h64",
-        "merge_few_bf16",
+        "decode_mla_entry_fp8_ds_h64 ",
+        "decode_mla_entry_v4_h64 ",
+        "merge_few_bf16 ",
     ] {
         assert!(
             plans.iter().any(|plan| plan.contains(kernel)),
@@ -187,4 +207,111 @@ fn lists_may_be_empty_and_caches_of_different_sizes() {
         assert_eq!(lse.float(&[0, head]), f64::NEG_INFINITY);
         assert!((0..512).all(|dim| out.float(&[0, head, dim]) == 0.0));
     }
+}
+
+/// Warp groups multiply f16: scales with which an f16 is not exact, or has no room, take other ways.
+#[test]
+fn any_scale_is_right_by_warp_groups() {
+    const VALUES: usize = 512;
+    let machine = emulated((9, 0));
+    let planned = |scale: f32, is_zero: bool, every: usize, tokens: &str| {
+        let line = format!(
+            "decode_mla_entry bf16 form=656-any-scale heads=20 page=16 lens=150,64 {tokens}"
+        );
+        let mut tensors = EntryTensors::new(&entry_case(&line), 5, Amount::WHOLE);
+        let mut bytes = tensors.cache.storage.bytes.clone();
+        let [blocks, slots] = [tensors.cache.shape[0], tensors.cache.shape[1]];
+        for slot in (0..blocks * slots).step_by(every) {
+            let at = tensors.cache.position(&[slot / slots, slot % slots, 0]);
+            if is_zero {
+                bytes[at..at + VALUES].fill(0);
+            }
+            for group in bytes[at + VALUES..at + VALUES + 16].chunks_exact_mut(4) {
+                group.copy_from_slice(&scale.to_le_bytes());
+            }
+        }
+        tensors.cache = tensors.cache.with_bytes(bytes);
+        assert_right(
+            &line,
+            tensors,
+            &machine,
+            "decode_mla_entry_fp8_ds_h64_sm90a ",
+        );
+    };
+    for tokens in ["", "topk=70"] {
+        for scale in [
+            // An f16 is exact, at both ends; its values are too large for one.
+            1.0 / 16_384.0,
+            128.0,
+            262_144.0,
+            // Not a power of two, or a small one.
+            0.013,
+            1e-5,
+            1.0 / 1_048_576.0,
+            // So small that an f16 would lose most bits, or all.
+            1e-7,
+            1e-20,
+        ] {
+            planned(scale, false, 1, tokens);
+        }
+        // One among others, and the scale that rows of zeros have.
+        planned(1e-12, false, 3, tokens);
+        planned(f32::MIN_POSITIVE, true, 3, tokens);
+    }
+}
+
+/// The same of 584-byte entries, of which rotary values are values, too.
+#[test]
+fn any_scale_and_rotary_value_is_right_by_warp_groups() {
+    let machine = emulated((9, 0));
+    let line = "decode_mla_entry bf16 form=584 heads=20 page=16 lens=150,64";
+    for (exponent, rotary) in [
+        (127 - 20, None),
+        (127 - 40, None),
+        (150, None),
+        (120, Some(1e-7)),
+        (120, Some(3e5)),
+    ] {
+        let mut tensors = EntryTensors::new(&entry_case(line), 5, Amount::WHOLE);
+        let mut bytes = tensors.cache.storage.bytes.clone();
+        for block in 0..tensors.cache.shape[0] {
+            let page = tensors.cache.position(&[block, 0]);
+            for token in 0..16 {
+                let scales = page + 16 * 576 + token * 8;
+                bytes[scales..scales + 7].fill(exponent);
+                if let Some(rotary) = rotary {
+                    let at = page + token * 576 + 448;
+                    for (dim, value) in bytes[at..at + 128].chunks_exact_mut(2).enumerate() {
+                        let sign = if dim % 2 == 0 { rotary } else { -rotary };
+                        value.copy_from_slice(&bf16::from_f32(sign).to_le_bytes());
+                    }
+                }
+            }
+        }
+        tensors.cache = tensors.cache.with_bytes(bytes);
+        assert_right(line, tensors, &machine, "decode_mla_entry_v4_h64_sm90a ");
+    }
+}
+
+fn entry_case(line: &str) -> EntryCase {
+    match line.parse() {
+        Ok(Case::DecodeEntries(case)) => case,
+        other => panic!("{line} is no case over entries: {other:?}"),
+    }
+}
+
+/// Decodes over these tensors by `kernel`, and compares all rows with the reference.
+fn assert_right(line: &str, tensors: EntryTensors, machine: &Emulator, kernel: &str) {
+    let case = entry_case(line);
+    let mut device = DeviceEntries::new(machine, tensors).expect("small");
+    let plan = device.plan(&case, &machine.device()).expect("a plan");
+    assert!(plan.to_string().contains(kernel), "{plan}");
+    let bytes = plan.workspace_bytes().max(256);
+    let mut workspace = Buffer::uninit(machine, "workspace", Dtype::U8, &[bytes]).expect("small");
+    device
+        .launch(&case, 0, &plan, &mut workspace, machine)
+        .expect("launched");
+    let (out, lse) = device.results().expect("results");
+    let verdict = compare_entries(&case, device.tensors(), &out, lse.as_ref(), &[0, 1]);
+    verdict.unwrap_or_else(|mismatch| panic!("{line}: {mismatch}"));
 }

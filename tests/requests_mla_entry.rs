@@ -265,7 +265,8 @@ fn plans_use_the_machine() {
         .plan(&DeviceInfo::H200)
         .expect("a plan");
     assert!(
-        plan.to_string().contains("decode_mla_entry_fp8_ds_h64"),
+        plan.to_string()
+            .contains("decode_mla_entry_fp8_ds_h64_sm90a "),
         "{plan}"
     );
     // One query token is cut into many splits.

@@ -115,7 +115,9 @@ impl Rows {
     /// Converged; the row is one of the tile.
     #[inline(always)]
     unsafe fn at<G: Gpu>(&self, gpu: G, half: u32, row: u32) -> u64 {
-        let own = if half == 0 { self.at[0] } else { self.at[1] };
+        // Both are read before one is chosen: compilers that choose an address keep the array in memory.
+        let [first, second] = self.at;
+        let own = if half == 0 { first } else { second };
         // SAFETY: converged, and the row is one of the half's 32.
         unsafe {
             gpu.shfl(own as u32, row) as u64 | (gpu.shfl((own >> 32) as u32, row) as u64) << 32

@@ -57,18 +57,11 @@ impl Rows {
         half: u32,
         group: usize,
     ) -> u32 {
-        let own = if half == 0 {
-            self.scales[0]
-        } else {
-            self.scales[1]
-        };
+        // As in `Rows::at`.
+        let [first, second] = self.scales.map(|scales| E::scales_of_go(scales, go));
+        let own = if half == 0 { first } else { second };
         // SAFETY: converged.
-        unsafe {
-            gpu.shfl(
-                E::scales_of_go(own, go),
-                group as u32 * GROUP + gpu.lane() / 4,
-            )
-        }
+        unsafe { gpu.shfl(own, group as u32 * GROUP + gpu.lane() / 4) }
     }
 
     /// Makes f16 of go `go`, whose lines lie over the panel at `panels`; `are_plain` says what [`Rows::are_plain`] does.
@@ -158,15 +151,23 @@ fn is_power_of_two(x: f32) -> bool {
 /// `at` is where 8 values of an even chunk of a panel's row go, this lane's, and what lay there has been taken.
 #[inline(always)]
 unsafe fn store_scaled<G: Gpu, const PLAIN: bool>(gpu: G, at: u32, bytes: [u32; 4], scale: f32) {
-    let [low, high] = if PLAIN {
+    // By words: rust-cuda makes bytes of arrays that are mapped.
+    let (mut low, mut high);
+    if PLAIN {
+        [low, high] = E4m3::widen16(gpu, bytes);
         let scale = gpu.pack_f16(scale, scale);
-        E4m3::widen16(gpu, bytes).map(|words| words.map(|word| gpu.mul_f16x2(word, scale)))
+        unroll!([4] i in 0..4 {
+            low[i] = gpu.mul_f16x2(low[i], scale);
+            high[i] = gpu.mul_f16x2(high[i], scale);
+        });
     } else {
-        let [a, b, c, d] = bytes;
-        [[a, b], [c, d]].map(|bytes| {
-            dequantise8(gpu, bytes, scale).map(|pair| narrow(gpu, pair, scale < LEAST))
-        })
-    };
+        low = dequantise8(gpu, [bytes[0], bytes[1]], scale);
+        high = dequantise8(gpu, [bytes[2], bytes[3]], scale);
+        unroll!([4] i in 0..4 {
+            low[i] = narrow(gpu, low[i], scale < LEAST);
+            high[i] = narrow(gpu, high[i], scale < LEAST);
+        });
+    }
     // SAFETY: this function's contract.
     unsafe {
         gpu.st_shared_b128(at, low);
@@ -177,11 +178,23 @@ unsafe fn store_scaled<G: Gpu, const PLAIN: bool>(gpu: G, at: u32, bytes: [u32; 
 /// Two bf16 as f16; NaN if they are `lost` and not both zero.
 #[inline(always)]
 fn narrow<G: Gpu>(gpu: G, pair: u32, lost: bool) -> u32 {
-    if lost && pair & 0x7fff_7fff != 0 {
-        return NAN;
-    }
-    let [low, high] = [pair << 16, pair & 0xffff_0000].map(f32::from_bits);
-    gpu.pack_f16(low, high)
+    // A choice of constants, not of ways: whatever has these bits, too, is NaN.
+    let nan = if lost && pair & 0x7fff_7fff != 0 {
+        NAN
+    } else {
+        0
+    };
+    let [low, high] = self::pair(pair);
+    gpu.pack_f16(low, high) | nan
+}
+
+/// Two bf16 as f32.
+#[inline(always)]
+fn pair(pair: u32) -> [f32; 2] {
+    [
+        f32::from_bits(pair << 16),
+        f32::from_bits(pair & 0xffff_0000),
+    ]
 }
 
 /// Makes f16 of rotary values that are multiplied as others are: of each line what this lane copied, at `line_at`.
@@ -193,13 +206,15 @@ pub(super) unsafe fn narrow_rotary<G: Gpu>(gpu: G, line_at: impl Fn(u32) -> u32)
     rolled!(gpu, time in 0..TIMES {
         let at = line_at(time);
         // SAFETY: this function's contract.
-        let words = unsafe { gpu.ld_shared_b128(at) };
+        let mut words = unsafe { gpu.ld_shared_b128(at) };
         let mut largest = 0.0f32;
-        for word in words {
-            let pair = [word << 16, word & 0xffff_0000].map(|bits| f32::from_bits(bits).abs());
-            largest = gpu.max(largest, gpu.max(pair[0], pair[1]));
-        }
-        let words = words.map(|word| narrow(gpu, word, largest < LEAST_ROTARY));
+        unroll!([4] i in 0..4 {
+            let [low, high] = pair(words[i]);
+            largest = gpu.max(largest, gpu.max(low.abs(), high.abs()));
+        });
+        unroll!([4] i in 0..4 {
+            words[i] = narrow(gpu, words[i], largest < LEAST_ROTARY);
+        });
         // SAFETY: as above.
         unsafe { gpu.st_shared_b128(at, words) };
     });

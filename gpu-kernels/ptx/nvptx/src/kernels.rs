@@ -3,7 +3,7 @@ set! {
     route: "nvptx";
     compiler: "rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)";
     ptx_version: "8.1";
-    source_sha256: "d97a25c363ab9b7d09544bb32bfc16d385bedba521bf69287aaeee1e3497b0be";
+    source_sha256: "c68a7e940f272a915360dd83679cb8b1ac10015ded5a35bf918da82f2e542309";
     archs: ["sm_80", "sm_89", "sm_90", "sm_90a"];
     "check_compact",
     "check_gather",
@@ -130,8 +130,10 @@ set! {
     "decode_mla_e5m2_d576v512_h64_sm90a",
     "decode_mla_entry_fp8_ds_h16",
     "decode_mla_entry_fp8_ds_h64",
+    "decode_mla_entry_fp8_ds_h64_sm90a",
     "decode_mla_entry_v4_h16",
     "decode_mla_entry_v4_h64",
+    "decode_mla_entry_v4_h64_sm90a",
     "decode_mla_f16_d288v256_h16",
     "decode_mla_f16_d288v256_h64",
     "decode_mla_f16_d576v512_h16",
@@ -166,6 +168,7 @@ set! {
     "prefill_gqa_bf16_d192",
     "prefill_gqa_bf16_d192v128",
     "prefill_gqa_bf16_d256",
+    "prefill_gqa_bf16_d256_sm90a",
     "prefill_gqa_bf16_d64",
     "prefill_gqa_bf16_d64_sm90a",
     "prefill_gqa_bf16_d96",
@@ -174,6 +177,7 @@ set! {
     "prefill_gqa_e4m3_d192",
     "prefill_gqa_e4m3_d192v128",
     "prefill_gqa_e4m3_d256",
+    "prefill_gqa_e4m3_d256_sm90a",
     "prefill_gqa_e4m3_d64",
     "prefill_gqa_e4m3_d64_sm90a",
     "prefill_gqa_e4m3_d96",
@@ -189,6 +193,7 @@ set! {
     "prefill_gqa_e5m2_d192",
     "prefill_gqa_e5m2_d192v128",
     "prefill_gqa_e5m2_d256",
+    "prefill_gqa_e5m2_d256_sm90a",
     "prefill_gqa_e5m2_d64",
     "prefill_gqa_e5m2_d96",
     "prefill_gqa_f16_d128",
@@ -196,6 +201,7 @@ set! {
     "prefill_gqa_f16_d192",
     "prefill_gqa_f16_d192v128",
     "prefill_gqa_f16_d256",
+    "prefill_gqa_f16_d256_sm90a",
     "prefill_gqa_f16_d64",
     "prefill_gqa_f16_d64_sm90a",
     "prefill_gqa_f16_d96",

@@ -121,6 +121,25 @@ pub(crate) fn edges() -> Vec<EntryCase> {
                 (case.topk, case.sinks) = (Some(topk(33)), true);
             }));
         }
+        // Rows that fill the tiles of warp groups, over one tile, two and more of them, odd numbers and even.
+        let tiles = [63, 64, 65, 128, 191, 200, 256];
+        for (heads, query_len, split) in [(24, 3, 4096), (64, 1, 128)] {
+            cases.push(with(form, heads, &tiles, |case| {
+                (case.query_len, case.sinks) = (query_len, true);
+                case.split_policy = SplitPolicy::Fixed(split);
+                // Queries that are not aligned to 16 bytes.
+                case.pad = if query_len == 3 { 4 } else { 0 };
+            }));
+        }
+        cases.push(with(form, 40, &tiles[4..], |case| {
+            case.topk = Some(TopK {
+                window: 70,
+                skip_every: 3,
+                has_lengths: true,
+                ..topk(130)
+            });
+            (case.sinks, case.query_len) = (true, 2);
+        }));
     }
     cases
 }
