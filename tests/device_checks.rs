@@ -150,7 +150,6 @@ fn after_a_fault_no_kernel_writes() {
         "decode_mla_entry_fp8_ds_h64_sm90a ",
         "decode_mla_entry_v4_h16 ",
         "decode_mla_entry_v4_h64 ",
-        "decode_mla_entry_v4_h64_sm90a ",
         "merge_few_bf16 ",
         "merge_splits_bf16 ",
         "schedule ",

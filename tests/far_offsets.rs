@@ -188,7 +188,7 @@ fn attention_to_entries_finds_far_ones() {
         ("form=584 heads=4", "v4_h16"),
         ("form=656 heads=4 topk=40", "fp8_ds_h16"),
         ("form=656 heads=4 topk=40 by=table", "fp8_ds_h16"),
-        ("form=584 heads=64 topk=40 swa=20", "v4_h64_sm90a"),
+        ("form=584 heads=64 topk=40 swa=20", "v4_h64"),
     ] {
         let line = format!("decode_mla_entry bf16 {form} page=16 lens=150,7");
         let Case::DecodeEntries(case) = case(&line) else {

@@ -6,17 +6,14 @@ use crate::gpu::{Gpu, Line, PANEL_ROW_BYTES, WARP};
 use crate::mla::MlaEntry;
 use crate::mla::entry_form::Source;
 use crate::mla::entry_places::Places;
-use crate::mla::group_loader::GROUP;
-use crate::mla::group_loader_fp8::{GROUP_BYTES, TILE_GROUPS};
 use crate::mla::group_tile::ROWS;
 use crate::mla::slot_list::SECOND_LIST;
 use crate::params::{DecodeMlaEntryParams, EntryList};
 
 /// Rows of a tile that a lane looks up: its own of each 32.
 pub(super) const OWN: usize = (ROWS / WARP) as usize;
-/// Rows of which a warp copies a line at a time, how often that is, and how far apart they are.
+/// Rows of which a warp copies a line at a time, and how far apart they are.
 const LINES: u32 = 4;
-pub(super) const TIMES: u32 = ROWS / LINES;
 pub(super) const LINES_BYTES: u32 = LINES * PANEL_ROW_BYTES;
 
 /// What a lane knows of its rows of a tile.
@@ -144,26 +141,6 @@ impl Rows {
                 unsafe {
                     let at = self.at(gpu, half, row);
                     let target = target(time as u32) + half * (WARP * PANEL_ROW_BYTES);
-                    gpu.cp_async_b128(target, at + offset as u64, at != 0, Line::ONCE);
-                }
-            });
-        });
-    }
-
-    /// Starts copying half a line of each row, eight rows at a time, the first ones to `target`.
-    ///
-    /// # Safety
-    /// As [`Rows::copy_lines`].
-    #[inline(always)]
-    pub(super) unsafe fn copy_short<G: Gpu>(&self, gpu: G, target: u32, offset: u32) {
-        const HALF: usize = TILE_GROUPS / 2;
-        rolled!(gpu, half in 0..2 {
-            unroll!([4] group in 0..HALF {
-                let row = group as u32 * GROUP + gpu.lane() / 4;
-                // SAFETY: as in `copy_lines`.
-                unsafe {
-                    let at = self.at(gpu, half, row);
-                    let target = target + (half * HALF as u32 + group as u32) * GROUP_BYTES;
                     gpu.cp_async_b128(target, at + offset as u64, at != 0, Line::ONCE);
                 }
             });

@@ -6,20 +6,18 @@
 //! 65,504, and groups whose largest values would lose bits, if they have any but zeros.
 
 use crate::dtype::{CacheFormat, E4m3};
-use crate::gpu::unroll::{rolled, unroll};
+use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, PANEL_BYTES};
 use crate::mla::MlaEntry;
 use crate::mla::cache_format::dequantise8;
-use crate::mla::group_entry_rows::{OWN, Rows, TIMES};
+use crate::mla::group_entry_rows::{OWN, Rows};
 use crate::mla::group_loader::GROUP;
-use crate::mla::group_loader_fp8::{PANEL_VALUES, widen_line, widen_lines};
+use crate::mla::group_loader_fp8::{PANEL_VALUES, widen_lines};
 
 /// Of smaller scales the products with the smallest bytes are no f16: 2^-14.
 const LEAST_PLAIN: f32 = 1.0 / 16_384.0;
 /// The largest values of groups with smaller scales lose bits that a bf16 has: 2^-22.
 const LEAST: f32 = 1.0 / 4_194_304.0;
-/// So do rotary values that are all smaller: 2^-16.
-const LEAST_ROTARY: f32 = 1.0 / 65_536.0;
 /// Two f16 that are NaN.
 const NAN: u32 = 0x7e00_7e00;
 
@@ -111,32 +109,6 @@ impl Rows {
             );
         }
     }
-
-    /// The same of a last go of which only the first panel has bytes.
-    ///
-    /// # Safety
-    /// As [`widen_lines`].
-    #[inline(always)]
-    pub(super) unsafe fn widen_short<G: Gpu, E: MlaEntry>(
-        &self,
-        gpu: G,
-        panel: u32,
-        are_plain: bool,
-    ) {
-        // SAFETY: as in `widen_panels`.
-        unsafe {
-            widen_line(gpu, panel, |group, at, bytes| {
-                let (half, group) = ((group / 4) as u32, group % 4);
-                let word = self.scales_of_go::<G, E>(gpu, 1, half, group);
-                let scales = E::panel_scales(word, 1);
-                if are_plain {
-                    store_scaled::<G, true>(gpu, at, bytes, scales[0]);
-                } else {
-                    store_scaled::<G, false>(gpu, at, bytes, scales[0]);
-                }
-            });
-        }
-    }
 }
 
 /// Whether a positive number is one, and not a subnormal.
@@ -195,27 +167,4 @@ fn pair(pair: u32) -> [f32; 2] {
         f32::from_bits(pair << 16),
         f32::from_bits(pair & 0xffff_0000),
     ]
-}
-
-/// Makes f16 of rotary values that are multiplied as others are: of each line what this lane copied, at `line_at`.
-///
-/// # Safety
-/// The lane's copies are there, and nobody else uses them.
-#[inline(always)]
-pub(super) unsafe fn narrow_rotary<G: Gpu>(gpu: G, line_at: impl Fn(u32) -> u32) {
-    rolled!(gpu, time in 0..TIMES {
-        let at = line_at(time);
-        // SAFETY: this function's contract.
-        let mut words = unsafe { gpu.ld_shared_b128(at) };
-        let mut largest = 0.0f32;
-        unroll!([4] i in 0..4 {
-            let [low, high] = pair(words[i]);
-            largest = gpu.max(largest, gpu.max(low.abs(), high.abs()));
-        });
-        unroll!([4] i in 0..4 {
-            words[i] = narrow(gpu, words[i], largest < LEAST_ROTARY);
-        });
-        // SAFETY: as above.
-        unsafe { gpu.st_shared_b128(at, words) };
-    });
 }

@@ -14,7 +14,6 @@ use crate::gpu::unroll::rolled;
 use crate::gpu::{Gpu, PANEL_BYTES, bytes_in_panel, in_panels};
 use crate::mla::entry_places::Places;
 use crate::mla::group_entry_rows::{LINES_BYTES, Rows, words};
-use crate::mla::group_entry_values::narrow_rotary;
 use crate::mla::group_loader_fp8::PANEL_VALUES;
 use crate::mla::group_tile::{GROUPS, Part, ROWS};
 use crate::mla::{MlaEntry, MlaTile};
@@ -44,22 +43,14 @@ pub(super) unsafe fn load_entries<G: Gpu, E: MlaEntry>(
     let lane = gpu.lane();
     let stage = gpu.shared_base() + cut.group_stage(part.stage);
     let half = stage + part.half * cut.half_bytes();
-    // Rotary values are not widened. They are the row's rest, or the last of its values.
-    let rotary = stage + E::LATENTS / PANEL_VALUES * PANEL_BYTES;
-    let brings_rotary = if cut.has_rest() {
-        part.has_rest()
-    } else {
-        part.half == 1
-    };
-    let is_short = !cut.has_rest() && part.half == 1;
-    // Copying, eight lanes have a line of a row, and four half of one.
+    // Rotary values are the row's rest, and not widened.
+    let rotary = stage + cut.rest();
+    // Copying, eight lanes have a line of a row.
     let (line_row, line_chunk) = (lane / 8, lane % 8);
-    let (row, quad) = (lane / 4, lane % 4);
     // SAFETY: converged. See `Loader::run` for why they come from a lane.
-    let [line_to, short_to, rotary_to] = unsafe {
+    let [line_to, rotary_to] = unsafe {
         [
             half + bytes_in_panel(line_row, line_chunk),
-            half + 2 * PANEL_BYTES + bytes_in_panel(row, quad),
             rotary + in_panels(line_row, line_chunk),
         ]
         .map(|target| gpu.shfl(target, lane))
@@ -88,21 +79,17 @@ pub(super) unsafe fn load_entries<G: Gpu, E: MlaEntry>(
         unsafe {
             rolled!(gpu, go in 0..2 {
                 let column = column + go * (2 * PANEL_VALUES);
-                if go == 1 && is_short {
-                    rows.copy_short(gpu, short_to, column + 16 * quad);
-                } else {
-                    let to = line_to + go * (2 * PANEL_BYTES);
-                    rows.copy_lines(
-                        gpu,
-                        |time| to + time * LINES_BYTES,
-                        column + 16 * line_chunk,
-                    );
-                }
+                let to = line_to + go * (2 * PANEL_BYTES);
+                rows.copy_lines(
+                    gpu,
+                    |time| to + time * LINES_BYTES,
+                    column + 16 * line_chunk,
+                );
                 if go == 0 {
                     gpu.cp_async_commit();
                 }
             });
-            if brings_rotary {
+            if part.has_rest() {
                 rows.copy_lines(gpu, rotary_lines, E::ROPE_AT + 16 * line_chunk);
             }
             gpu.cp_async_commit();
@@ -125,14 +112,7 @@ pub(super) unsafe fn load_entries<G: Gpu, E: MlaEntry>(
                     gpu.cp_async_wait::<0>();
                 }
                 let panels = half + go * (2 * PANEL_BYTES);
-                if go == 1 && is_short {
-                    rows.widen_short::<G, E>(gpu, panels, are_plain);
-                } else {
-                    rows.widen_go::<G, E>(gpu, go, panels, are_plain);
-                }
-                if go == 1 && brings_rotary && !cut.has_rest() {
-                    narrow_rotary(gpu, rotary_lines);
-                }
+                rows.widen_go::<G, E>(gpu, go, panels, are_plain);
                 gpu.barrier_arrive(part.full(go), Part::THREADS);
             });
         }

@@ -19,9 +19,9 @@ use crate::mla::group_tile::{GROUPS, Part, ROWS};
 use crate::params::DecodeMlaParams;
 
 /// Groups of tokens in a tile.
-pub(super) const TILE_GROUPS: usize = (ROWS / GROUP) as usize;
+const TILE_GROUPS: usize = (ROWS / GROUP) as usize;
 /// Bytes of a group's rows in a panel.
-pub(super) const GROUP_BYTES: u32 = GROUP * PANEL_ROW_BYTES;
+const GROUP_BYTES: u32 = GROUP * PANEL_ROW_BYTES;
 /// Bytes of the cache that become a panel's row.
 pub(super) const PANEL_VALUES: u32 = PANEL_ROW_BYTES / 2;
 
@@ -135,7 +135,7 @@ pub(super) unsafe fn load_bytes<G: Gpu, C: CacheFormat>(
                 }
                 widen_lines(gpu, half + go * (2 * PANEL_BYTES), |_, _| (), store_both);
                 if go == 1 && has_rest {
-                    widen_line(gpu, rest, |_, at, bytes| store_wide::<G, C>(gpu, at, bytes));
+                    widen_line(gpu, rest, |at, bytes| store_wide::<G, C>(gpu, at, bytes));
                 }
                 gpu.barrier_arrive(part.full(go), Part::THREADS);
             });
@@ -197,7 +197,7 @@ pub(super) unsafe fn widen_lines<G: Gpu, Factor: Copy + Default>(
 /// # Safety
 /// As [`widen_lines`].
 #[inline(always)]
-pub(super) unsafe fn widen_line<G: Gpu>(gpu: G, panel: u32, store: impl Fn(usize, u32, [u32; 4])) {
+unsafe fn widen_line<G: Gpu>(gpu: G, panel: u32, store: impl Fn(u32, [u32; 4])) {
     let (row, quad) = (gpu.lane() / 4, gpu.lane() % 4);
     let mut bytes = [[0; 4]; TILE_GROUPS];
     // SAFETY: converged; as in `widen_lines`.
@@ -209,7 +209,7 @@ pub(super) unsafe fn widen_line<G: Gpu>(gpu: G, panel: u32, store: impl Fn(usize
         gpu.sync_warp();
     }
     unroll!([8] group in 0..TILE_GROUPS {
-        store(group, panel + group as u32 * GROUP_BYTES + in_panels(row, 2 * quad), bytes[group]);
+        store(panel + group as u32 * GROUP_BYTES + in_panels(row, 2 * quad), bytes[group]);
     });
 }
 

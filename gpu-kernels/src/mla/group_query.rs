@@ -55,7 +55,7 @@ pub(super) unsafe fn load_entry_queries<G: Gpu, const K_STEPS: usize>(
 ) {
     // SAFETY: this function's contract.
     unsafe {
-        convert::<G, E4m3, K_STEPS>(gpu, cut, params, cta, params.qk_scale_log2, cut.has_rest());
+        convert::<G, E4m3, K_STEPS>(gpu, cut, params, cta, params.qk_scale_log2, true);
         show(gpu);
     }
 }

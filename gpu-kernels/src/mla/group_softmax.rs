@@ -163,9 +163,6 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
             let scores = more(scores, at(other, 0));
             wait(other, 1);
             let scores = more(scores, at(other, 1));
-            if !cut.has_rest() {
-                return scores;
-            }
             let at = cut.rest();
             group_more_scores::<G, Rest, 4>(gpu, scores, queries + at, keys + at)
         }
@@ -210,7 +207,7 @@ impl<const GROUP: u32> GroupSoftmax<GROUP> {
     /// The four warps of the group come here, done with the tile's scores; the other one takes them.
     #[inline(always)]
     unsafe fn hand_on<G: Gpu>(&self, gpu: G, cut: MlaTile, probs: Probs) {
-        if GROUP == 0 && cut.has_rest() {
+        if GROUP == 0 {
             let (barrier, threads) = AMONG_FIRST;
             // SAFETY: the four warps come here. The tensor cores of all have read the rest of the rows, over which the
             // probabilities are written.

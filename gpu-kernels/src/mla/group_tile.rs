@@ -6,12 +6,12 @@
 //! stage 1   the tiles 1, 3, 5 ...
 //! maxima    of each group, 64; then sums, as many; then what the thread block owns, once for each group
 //! factors   of 64 rows, whose queries were brought into the range of an f16
-//! letters   probabilities on their way from group 1 to group 0, and of rows without a rest those from group 0 to group 1
+//! letters   probabilities on their way from group 1 to group 0
 //! ```
 //!
 //! Group `g` computes the scores of stage `g`, and half `g` of the output's columns. So half `h` of a stage is read last,
-//! and handed back, by group `h`. The rest of a row, its rotary part, is done with once there are scores: where there is
-//! one, there is no room but there for the letters from group 0 to group 1, and it is handed back by the one that reads them.
+//! and handed back, by group `h`. The rest of a row, its rotary part, is done with once there are scores: for the other
+//! letters, from group 0 to group 1, there is no room but there, and it is handed back by the one that reads them.
 
 use crate::gpu::{PANEL_BYTES, WARP};
 use crate::mla::MlaTile;
@@ -25,8 +25,6 @@ pub(super) const GROUP_WARPS: u32 = 4;
 pub(super) const GROUP_THREADS: u32 = GROUP_WARPS * WARP;
 /// Groups that multiply, and stages of the ring: a tile for each.
 pub(super) const GROUPS: u32 = 2;
-/// Bytes of a tile's probabilities on their way: 16 of each thread, four times.
-const LETTER_BYTES: u32 = 4 * 16 * GROUP_THREADS;
 /// Threads that multiply.
 const BOTH: u32 = GROUPS * GROUP_THREADS;
 
@@ -34,8 +32,8 @@ const BOTH: u32 = GROUPS * GROUP_THREADS;
 /// `v_steps * 16` are values.
 pub(super) const fn group_cut(k_steps: usize, v_steps: usize) -> MlaTile {
     assert!(
-        v_steps == 32 && (k_steps == v_steps + 4 || k_steps == v_steps),
-        "one panel more than values, or none"
+        v_steps == 32 && k_steps == v_steps + 4,
+        "one panel more than values"
     );
     let row_bytes = k_steps as u32 * 32;
     MlaTile {
@@ -65,10 +63,6 @@ impl MlaTile {
     pub(super) const fn rest(self) -> u32 {
         2 * self.half_bytes()
     }
-    /// Whether a row has more than its values.
-    pub(super) const fn has_rest(self) -> bool {
-        self.tile_bytes > self.rest()
-    }
     /// Where a group's maxima are.
     pub(super) const fn group_maxima(self, group: u32) -> u32 {
         self.group_stage(GROUPS) + group * ROWS * 4
@@ -91,17 +85,15 @@ impl MlaTile {
     }
     /// Where a group's probabilities wait for the other one: 16 bytes of each thread, four times.
     pub(super) const fn group_letter(self, group: u32) -> u32 {
-        let behind = self.group_factors() + ROWS * 4;
-        match (group, self.has_rest()) {
-            (0, true) => self.group_stage(0) + self.rest(),
-            (0, false) => behind + LETTER_BYTES,
-            (_, _) => behind,
+        if group == 0 {
+            self.group_stage(0) + self.rest()
+        } else {
+            self.group_factors() + ROWS * 4
         }
     }
     /// Shared memory of a thread block whose groups multiply. The output rows lie over queries and ring.
     pub(super) const fn group_shared_bytes(self) -> u32 {
-        let last = if self.has_rest() { 1 } else { 0 };
-        self.group_letter(last) + LETTER_BYTES
+        self.group_letter(1) + 4 * 16 * GROUP_THREADS
     }
 }
 

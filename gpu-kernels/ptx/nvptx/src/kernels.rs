@@ -3,7 +3,7 @@ set! {
     route: "nvptx";
     compiler: "rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)";
     ptx_version: "8.1";
-    source_sha256: "c68a7e940f272a915360dd83679cb8b1ac10015ded5a35bf918da82f2e542309";
+    source_sha256: "fd42089a23b52a946dda13acca2c32a945f574e255f0ba566037c27cc12a4912";
     archs: ["sm_80", "sm_89", "sm_90", "sm_90a"];
     "check_compact",
     "check_gather",
@@ -133,7 +133,6 @@ set! {
     "decode_mla_entry_fp8_ds_h64_sm90a",
     "decode_mla_entry_v4_h16",
     "decode_mla_entry_v4_h64",
-    "decode_mla_entry_v4_h64_sm90a",
     "decode_mla_f16_d288v256_h16",
     "decode_mla_f16_d288v256_h64",
     "decode_mla_f16_d576v512_h16",
