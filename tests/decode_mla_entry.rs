@@ -3,9 +3,8 @@
 
 mod common;
 
-use common::emulated;
+use common::{emulated, listed};
 use ferroattn::cases::fill::Amount;
-use ferroattn::cases::grid::GRIDS;
 use ferroattn::cases::{
     Case, DeviceEntries, EntryCase, EntryTensors, HostList, Outcome, compare_entries, run_case,
 };
@@ -17,12 +16,31 @@ use ferroattn::tensor::Dtype;
 
 /// The lists' cases over entries.
 fn cases(grid: &str) -> Vec<Case> {
-    let grid = GRIDS
-        .iter()
-        .find(|other| other.name == grid)
-        .expect("a list");
-    let is_entry = |case: &Case| matches!(case, Case::DecodeEntries(_));
-    (grid.cases)().into_iter().filter(is_entry).collect()
+    listed(grid, |case| matches!(case, Case::DecodeEntries(_)))
+}
+
+fn entry_case(line: &str) -> EntryCase {
+    match line.parse() {
+        Ok(Case::DecodeEntries(case)) => case,
+        other => panic!("{line} is no case over entries: {other:?}"),
+    }
+}
+
+/// Decodes over these tensors; returns plan, output and lse.
+fn decode(
+    case: &EntryCase,
+    tensors: &EntryTensors,
+    machine: &Emulator,
+) -> (String, HostTensor, Option<HostTensor>) {
+    let mut device = DeviceEntries::new(machine, tensors.clone()).expect("small");
+    let plan = device.plan(case, &machine.device()).expect("a plan");
+    let bytes = plan.workspace_bytes().max(256);
+    let mut workspace = Buffer::uninit(machine, "workspace", Dtype::U8, &[bytes]).expect("small");
+    device
+        .launch(case, 0, &plan, &mut workspace, machine)
+        .expect("launched");
+    let (out, lse) = device.results().expect("results");
+    (plan.to_string(), out, lse)
 }
 
 fn run(case: &Case, machine: &Emulator, seed: u64) -> Outcome {
@@ -122,21 +140,8 @@ fn outputs_do_not_depend_on_the_schedule() {
 #[test]
 fn the_order_of_indices_means_nothing_but_rounding() {
     let line = "decode_mla_entry bf16 form=656 heads=6 page=16 lens=200,90 topk=80 skip=7 sinks=on split=32";
-    let Ok(Case::DecodeEntries(case)) = line.parse() else {
-        unreachable!("a case over entries")
-    };
+    let case = entry_case(line);
     let machine = Emulator::new();
-    let decode = |tensors: EntryTensors| -> HostTensor {
-        let mut device = DeviceEntries::new(&machine, tensors).expect("small");
-        let plan = device.plan(&case, &machine.device()).expect("a plan");
-        let bytes = plan.workspace_bytes().max(256);
-        let mut workspace =
-            Buffer::uninit(&machine, "workspace", Dtype::U8, &[bytes]).expect("small");
-        device
-            .launch(&case, 0, &plan, &mut workspace, &machine)
-            .expect("launched");
-        device.results().expect("results").0
-    };
     let tensors = EntryTensors::new(&case, 5, Amount::WHOLE);
     let mut turned = tensors.clone();
     let list = turned.topk.as_mut().expect("a list");
@@ -145,7 +150,7 @@ fn the_order_of_indices_means_nothing_but_rounding() {
     let reversed: Vec<u8> = reversed.collect();
     assert_ne!(reversed, list.indices.storage.bytes);
     list.indices = list.indices.with_bytes(reversed);
-    let (first, second) = (decode(tensors), decode(turned));
+    let [first, second] = [tensors, turned].map(|tensors| decode(&case, &tensors, &machine).1);
     let mut differ = false;
     for at in 0..first.num_elements() {
         let (a, b) = (first.float_at(at), second.float_at(at));
@@ -161,9 +166,7 @@ fn the_order_of_indices_means_nothing_but_rounding() {
 #[test]
 fn lists_may_be_empty_and_caches_of_different_sizes() {
     let line = "decode_mla_entry bf16 form=584 heads=6 page=16 lens=200,90,40 topk=40 swa=30 lengths=drawn";
-    let Ok(Case::DecodeEntries(case)) = line.parse() else {
-        unreachable!("a case over entries")
-    };
+    let case = entry_case(line);
     let mut tensors = EntryTensors::new(&case, 5, Amount::WHOLE);
     let minus_one = |list: &mut HostList, row: usize| {
         let lengths = list.lengths.as_mut().expect("lengths");
@@ -185,16 +188,8 @@ fn lists_may_be_empty_and_caches_of_different_sizes() {
         window.shape[0] < tensors.cache.shape[0],
         "some slots are those of the other cache alone"
     );
-    let machine = Emulator::new();
-    let mut device = DeviceEntries::new(&machine, tensors).expect("small");
-    let plan = device.plan(&case, &machine.device()).expect("a plan");
-    let bytes = plan.workspace_bytes().max(256);
-    let mut workspace = Buffer::uninit(&machine, "workspace", Dtype::U8, &[bytes]).expect("small");
-    device
-        .launch(&case, 0, &plan, &mut workspace, &machine)
-        .expect("launched");
-    let (out, lse) = device.results().expect("results");
-    let verdict = compare_entries(&case, device.tensors(), &out, lse.as_ref(), &[0, 1, 2]);
+    let (_, out, lse) = decode(&case, &tensors, &Emulator::new());
+    let verdict = compare_entries(&case, &tensors, &out, lse.as_ref(), &[0, 1, 2]);
     verdict.unwrap_or_else(|mismatch| panic!("{mismatch}"));
     let lse = lse.expect("an lse");
     for head in 0..6 {
@@ -208,11 +203,12 @@ fn lists_may_be_empty_and_caches_of_different_sizes() {
 fn any_scale_is_right_by_warp_groups() {
     const VALUES: usize = 512;
     let machine = emulated((9, 0));
-    let planned = |scale: f32, is_zero: bool, every: usize, tokens: &str| {
+    let judge = |scale: f32, is_zero: bool, every: usize, tokens: &str| {
         let line = format!(
             "decode_mla_entry bf16 form=656-any-scale heads=20 page=16 lens=150,64 {tokens}"
         );
-        let mut tensors = EntryTensors::new(&entry_case(&line), 5, Amount::WHOLE);
+        let case = entry_case(&line);
+        let mut tensors = EntryTensors::new(&case, 5, Amount::WHOLE);
         let mut bytes = tensors.cache.storage.bytes.clone();
         let [blocks, slots] = [tensors.cache.shape[0], tensors.cache.shape[1]];
         for slot in (0..blocks * slots).step_by(every) {
@@ -225,12 +221,13 @@ fn any_scale_is_right_by_warp_groups() {
             }
         }
         tensors.cache = tensors.cache.with_bytes(bytes);
-        assert_right(
-            &line,
-            tensors,
-            &machine,
-            "decode_mla_entry_fp8_ds_h64_sm90a ",
+        let (plan, out, lse) = decode(&case, &tensors, &machine);
+        assert!(
+            plan.contains("decode_mla_entry_fp8_ds_h64_sm90a "),
+            "{plan}"
         );
+        let verdict = compare_entries(&case, &tensors, &out, lse.as_ref(), &[0, 1]);
+        verdict.unwrap_or_else(|mismatch| panic!("{line}, scale {scale}: {mismatch}"));
     };
     for tokens in ["", "topk=70"] {
         for scale in [
@@ -246,33 +243,10 @@ fn any_scale_is_right_by_warp_groups() {
             1e-7,
             1e-20,
         ] {
-            planned(scale, false, 1, tokens);
+            judge(scale, false, 1, tokens);
         }
         // One among others, and the scale that rows of zeros have.
-        planned(1e-12, false, 3, tokens);
-        planned(f32::MIN_POSITIVE, true, 3, tokens);
+        judge(1e-12, false, 3, tokens);
+        judge(f32::MIN_POSITIVE, true, 3, tokens);
     }
-}
-
-fn entry_case(line: &str) -> EntryCase {
-    match line.parse() {
-        Ok(Case::DecodeEntries(case)) => case,
-        other => panic!("{line} is no case over entries: {other:?}"),
-    }
-}
-
-/// Decodes over these tensors by `kernel`, and compares all rows with the reference.
-fn assert_right(line: &str, tensors: EntryTensors, machine: &Emulator, kernel: &str) {
-    let case = entry_case(line);
-    let mut device = DeviceEntries::new(machine, tensors).expect("small");
-    let plan = device.plan(&case, &machine.device()).expect("a plan");
-    assert!(plan.to_string().contains(kernel), "{plan}");
-    let bytes = plan.workspace_bytes().max(256);
-    let mut workspace = Buffer::uninit(machine, "workspace", Dtype::U8, &[bytes]).expect("small");
-    device
-        .launch(&case, 0, &plan, &mut workspace, machine)
-        .expect("launched");
-    let (out, lse) = device.results().expect("results");
-    let verdict = compare_entries(&case, device.tensors(), &out, lse.as_ref(), &[0, 1]);
-    verdict.unwrap_or_else(|mismatch| panic!("{line}: {mismatch}"));
 }

@@ -293,5 +293,5 @@ entries! {
     decode_mla_f16_d576v512_h64_sm90a: DecodeMlaSm90a<F16, D576V512>, may_spill;
     decode_mla_e4m3_d576v512_h64_sm90a: DecodeMlaSm90a<E4m3, D576V512>, may_spill;
     decode_mla_e5m2_d576v512_h64_sm90a: DecodeMlaSm90a<E5m2, D576V512>, may_spill;
-    decode_mla_entry_fp8_ds_h64_sm90a: DecodeMlaEntrySm90a<Fp8Ds, 36>, may_spill;
+    decode_mla_entry_fp8_ds_h64_sm90a: DecodeMlaEntrySm90a, may_spill;
 }

@@ -2,7 +2,7 @@
 //! instructions.
 
 use crate::gpu::unroll::unroll;
-use crate::gpu::{Matrices, Numbers, Threads};
+use crate::gpu::{Matrices, Memory, Numbers, Threads};
 
 /// Sums of products that a warp group has begun, in the accumulator layout of `mma`, 16 columns after the other: nobody
 /// looks at them before `WarpGroup::group_wait`.
@@ -32,6 +32,20 @@ pub const fn in_panels(row: u32, chunk: u32) -> u32 {
 #[inline(always)]
 pub const fn bytes_in_panel(row: u32, chunk: u32) -> u32 {
     row * PANEL_ROW_BYTES + (chunk ^ (row % 2 * 4)) * 16
+}
+
+/// Stores sixteen values of 16 bits into a panel's row: the second eight are beside the first ones, which belong at `at`.
+///
+/// # Safety
+/// An even chunk of the row and the next one are this lane's to write.
+#[inline(always)]
+#[track_caller]
+pub unsafe fn store_sixteen<G: Memory>(gpu: G, at: u32, [low, high]: [[u32; 4]; 2]) {
+    // SAFETY: this function's contract.
+    unsafe {
+        gpu.st_shared_b128(at, low);
+        gpu.st_shared_b128(at ^ 16, high);
+    }
 }
 
 /// # Safety

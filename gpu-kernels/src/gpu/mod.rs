@@ -32,7 +32,7 @@ mod threads;
 pub(crate) mod unroll;
 mod warp_group;
 
-pub use group::{PANEL_BYTES, PANEL_ROW_BYTES, Pending, bytes_in_panel, in_panels};
+pub use group::{PANEL_BYTES, PANEL_ROW_BYTES, Pending, bytes_in_panel, in_panels, store_sixteen};
 pub use matrices::Matrices;
 pub use memory::{Line, Memory};
 pub use numbers::Numbers;

@@ -31,17 +31,6 @@ pub trait MlaEntry: Copy {
     /// # Safety
     /// The entry is visible to this lane.
     unsafe fn scale<G: Gpu>(gpu: G, raw: u32, chunk: u32) -> f32;
-    /// Where slot `offset` of the block at `block` is.
-    fn place(block: u64, offset: u32, list: &EntryList) -> Source;
-    /// What is written of the scales of half `half` of an entry's 512 values.
-    ///
-    /// # Safety
-    /// The entry is one of a cache.
-    unsafe fn scales_of_half<G: Gpu>(gpu: G, place: Source, half: u32) -> [u32; 2];
-    /// The word of that in which there is something about quarter `go` of the half.
-    fn scales_of_go(scales: [u32; 2], go: u32) -> u32;
-    /// Of that word, the scales of the quarter's two panels of 64 values.
-    fn panel_scales(word: u32, go: u32) -> [f32; 2];
     /// Where the values of slot `offset` of the block at `block` begin, and the scale of FP8 value `value`.
     ///
     /// # Safety
@@ -73,28 +62,6 @@ impl MlaEntry for Fp8Ds {
             values: block + offset as u64 * list.stride_slot as u64 + quad as u64 * 16,
             scales: 0,
         }
-    }
-    #[inline(always)]
-    fn place(block: u64, offset: u32, list: &EntryList) -> Source {
-        let values = block + offset as u64 * list.stride_slot as u64;
-        Source {
-            values,
-            scales: values + fp8_ds::SCALES_AT as u64,
-        }
-    }
-    #[inline(always)]
-    unsafe fn scales_of_half<G: Gpu>(gpu: G, place: Source, half: u32) -> [u32; 2] {
-        // SAFETY: two of the entry's four scales: the contract of `scales_of_half`.
-        let words = unsafe { gpu.ld_global_b64(place.scales + 8 * half as u64) };
-        [words as u32, (words >> 32) as u32]
-    }
-    #[inline(always)]
-    fn scales_of_go([first, second]: [u32; 2], go: u32) -> u32 {
-        if go == 0 { first } else { second }
-    }
-    #[inline(always)]
-    fn panel_scales(word: u32, _: u32) -> [f32; 2] {
-        [f32::from_bits(word); 2]
     }
     #[inline(always)]
     unsafe fn copy<G: Gpu>(gpu: G, part: usize, target: u32, source: Source, exists: bool) {
@@ -148,31 +115,6 @@ impl MlaEntry for V4 {
         }
     }
     #[inline(always)]
-    fn place(block: u64, offset: u32, list: &EntryList) -> Source {
-        let values = list.block_size.divisor() as u64 * v4::VALUE_BYTES as u64;
-        Source {
-            values: block + (offset * v4::VALUE_BYTES) as u64,
-            scales: block + values + (offset * v4::SCALE_BYTES) as u64,
-        }
-    }
-    #[inline(always)]
-    unsafe fn scales_of_half<G: Gpu>(gpu: G, place: Source, half: u32) -> [u32; 2] {
-        // SAFETY: four of the entry's eight bytes of scales: the contract of `scales_of_half`.
-        [
-            unsafe { gpu.ld_global_b32(place.scales + 4 * half as u64) },
-            0,
-        ]
-    }
-    #[inline(always)]
-    fn scales_of_go([word, _]: [u32; 2], _: u32) -> u32 {
-        word
-    }
-    #[inline(always)]
-    fn panel_scales(word: u32, go: u32) -> [f32; 2] {
-        let of = |panel: u32| power_of_two((word >> (8 * panel)) as u8);
-        [of(2 * go), of(2 * go + 1)]
-    }
-    #[inline(always)]
     unsafe fn copy<G: Gpu>(gpu: G, part: usize, target: u32, source: Source, exists: bool) {
         let quad = gpu.black_box(gpu.lane()) % 4;
         if part < 9 {
@@ -212,7 +154,8 @@ impl MlaEntry for V4 {
 /// Addresses of what a lane copies of an entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Source {
-    pub(super) values: u64,
+    values: u64,
+    /// Of a form that keeps its scales elsewhere.
     scales: u64,
 }
 

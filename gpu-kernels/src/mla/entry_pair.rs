@@ -4,7 +4,7 @@ use crate::dtype::{Bf16, Half};
 use crate::gpu::Gpu;
 use crate::mla::cache_format::dequantise8;
 use crate::mla::entry_form::MlaEntry;
-use crate::mla::slot_list::SECOND_LIST;
+use crate::mla::slot_list::{SECOND_LIST, find};
 use crate::params::EntryList;
 
 /// Two values of the entry that a word of the slot list names, from `dim` on: as they would be in a tile.
@@ -38,9 +38,7 @@ unsafe fn pair_of_list<G: Gpu, E: MlaEntry>(
     slot: u32,
     dim: u32,
 ) -> [f32; 2] {
-    let block = list.block_size.divide(slot);
-    let offset = slot - block * list.block_size.divisor();
-    let block = list.cache + block as u64 * list.stride_block as u64;
+    let (block, offset) = find(list, slot);
     let words = |word: u32| [word as u16, (word >> 16) as u16].map(|bits| Bf16::widen(gpu, bits));
     // SAFETY: slot and dim are the entry's: the contract of `pair_of_list`. RoPE values take no notice of the scale.
     unsafe {

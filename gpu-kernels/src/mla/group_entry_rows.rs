@@ -3,11 +3,10 @@
 
 use crate::gpu::unroll::{rolled, unroll};
 use crate::gpu::{Gpu, Line, PANEL_ROW_BYTES, WARP};
-use crate::mla::MlaEntry;
-use crate::mla::entry_form::Source;
+use crate::mla::cache_format::fp8_ds;
 use crate::mla::entry_places::Places;
 use crate::mla::group_tile::ROWS;
-use crate::mla::slot_list::SECOND_LIST;
+use crate::mla::slot_list::{SECOND_LIST, find};
 use crate::params::{DecodeMlaEntryParams, EntryList};
 
 /// Rows of a tile that a lane looks up: its own of each 32.
@@ -21,7 +20,7 @@ pub(super) const LINES_BYTES: u32 = LINES * PANEL_ROW_BYTES;
 pub(super) struct Rows {
     /// Where they begin; 0 if there is nothing.
     pub(super) at: [u64; OWN],
-    /// See [`MlaEntry::scales_of_half`].
+    /// Those of the warp's half of the latents, one for each go.
     pub(super) scales: [[u32; 2]; OWN],
 }
 
@@ -57,7 +56,7 @@ impl Rows {
     /// # Safety
     /// Positions below `end` exist.
     #[inline(always)]
-    pub(super) unsafe fn of<G: Gpu, E: MlaEntry>(
+    pub(super) unsafe fn of<G: Gpu>(
         gpu: G,
         params: &DecodeMlaEntryParams,
         places: Places,
@@ -75,13 +74,14 @@ impl Rows {
                 // SAFETY: the position exists, and so does a slot that is found there: `Places::slot`.
                 unsafe {
                     if let Some(slot) = places.slot_of(gpu, params, position, words[i]) {
-                        let place = if slot & SECOND_LIST == 0 {
-                            place::<E>(&params.lists[0], slot)
+                        let at = if slot & SECOND_LIST == 0 {
+                            entry_at(&params.lists[0], slot)
                         } else {
-                            place::<E>(&params.lists[1], slot & !SECOND_LIST)
+                            entry_at(&params.lists[1], slot & !SECOND_LIST)
                         };
-                        rows.at[i] = place.values;
-                        rows.scales[i] = E::scales_of_half(gpu, place, half);
+                        rows.at[i] = at;
+                        let scales = gpu.ld_global_b64(at + (fp8_ds::SCALES_AT + 8 * half) as u64);
+                        rows.scales[i] = [scales as u32, (scales >> 32) as u32];
                     }
                 }
             }
@@ -148,11 +148,9 @@ impl Rows {
     }
 }
 
-/// Where a slot of a list's cache is.
+/// Where the entry in a slot of a list's cache is.
 #[inline(always)]
-fn place<E: MlaEntry>(list: &EntryList, slot: u32) -> Source {
-    let block = list.block_size.divide(slot);
-    let offset = slot - block * list.block_size.divisor();
-    let block = list.cache + block as u64 * list.stride_block as u64;
-    E::place(block, offset, list)
+fn entry_at(list: &EntryList, slot: u32) -> u64 {
+    let (block, offset) = find(list, slot);
+    block + offset as u64 * list.stride_slot as u64
 }

@@ -7,12 +7,11 @@
 
 use crate::dtype::{CacheFormat, E4m3};
 use crate::gpu::unroll::unroll;
-use crate::gpu::{Gpu, PANEL_BYTES};
-use crate::mla::MlaEntry;
+use crate::gpu::{Gpu, PANEL_BYTES, store_sixteen};
 use crate::mla::cache_format::dequantise8;
 use crate::mla::group_entry_rows::{OWN, Rows};
 use crate::mla::group_loader::GROUP;
-use crate::mla::group_loader_fp8::{PANEL_VALUES, widen_lines};
+use crate::mla::group_loader_fp8::widen_lines;
 
 /// Of smaller scales the products with the smallest bytes are no f16: 2^-14.
 const LEAST_PLAIN: f32 = 1.0 / 16_384.0;
@@ -27,39 +26,32 @@ impl Rows {
     /// # Safety
     /// Converged.
     #[inline(always)]
-    pub(super) unsafe fn are_plain<G: Gpu, E: MlaEntry>(&self, gpu: G, half: u32) -> bool {
+    pub(super) unsafe fn are_plain<G: Gpu>(&self, gpu: G) -> bool {
         let mut are_plain = true;
         unroll!([2] i in 0..OWN {
-            unroll!([4] panel in 0..4 {
-                if self.at[i] != 0 && half * 4 + (panel as u32) < E::LATENTS / PANEL_VALUES {
-                    let go = panel as u32 / 2;
-                    let word = E::scales_of_go(self.scales[i], go);
-                    let scale = E::panel_scales(word, go)[panel % 2];
-                    are_plain &= scale >= LEAST_PLAIN && is_power_of_two(scale);
-                }
+            unroll!([2] go in 0..2 {
+                let scale = f32::from_bits(self.scales[i][go]);
+                // No way of its own for any of the three.
+                are_plain &= (self.at[i] == 0) | (scale >= LEAST_PLAIN) & is_power_of_two(scale);
             });
         });
         // SAFETY: converged.
         unsafe { !gpu.any(!are_plain) }
     }
 
-    /// What go `go` needs of the scales of this lane's row of group `group` of half `half` of the tile.
+    /// The scale in go `go` of this lane's row of group `group` of half `half` of the tile.
     ///
     /// # Safety
     /// Converged.
     #[inline(always)]
-    unsafe fn scales_of_go<G: Gpu, E: MlaEntry>(
-        &self,
-        gpu: G,
-        go: u32,
-        half: u32,
-        group: usize,
-    ) -> u32 {
+    unsafe fn scale<G: Gpu>(&self, gpu: G, go: u32, half: u32, group: usize) -> f32 {
         // As in `Rows::at`.
-        let [first, second] = self.scales.map(|scales| E::scales_of_go(scales, go));
+        let [first, second] = self
+            .scales
+            .map(|[first, second]| if go == 0 { first } else { second });
         let own = if half == 0 { first } else { second };
         // SAFETY: converged.
-        unsafe { gpu.shfl(own, group as u32 * GROUP + gpu.lane() / 4) }
+        f32::from_bits(unsafe { gpu.shfl(own, group as u32 * GROUP + gpu.lane() / 4) })
     }
 
     /// Makes f16 of go `go`, whose lines lie over the panel at `panels`; `are_plain` says what [`Rows::are_plain`] does.
@@ -67,19 +59,13 @@ impl Rows {
     /// # Safety
     /// As [`widen_lines`].
     #[inline(always)]
-    pub(super) unsafe fn widen_go<G: Gpu, E: MlaEntry>(
-        &self,
-        gpu: G,
-        go: u32,
-        panels: u32,
-        are_plain: bool,
-    ) {
+    pub(super) unsafe fn widen_go<G: Gpu>(&self, gpu: G, go: u32, panels: u32, are_plain: bool) {
         // SAFETY: this function's contract.
         unsafe {
             if are_plain {
-                self.widen_panels::<G, E, true>(gpu, go, panels);
+                self.widen_panels::<G, true>(gpu, go, panels);
             } else {
-                self.widen_panels::<G, E, false>(gpu, go, panels);
+                self.widen_panels::<G, false>(gpu, go, panels);
             }
         }
     }
@@ -89,22 +75,16 @@ impl Rows {
     /// # Safety
     /// As there.
     #[inline(always)]
-    unsafe fn widen_panels<G: Gpu, E: MlaEntry, const PLAIN: bool>(
-        &self,
-        gpu: G,
-        go: u32,
-        panels: u32,
-    ) {
+    unsafe fn widen_panels<G: Gpu, const PLAIN: bool>(&self, gpu: G, go: u32, panels: u32) {
         // SAFETY: this function's contract; the lane's parts of both panels, of which it has taken what lay there.
         unsafe {
             widen_lines(
                 gpu,
                 panels,
-                |half, group| self.scales_of_go::<G, E>(gpu, go, half, group),
-                |word, at, [first, second]| {
-                    let scales = E::panel_scales(word, go);
-                    store_scaled::<G, PLAIN>(gpu, at, first, scales[0]);
-                    store_scaled::<G, PLAIN>(gpu, at + PANEL_BYTES, second, scales[1]);
+                |half, group| self.scale(gpu, go, half, group),
+                |scale, at, [first, second]| {
+                    store_scaled::<G, PLAIN>(gpu, at, first, scale);
+                    store_scaled::<G, PLAIN>(gpu, at + PANEL_BYTES, second, scale);
                 },
             );
         }
@@ -141,10 +121,7 @@ unsafe fn store_scaled<G: Gpu, const PLAIN: bool>(gpu: G, at: u32, bytes: [u32; 
         });
     }
     // SAFETY: this function's contract.
-    unsafe {
-        gpu.st_shared_b128(at, low);
-        gpu.st_shared_b128(at ^ 16, high);
-    }
+    unsafe { store_sixteen(gpu, at, [low, high]) };
 }
 
 /// Two bf16 as f16; NaN if they are `lost` and not both zero.

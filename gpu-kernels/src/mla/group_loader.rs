@@ -202,17 +202,10 @@ impl Tiles {
         gpu: G,
         params: &DecodeMlaParams,
         seq: u32,
-        (start, end): (u32, u32),
+        tokens: (u32, u32),
     ) -> Self {
-        // A warp that might part would have to be gathered before each exchange between its lanes.
         // SAFETY: converged.
-        let [warp, start, end] =
-            unsafe { [gpu.warp(), start, end].map(|value| gpu.uniform(value)) };
-        let part = Part {
-            stage: warp / 2,
-            half: warp % 2,
-        };
-        let first = start + part.stage * ROWS;
+        let (part, first, end) = unsafe { own_part(gpu, tokens) };
         // SAFETY: the row has every block before `end`: this function's contract.
         let window = unsafe {
             BlockWindow::new(
@@ -240,6 +233,22 @@ impl Tiles {
             end,
         }
     }
+}
+
+/// What this warp brings a part of: which, of the tiles from where on, and where tokens end.
+///
+/// # Safety
+/// Converged.
+#[inline(always)]
+pub(super) unsafe fn own_part<G: Gpu>(gpu: G, (start, end): (u32, u32)) -> (Part, u32, u32) {
+    // A warp that might part would have to be gathered before each exchange between its lanes.
+    // SAFETY: converged.
+    let [warp, start, end] = unsafe { [gpu.warp(), start, end].map(|value| gpu.uniform(value)) };
+    let part = Part {
+        stage: warp / 2,
+        half: warp % 2,
+    };
+    (part, start + part.stage * ROWS, end)
 }
 
 /// Where group `group` of a warp's tile number `tile` begins, if `own` is where this lane's group of the window does.

@@ -1,4 +1,4 @@
-//! What the warps that load do over entries: as [`super::group_loader_fp8`], but that each row is where a list, or the
+//! What the warps that load do over 656-byte entries: as [`super::group_loader_fp8`], but that each row is where a list, or the
 //! block table, says, and that the f16 which bytes become are multiplied by the scale of their group of values.
 //!
 //! ```text
@@ -12,11 +12,13 @@
 
 use crate::gpu::unroll::rolled;
 use crate::gpu::{Gpu, PANEL_BYTES, bytes_in_panel, in_panels};
+use crate::mla::MlaTile;
+use crate::mla::cache_format::fp8_ds;
 use crate::mla::entry_places::Places;
 use crate::mla::group_entry_rows::{LINES_BYTES, Rows, words};
+use crate::mla::group_loader::own_part;
 use crate::mla::group_loader_fp8::PANEL_VALUES;
 use crate::mla::group_tile::{GROUPS, Part, ROWS};
-use crate::mla::{MlaEntry, MlaTile};
 use crate::params::DecodeMlaEntryParams;
 
 /// Brings this warp's part of every tile of `positions`, from the first to the end, of a group of query tokens.
@@ -25,20 +27,15 @@ use crate::params::DecodeMlaEntryParams;
 /// Converged; the other warps of the group that loads come here too, and the groups that multiply to
 /// [`super::group_softmax::GroupSoftmax::consume`] with the same positions, which exist.
 #[inline(always)]
-pub(super) unsafe fn load_entries<G: Gpu, E: MlaEntry>(
+pub(super) unsafe fn load_entries<G: Gpu>(
     gpu: G,
     cut: MlaTile,
     params: &DecodeMlaEntryParams,
     places: Places,
-    (start, end): (u32, u32),
+    positions: (u32, u32),
 ) {
-    // A warp that might part would have to be gathered before each exchange between its lanes.
     // SAFETY: converged.
-    let [warp, start, end] = unsafe { [gpu.warp(), start, end].map(|value| gpu.uniform(value)) };
-    let part = Part {
-        stage: warp / 2,
-        half: warp % 2,
-    };
+    let (part, mut first, end) = unsafe { own_part(gpu, positions) };
     let step = GROUPS * ROWS;
     let lane = gpu.lane();
     let stage = gpu.shared_base() + cut.group_stage(part.stage);
@@ -59,12 +56,11 @@ pub(super) unsafe fn load_entries<G: Gpu, E: MlaEntry>(
     let rotary_lines = |time: u32| (rotary_to ^ (time % 2 * 64)) + time * LINES_BYTES;
     let column = part.half * (cut.head_size_v / 2);
 
-    let mut first = start + part.stage * ROWS;
     // SAFETY: positions below the end exist: this function's contract.
     let (mut rows, mut next) = unsafe {
         let own = words(gpu, params, places, first, end);
         (
-            Rows::of::<G, E>(gpu, params, places, (first, end), own, part.half),
+            Rows::of(gpu, params, places, (first, end), own, part.half),
             words(gpu, params, places, first + step, end),
         )
     };
@@ -90,7 +86,7 @@ pub(super) unsafe fn load_entries<G: Gpu, E: MlaEntry>(
                 }
             });
             if part.has_rest() {
-                rows.copy_lines(gpu, rotary_lines, E::ROPE_AT + 16 * line_chunk);
+                rows.copy_lines(gpu, rotary_lines, fp8_ds::ROPE_AT + 16 * line_chunk);
             }
             gpu.cp_async_commit();
         }
@@ -104,7 +100,7 @@ pub(super) unsafe fn load_entries<G: Gpu, E: MlaEntry>(
                     gpu.st_shared_b64(gpu.shared_base() + cut.group_there(part.stage), there);
                 }
             }
-            let are_plain = rows.are_plain::<G, E>(gpu, part.half);
+            let are_plain = rows.are_plain(gpu);
             rolled!(gpu, go in 0..2 {
                 if go == 0 {
                     gpu.cp_async_wait::<1>();
@@ -112,7 +108,7 @@ pub(super) unsafe fn load_entries<G: Gpu, E: MlaEntry>(
                     gpu.cp_async_wait::<0>();
                 }
                 let panels = half + go * (2 * PANEL_BYTES);
-                rows.widen_go::<G, E>(gpu, go, panels, are_plain);
+                rows.widen_go(gpu, go, panels, are_plain);
                 gpu.barrier_arrive(part.full(go), Part::THREADS);
             });
         }
@@ -120,7 +116,7 @@ pub(super) unsafe fn load_entries<G: Gpu, E: MlaEntry>(
         // SAFETY: as above; the words are those of the next tile.
         rows = unsafe {
             let tokens = (first + step, end);
-            Rows::of::<G, E>(gpu, params, places, tokens, next, part.half)
+            Rows::of(gpu, params, places, tokens, next, part.half)
         };
         // SAFETY: as above.
         next = unsafe { words(gpu, params, places, first + 2 * step, end) };

@@ -12,7 +12,9 @@
 
 use crate::dtype::CacheFormat;
 use crate::gpu::unroll::{rolled, unroll};
-use crate::gpu::{Gpu, Line, PANEL_BYTES, PANEL_ROW_BYTES, bytes_in_panel, in_panels};
+use crate::gpu::{
+    Gpu, Line, PANEL_BYTES, PANEL_ROW_BYTES, bytes_in_panel, in_panels, store_sixteen,
+};
 use crate::mla::MlaTile;
 use crate::mla::group_loader::{GROUP, Tiles, WINDOW_TILES, group_at};
 use crate::mla::group_tile::{GROUPS, Part, ROWS};
@@ -71,8 +73,8 @@ pub(super) unsafe fn load_bytes<G: Gpu, C: CacheFormat>(
     let store_both = |(): (), at: u32, [first, second]: [[u32; 4]; 2]| {
         // SAFETY: this lane's parts of both panels, of which it has taken what lay there.
         unsafe {
-            store_wide::<G, C>(gpu, at, first);
-            store_wide::<G, C>(gpu, at + PANEL_BYTES, second);
+            store_sixteen(gpu, at, C::widen16(gpu, first));
+            store_sixteen(gpu, at + PANEL_BYTES, C::widen16(gpu, second));
         }
     };
     let mut tile = 0;
@@ -135,7 +137,7 @@ pub(super) unsafe fn load_bytes<G: Gpu, C: CacheFormat>(
                 }
                 widen_lines(gpu, half + go * (2 * PANEL_BYTES), |_, _| (), store_both);
                 if go == 1 && has_rest {
-                    widen_line(gpu, rest, |at, bytes| store_wide::<G, C>(gpu, at, bytes));
+                    widen_line(gpu, rest, |at, bytes| store_sixteen(gpu, at, C::widen16(gpu, bytes)));
                 }
                 gpu.barrier_arrive(part.full(go), Part::THREADS);
             });
@@ -211,18 +213,4 @@ unsafe fn widen_line<G: Gpu>(gpu: G, panel: u32, store: impl Fn(u32, [u32; 4])) 
     unroll!([8] group in 0..TILE_GROUPS {
         store(panel + group as u32 * GROUP_BYTES + in_panels(row, 2 * quad), bytes[group]);
     });
-}
-
-/// Stores sixteen bytes as f16: the second eight are beside the first ones.
-///
-/// # Safety
-/// `at` is where 8 values of an even chunk of a panel's row go, this lane's, and what lay there has been taken.
-#[inline(always)]
-unsafe fn store_wide<G: Gpu, C: CacheFormat>(gpu: G, at: u32, bytes: [u32; 4]) {
-    let [low, high] = C::widen16(gpu, bytes);
-    // SAFETY: this function's contract.
-    unsafe {
-        gpu.st_shared_b128(at, low);
-        gpu.st_shared_b128(at ^ 16, high);
-    }
 }

@@ -1,23 +1,22 @@
-//! Stage 1 of split-KV decode attention over FP8 entries, by the products of warp groups: what `decode_mla_entry`
-//! computes, for compute capability 9.0 and many rows.
+//! Stage 1 of split-KV decode attention over FP8 entries of 656 bytes, by the products of warp groups: what
+//! `decode_mla_entry` computes, for compute capability 9.0 and many rows.
 //!
 //! Grid: as of `decode_mla_entry`, with 64 rows for each thread block, which is cut as that of
 //! [`super::kernel_sm90a::decode_mla_group`].
 //!
 //! ```text
 //! each warp that loads, for every second tile of 64 positions:
-//!     find the entries; wait until its half of the stage is empty; copy them, and turn them into bf16; say which there
-//!     are, and tell the group that computes the tile's scores
+//!     find the entries; wait until its half of the stage is empty; copy them, and turn latents into f16; say which
+//!     there are, and tell the group that computes the tile's scores
 //! the groups, for each pair of tiles: see `group_softmax`
 //! a group of query tokens of one split is finished: out, with the sink, and lse; else partial_out, partial_lse
 //! ```
-
-use core::marker::PhantomData;
 
 use crate::dtype::{Bf16, E4m3};
 use crate::entry::Variant;
 use crate::gpu::Gpu;
 use crate::kernel::Kernel;
+use crate::mla::cache_format::{EntryForm, fp8_ds};
 use crate::mla::entry_places::{Places, num_positions};
 use crate::mla::entry_rows::{V_STEPS, is_causal, mended_row, own_rows, seen_by_all, sink_factor};
 use crate::mla::group_loader_entry::load_entries;
@@ -25,18 +24,18 @@ use crate::mla::group_query::{load_entry_queries, row_scale};
 use crate::mla::group_softmax::{GroupSoftmax, View};
 use crate::mla::group_tile::{GROUP_WARPS, group_cut};
 use crate::mla::kernel_sm90a::{LOAD_REGISTERS, REGISTERS};
-use crate::mla::{MlaEntry, MlaTile};
+use crate::mla::{Fp8Ds, MlaTile};
 use crate::params::DecodeMlaEntryParams;
 
-/// The kernel. `K_STEPS` is the number of steps of 16 values of an entry `E`.
+/// Steps of 16 values of an entry.
+const K_STEPS: usize = (fp8_ds::LATENTS + fp8_ds::ROPE) as usize / 16;
+
+/// The kernel.
 ///
 /// # Safety
 /// As [`super::kernel_fp8::decode_mla_entry`], on the grid above.
 #[inline(always)]
-pub unsafe fn decode_mla_entry_group<G: Gpu, E: MlaEntry, const K_STEPS: usize>(
-    gpu: G,
-    params: &DecodeMlaEntryParams,
-) {
+pub unsafe fn decode_mla_entry_group<G: Gpu>(gpu: G, params: &DecodeMlaEntryParams) {
     let rows = &params.rows;
     // SAFETY: `check` is 0 or a finished check's record: the host's `launch`.
     if unsafe { crate::attention::check::found_fault(gpu, rows.check) } {
@@ -60,7 +59,7 @@ pub unsafe fn decode_mla_entry_group<G: Gpu, E: MlaEntry, const K_STEPS: usize>(
         unsafe {
             gpu.leave_registers::<LOAD_REGISTERS>();
             let places = Places::of(gpu, params, cta.seq, first_token);
-            load_entries::<G, E>(gpu, cut, params, places, positions);
+            load_entries(gpu, cut, params, places, positions);
         }
         return;
     }
@@ -69,9 +68,9 @@ pub unsafe fn decode_mla_entry_group<G: Gpu, E: MlaEntry, const K_STEPS: usize>(
         gpu.take_registers::<REGISTERS>();
         load_entry_queries::<G, K_STEPS>(gpu, cut, rows, cta);
         if gpu.warp() < 2 * GROUP_WARPS {
-            attend::<G, E, K_STEPS, 0>(gpu, cut, params, num_positions, positions);
+            attend::<G, 0>(gpu, cut, params, num_positions, positions);
         } else {
-            attend::<G, E, K_STEPS, 1>(gpu, cut, params, num_positions, positions);
+            attend::<G, 1>(gpu, cut, params, num_positions, positions);
         }
     }
 }
@@ -81,7 +80,7 @@ pub unsafe fn decode_mla_entry_group<G: Gpu, E: MlaEntry, const K_STEPS: usize>(
 /// # Safety
 /// The group comes here together; the positions are those of the thread block, of which there is one at least.
 #[inline(always)]
-unsafe fn attend<G: Gpu, E: MlaEntry, const K_STEPS: usize, const GROUP: u32>(
+unsafe fn attend<G: Gpu, const GROUP: u32>(
     gpu: G,
     cut: MlaTile,
     params: &DecodeMlaEntryParams,
@@ -143,19 +142,19 @@ unsafe fn attend<G: Gpu, E: MlaEntry, const K_STEPS: usize, const GROUP: u32>(
                     1.0
                 }
             },
-            |row| mended_row::<G, E, K_STEPS>(gpu, cut, params, row, is_whole),
+            |row| mended_row::<G, Fp8Ds, K_STEPS>(gpu, cut, params, row, is_whole),
         );
     }
 }
 
-/// [`decode_mla_entry_group`] for a form of entries of as many steps of 16 values.
+/// [`decode_mla_entry_group`].
 #[derive(Debug)]
-pub struct DecodeMlaEntrySm90a<E, const K_STEPS: usize>(PhantomData<E>);
+pub struct DecodeMlaEntrySm90a;
 
-impl<E: MlaEntry, const K_STEPS: usize> Kernel for DecodeMlaEntrySm90a<E, K_STEPS> {
+impl Kernel for DecodeMlaEntrySm90a {
     type Params = DecodeMlaEntryParams;
     const VARIANT: Variant = Variant::DecodeMlaEntry {
-        form: E::FORM,
+        form: EntryForm::Fp8Ds,
         cut: group_cut(K_STEPS, V_STEPS),
     };
     const THREADS: u32 = group_cut(K_STEPS, V_STEPS).threads();
@@ -163,6 +162,6 @@ impl<E: MlaEntry, const K_STEPS: usize> Kernel for DecodeMlaEntrySm90a<E, K_STEP
     #[inline(always)]
     unsafe fn run<G: Gpu>(gpu: G, params: &DecodeMlaEntryParams) {
         // SAFETY: the contract of `run` is that of `decode_mla_entry_group`.
-        unsafe { decode_mla_entry_group::<G, E, K_STEPS>(gpu, params) }
+        unsafe { decode_mla_entry_group(gpu, params) }
     }
 }

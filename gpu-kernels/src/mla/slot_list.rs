@@ -3,6 +3,7 @@
 use crate::gpu::unroll::unroll;
 use crate::gpu::{Gpu, WARP};
 use crate::mla::MlaTile;
+use crate::params::EntryList;
 
 /// Which of the two lists a slot belongs to.
 pub(super) const SECOND_LIST: u32 = 1 << 31;
@@ -11,6 +12,14 @@ pub(super) const SECOND_LIST: u32 = 1 << 31;
 #[inline(always)]
 pub(crate) fn of_second_list(slot: u32) -> u32 {
     slot | SECOND_LIST
+}
+
+/// Where a slot's block begins in the cache of its list, and which slot of the block it is.
+#[inline(always)]
+pub(super) fn find(list: &EntryList, slot: u32) -> (u64, u32) {
+    let block = list.block_size.divide(slot);
+    let offset = slot - block * list.block_size.divisor();
+    (list.cache + block as u64 * list.stride_block as u64, offset)
 }
 
 /// Slots that a thread looks up at a time: that many loads are in flight.

@@ -15,7 +15,7 @@ use crate::gpu::{Gpu, WARP};
 use crate::mla::MlaTile;
 use crate::mla::cache_format::{EntryForm, dequantise8};
 use crate::mla::entry_form::{MlaEntry, Source, raw_bytes, tile_row_bytes};
-use crate::mla::slot_list::SECOND_LIST;
+use crate::mla::slot_list::{SECOND_LIST, find};
 use crate::params::EntryList;
 
 /// Tokens of a tile that a warp copies and converts.
@@ -186,9 +186,7 @@ impl<E: MlaEntry> EntryStream<E> {
 /// Where this lane finds its bytes of a slot.
 #[inline(always)]
 fn source<G: Gpu, E: MlaEntry>(gpu: G, list: &EntryList, slot: u32) -> Source {
-    let block = list.block_size.divide(slot);
-    let offset = slot - block * list.block_size.divisor();
-    let block = list.cache + block as u64 * list.stride_block as u64;
+    let (block, offset) = find(list, slot);
     E::source(gpu, block, offset, list)
 }
 

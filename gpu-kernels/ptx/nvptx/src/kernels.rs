@@ -3,7 +3,7 @@ set! {
     route: "nvptx";
     compiler: "rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)";
     ptx_version: "8.1";
-    source_sha256: "fd42089a23b52a946dda13acca2c32a945f574e255f0ba566037c27cc12a4912";
+    source_sha256: "8763ba3ef0b520ea6c254686446a9ef0624bb9093b3922eca51196ece5f48b50";
     archs: ["sm_80", "sm_89", "sm_90", "sm_90a"];
     "check_compact",
     "check_gather",
